@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# What every functional test starts with:
+#
+#     . "$(dirname "$0")/lib.sh"
+#     requires nbdinfo
+#     start_up "$T/store"
+#     parallax disk create d 1G
+#     nbdinfo "$(uri d)"
+#
+# $T is a folder of the test's own. At the end it is removed and the daemons the test
+# started are ended, however the test ends. A test ends with 0 (passed), 77 (skipped, the
+# reason is the last line) or anything else (failed).
+#
+# tests/run reads comments of the form `# key: value` in a test:
+#     # timeout: 600           seconds, instead of 300
+#     # builds: release asan   run it with these builds, instead of release only
+#     # alone: yes             nothing else may run beside it (it measures time)
+#     # slow: yes              left out by --quick
+
+set -eu -o pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+PARALLAX_SOURCE=$(cd "$here/../.." && pwd)
+PARALLAX_BUILD=${PARALLAX_BUILD:-$PARALLAX_SOURCE/build/release}
+export PARALLAX_SOURCE PARALLAX_BUILD
+export PATH="$PARALLAX_BUILD/tools:$PATH:/usr/sbin:/sbin"
+unset PARALLAX # no disk of the caller's own
+
+T=$(mktemp -d "${TMPDIR:-/tmp}/parallax-test.XXXXXX")
+lib_cleanups=()
+lib_stores=()
+
+# --- how a test ends ---
+
+fail()
+{
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+skip()
+{
+    printf '%s\n' "$*"
+    exit 77
+}
+
+# Runs COMMAND at the end of the test; the last one given runs first.
+cleanup_fn()
+{
+    lib_cleanups=("$(printf '%q ' "$@")" "${lib_cleanups[@]}")
+}
+
+lib_exit()
+{
+    local status=$? command store
+    trap - EXIT
+    set +e
+    for command in "${lib_cleanups[@]}"; do
+        eval "$command"
+    done
+    for store in "${lib_stores[@]}"; do
+        end_daemon KILL "$store"
+        if [ "$status" -ne 0 ] && [ "$status" -ne 77 ]; then
+            tail -n 30 "$store/parallaxd.log" >&2
+        fi
+    done
+    rm -rf "$T"
+    exit "$status"
+}
+trap lib_exit EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
+
+# --- what a test needs ---
+
+requires()
+{
+    local program
+    for program in "$@"; do
+        command -v "$program" >/dev/null || skip "$program is not installed"
+    done
+}
+
+requires_root()
+{
+    [ "$(id -u)" -eq 0 ] || skip "needs root"
+}
+
+requires_device()
+{
+    if [ ! -r "$1" ] || [ ! -w "$1" ]; then
+        skip "needs $1"
+    fi
+}
+
+# Tries COMMAND every 50 ms for SECONDS.
+wait_for()
+{
+    local seconds=$1 deadline=$((SECONDS + $1 + 1))
+    shift
+    until "$@"; do
+        [ "$SECONDS" -lt "$deadline" ] || fail "not within $seconds s: $*"
+        sleep 0.05
+    done
+}
+
+# Runs COMMAND, which must fail (but not crash) with one line on standard error that
+# matches the extended regular expression REGEX.
+expect_error()
+{
+    local regex=$1 status=0 text
+    shift
+    "$@" >"$T/expect_error.out" 2>"$T/expect_error.err" </dev/null || status=$?
+    text=$(cat "$T/expect_error.err")
+    [ "$status" -ne 0 ] || fail "succeeded, but should not: $*"
+    [ "$status" -lt 124 ] || fail "crashed ($status): $*: $text"
+    [ "$(wc -l <"$T/expect_error.err")" -eq 1 ] ||
+        fail "should say one line on standard error: $*: $text"
+    [[ $text =~ $regex ]] || fail "$*: said '$text', which does not match '$regex'"
+}
+
+# --- daemons ---
+
+# Starts a daemon on the folder DIR and makes it what `parallax` talks to.
+start_up()
+{
+    local dir=$1
+    shift
+    lib_stores+=("$dir")
+    parallax up "$dir" --detach "$@"
+    export PARALLAX=$dir
+}
+
+daemon_pid()
+{
+    local pid
+    pid=$(cat "$1/parallaxd.pid" 2>/dev/null) || return 1
+    [[ $pid =~ ^[1-9][0-9]*$ ]] && echo "$pid"
+}
+
+# A zombie whose parent never asks counts as gone.
+is_running()
+{
+    local stat
+    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    stat=${stat##*) }
+    [ "${stat%% *}" != Z ]
+}
+
+is_gone()
+{
+    ! is_running "$1"
+}
+
+# Sends SIGNAL to the daemon of DIR, if there is one, and waits until it is gone.
+end_daemon()
+{
+    local signal=$1 pid
+    pid=$(daemon_pid "$2") || return 0
+    # A pid file outlives a killed daemon, and its number may be someone else's by now.
+    grep -q parallax "/proc/$pid/comm" 2>/dev/null || return 0
+    kill -s "$signal" "$pid" 2>/dev/null || return 0
+    wait_for 60 is_gone "$pid"
+}
+
+# Ends it in order; everything is written and the next start has nothing to repair.
+stop_daemon()
+{
+    daemon_pid "$1" >/dev/null || fail "$1 has no running daemon"
+    end_daemon TERM "$1"
+}
+
+kill9_daemon()
+{
+    daemon_pid "$1" >/dev/null || fail "$1 has no running daemon"
+    end_daemon KILL "$1"
+}
+
+# The NBD URI of DISK or DISK@SNAP, of the daemon started last or of DIR.
+uri()
+{
+    echo "nbd+unix:///$1?socket=${2:-$PARALLAX}/nbd.sock"
+}
