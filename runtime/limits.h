@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Every bound of the daemon, in one place. Full means wait or refuse, visibly.
+ * doc/limits.md adds the memory ones up.
+ */
+#ifndef PARALLAX_RUNTIME_LIMITS_H
+#define PARALLAX_RUNTIME_LIMITS_H
+
+#include "runtime/base.h"
+
+/* --- the log --- */
+#define EXTENT_BLOCKS      16384U /* 64 MiB, 14 bits of an address */
+#define SLAB_BYTES         (1 * MIB) /* allocation unit, open extents */
+#define SLAB_BLOCKS        ((uint32_t)(SLAB_BYTES / BLOCK_SIZE))
+#define PIECE_BYTES        (64 * KIB) /* allocation unit, final extents */
+#define PIECE_BLOCKS       ((uint32_t)(PIECE_BYTES / BLOCK_SIZE))
+#define EXTENT_SLABS       (EXTENT_BLOCKS / SLAB_BLOCKS)
+#define BATCH_BLOCKS       255U /* data blocks behind one header */
+#define BATCH_BLOCKS_BUSY  63U                          /* when others wait: 256 KiB */
+#define BATCHES_INFLIGHT   4U                           /* per disk */
+#define EXTENTS_AHEAD      2U                           /* opened ahead per disk */
+#define RETAINED_BYTES_DISK   (64 * MIB)
+#define RETAINED_BYTES_TOTAL  (128 * MIB)
+#define SYNC_EVERY_BYTES      (16 * MIB)
+#define SYNC_EVERY_MS         1000U
+#define LOG_EXTENTS_MAX    100U                         /* unfolded tail of one disk */
+
+static_assert(EXTENT_BLOCKS % SLAB_BLOCKS == 0, "an extent is whole slabs");
+static_assert(SLAB_BYTES % PIECE_BYTES == 0, "a slab is whole pieces");
+static_assert((uint64_t)EXTENT_BLOCKS * BLOCK_SIZE >= RETAINED_BYTES_DISK,
+              "one extent opened ahead has room for all that is retained");
+
+/* --- one disk --- */
+#define DISK_BYTES_MAX        (16 * TIB)
+#define DISK_NAME_MAX         128U                      /* bytes, without the NUL */
+#define FROZEN_LAYERS_MAX     8U
+#define FROZEN_LAYERS_SOON    3U                        /* asks for a checkpoint */
+#define CHECKPOINT_LOG_BYTES  (256 * MIB)
+#define CHECKPOINT_EVERY_MS   600000U
+#define DISK_IO_INFLIGHT_MAX  4096U                     /* operations of one disk */
+
+/* --- caches and budgets of a daemon, bytes --- */
+#define NODE_CACHE_BYTES      (64 * MIB)
+#define OVERLAY_BYTES_TOTAL   (96 * MIB)
+#define NBD_BUFFER_BYTES      (64 * MIB)
+
+/* --- tasks --- */
+#define TASK_STACKS_MAX       512U
+#define TASK_STACKS_SYSTEM    64U                       /* of these, not for guests */
+#define TASK_STACK_BYTES      (64 * KIB)                /* more under sanitizers */
+
+/* --- disk I/O --- */
+#define AIO_DEPTH             512U                      /* in the kernel at once */
+#define FILE_IOV_MAX          260U                      /* vectors of one operation */
+
+static_assert(FILE_IOV_MAX >= BATCH_BLOCKS + 1, "a batch is one vectored write");
+
+#endif
