@@ -104,6 +104,7 @@ static void test_dropped(void)
             lines++;
         for (const char *said = text; (said = strchr(said, '(')) != NULL; said++)
             dropped += strtoll(said + 1, NULL, 10);
+        free(text);
         long long sums[2] = {lines, dropped};
         _exit(write(results[1], sums, sizeof sums) == sizeof sums ? 0 : 1);
     }

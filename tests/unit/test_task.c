@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "runtime/limits.h"
-#include "runtime/loop.h"
-#include "runtime/task.h"
+#include "runtime/loop_internal.h"
 #include "tests/unit/check.h"
 
 /* Every test runs its tasks until the last of them stops the loop. */
@@ -213,6 +214,70 @@ static void test_system_takes_all(struct world *w)
     CHECK_EQ(w->running_max, TASK_STACKS_MAX);
 }
 
+/* --- a process that ends where it stands --- */
+
+static void park_forever(struct task_call *call)
+{
+    note(job_of(call));
+    task_park();
+    CHECK(false);
+}
+
+static void test_abandon(struct world *w)
+{
+    begin(w);
+    int guests = (int)(TASK_STACKS_MAX - TASK_STACKS_SYSTEM);
+    for (int i = 0; i < guests + 1; i++) /* the last has no stack */
+        add(w, park_forever, false);
+    loop_run_ready(w->loop, 10); /* some are parked, the others ready */
+    CHECK_EQ(w->order_len, 10);
+    task_pool_abandon(w->loop->tasks);
+    CHECK(!loop_run_ready(w->loop, UINT32_MAX));
+    loop_destroy(w->loop);
+}
+
+/* --- no memory for a stack --- */
+
+static bool no_memory;
+static int failures;
+
+/* Stands before libc's; a stack needs it for its guard page. */
+int mprotect(void *address, size_t len, int protection)
+{
+    if (no_memory) {
+        failures++;
+        errno = ENOMEM;
+        return -1;
+    }
+    return (int)syscall(SYS_mprotect, address, len, protection);
+}
+
+static void memory_is_back(struct timer *timer)
+{
+    (void)timer;
+    no_memory = false;
+}
+
+static void note_and_end(struct task_call *call)
+{
+    note(job_of(call));
+    end(job_of(call));
+}
+
+/* The task starts when memory is there again, though nothing else ends before. */
+static void test_no_memory(struct world *w)
+{
+    begin(w);
+    no_memory = true;
+    struct timer timer = {.fire = memory_is_back};
+    timer_start(w->loop, &timer, 15 * NS_PER_MS);
+    add(w, note_and_end, false);
+    add(w, note_and_end, false);
+    run(w);
+    CHECK(failures >= 2);
+    check_order(w, (const int[]){0, 1}, 2);
+}
+
 /* --- waiting --- */
 
 static void sleeper(struct task_call *call)
@@ -385,6 +450,8 @@ int main(void)
     test_call_is_freed();
     test_more_than_stacks(&w);
     test_system_takes_all(&w);
+    test_abandon(&w);
+    test_no_memory(&w);
     test_sleep(&w);
     test_waitlist(&w);
     test_event(&w);
