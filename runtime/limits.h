@@ -36,12 +36,14 @@ static_assert((uint64_t)EXTENT_BLOCKS * BLOCK_SIZE >= RETAINED_BYTES_DISK,
 #define FROZEN_LAYERS_MAX     8U
 #define FROZEN_LAYERS_SOON    3U                        /* asks for a checkpoint */
 #define CHECKPOINT_LOG_BYTES  (256 * MIB)
+#define IDLE_CLOSE_MS         10000U                    /* without clients */
 #define CHECKPOINT_EVERY_MS   600000U
 #define DISK_IO_INFLIGHT_MAX  4096U                     /* operations of one disk */
 
 /* --- caches and budgets of a daemon, bytes --- */
 #define NODE_CACHE_BYTES      (64 * MIB)
 #define OVERLAY_BYTES_TOTAL   (96 * MIB)
+#define LOG_BUFFER_BYTES      (32 * MIB)                /* headers, map nodes in flight */
 #define NBD_BUFFER_BYTES      (64 * MIB)
 
 /* --- tasks --- */

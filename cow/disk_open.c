@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Opening a disk: find the root its log starts from (a clone's is its parent's), take
+ * the lease and cut the log (replication/), replay what lies above the checkpoint into
+ * fresh layers, begin. A snapshot is opened by its root alone.
+ *
+ * A version whose root is still pending is settled first: its disk is opened, which
+ * replays its log, and checkpointed. If the take-over fails nothing has changed but,
+ * perhaps, the lease epoch.
+ *
+ * Closing writes a last checkpoint and gives the lease up. If that checkpoint cannot be
+ * written, what is flushed stays in the log and the next opening replays it.
+ */
+#include "cow/disk_internal.h"
+
+int disk_base_root(const struct cluster_state *state, const struct cluster_disk *disk,
+                   struct map_root *ret_root, uint64_t *ret_pending)
+{
+    const struct cluster_version *version;
+
+    if (disk->has_root) {
+        *ret_root = disk->root;
+        return 0;
+    }
+    version = cluster_version_by_id(state, disk->head_parent);
+    /* Its own pending snapshots lie in its own log, above what it starts from. */
+    while (version && version->pending && version->disk == disk->id)
+        version = cluster_version_by_id(state, version->parent);
+    if (version && version->pending) {
+        *ret_pending = version->disk;
+        return -EAGAIN;
+    }
+    *ret_root = version ? version->root : (struct map_root){0};
+    return 0;
+}
+
+/* Opens the disk and writes a checkpoint, which gives its pending versions roots. */
+static async int settle_disk(struct host *host, uint64_t id, struct error *err)
+{
+    struct disk *disk;
+    int rc = disk_acquire(host, id, 0, &disk, err);
+
+    if (rc < 0)
+        return rc;
+    rc = disk_checkpoint(disk, err);
+    disk_release(disk);
+    return rc;
+}
+
+/* The disk to settle first, if that of `id` cannot start yet: the deepest in the chain
+ * of clones of clones. 0: none. */
+static uint64_t deepest_pending(const struct cluster_state *state, uint64_t id)
+{
+    uint64_t deepest = 0;
+    struct map_root root;
+    const struct cluster_disk *disk;
+
+    while ((disk = cluster_disk_by_id(state, id)) &&
+           disk_base_root(state, disk, &root, &id) == -EAGAIN)
+        deepest = id;
+    return deepest;
+}
+
+/* Sees to it that disk `id` has a root to start from. */
+static async int settle_base(struct host *host, uint64_t id, struct error *err)
+{
+    for (uint32_t i = 0; i < CLUSTER_DISKS_MAX; i++) {
+        uint64_t first = deepest_pending(cluster_state(host->cluster), id);
+        if (!first)
+            return 0;
+        int rc = settle_disk(host, first, err);
+        if (rc < 0)
+            return rc;
+    }
+    return err_set(err, -PLX_ELIMIT, "too long a chain of clones");
+}
+
+async int version_settle(struct host *host, uint64_t version, struct error *err)
+{
+    const struct cluster_version *at =
+        cluster_version_by_id(cluster_state(host->cluster), version);
+
+    if (!at)
+        return err_set(err, -PLX_EMISSING, "no such snapshot");
+    if (!at->pending)
+        return 0;
+    int rc = settle_base(host, at->disk, err);
+    return rc < 0 ? rc : settle_disk(host, at->disk, err);
+}
+
+/* --- callbacks of the log --- */
+
+static struct disk *disk_of(struct log_callbacks *callbacks)
+{
+    return container_of(callbacks, struct disk, callbacks);
+}
+
+static void on_committed(struct log_callbacks *self, struct log_record *record,
+                         const struct log_piece *piece, bool last)
+{
+    struct disk *disk = disk_of(self);
+
+    switch (record->kind) {
+    case ENTRY_DATA:
+    case ENTRY_ZERO:
+        write_committed(disk, record, piece, last);
+        break;
+    case ENTRY_NODE:
+        node_committed(record, piece);
+        break;
+    case ENTRY_MARKER:
+        marker_committed(disk, record, piece);
+        break;
+    case ENTRY_LIST:
+        assert(false);
+    }
+    checkpoint_consider(disk);
+    host_update_reserve(disk->host);
+}
+
+static void on_failed(struct log_callbacks *self, struct log_record *record, int code)
+{
+    struct disk *disk = disk_of(self);
+
+    if (record->kind == ENTRY_NODE)
+        node_failed(record, code);
+    else if (record->kind == ENTRY_MARKER)
+        marker_failed(record, code);
+    else
+        write_failed(disk, record, code);
+}
+
+static void on_moved(struct log_callbacks *self, const struct log_piece *piece,
+                     struct address was)
+{
+    struct disk *disk = disk_of(self);
+    struct layer *layer;
+
+    if (piece->kind == ENTRY_NODE && piece->checkpoint == disk->next_checkpoint)
+        disk->checkpoint_abandoned = true;
+    if (piece->kind != ENTRY_DATA)
+        return;
+    TAILQ_FOREACH (layer, &disk->layers, link)
+        overlay_move(&layer->overlay, piece->key, piece->count, was, piece->address);
+}
+
+static void on_down(struct log_callbacks *self, int code)
+{
+    struct disk *disk = disk_of(self);
+
+    if (!disk->down) {
+        disk->down = code;
+        log_error(disk->loop, "disk %s: out of service: %s", disk->name, err_text(code));
+    }
+    waitlist_wake_all(&disk->settled);
+    disk_resume(disk);
+}
+
+/* --- replay --- */
+
+/* The version whose marker has this number, if its snapshot was committed. */
+static uint64_t version_of_marker(struct disk *disk, uint64_t number)
+{
+    const struct cluster_state *state = cluster_state(disk->host->cluster);
+    const struct cluster_disk *self = cluster_disk_by_id(state, disk->id);
+    const struct cluster_version *version;
+
+    if (!self)
+        return 0;
+    for (version = cluster_version_by_id(state, self->head_parent);
+         version && version->disk == disk->id && version->pending;
+         version = cluster_version_by_id(state, version->parent))
+        if (version->marker == number)
+            return version->id;
+    return 0;
+}
+
+static int on_replay(void *arg, const struct log_piece *piece)
+{
+    struct disk *disk = arg;
+    struct layer *top = layer_top(disk);
+
+    if (piece->kind == ENTRY_DATA || piece->kind == ENTRY_ZERO)
+        return layers_take(disk, piece);
+    if (piece->kind != ENTRY_MARKER)
+        return 0; /* nodes of a checkpoint that did not come to pass */
+    if (overlay_empty(&top->overlay))
+        top->overlay.generation = piece->generation;
+    top->marker = piece->number;
+    top->version = version_of_marker(disk, piece->number);
+    return layer_push(disk, piece->generation + 1) ? 0 : -ENOMEM;
+}
+
+static int start_layers(struct disk *disk, uint32_t generation)
+{
+    return layer_push(disk, generation) ? 0 : -ENOMEM;
+}
+
+/* After the replay: what is written from now on is the head's. */
+static int raise_generation(struct disk *disk, uint32_t generation)
+{
+    struct layer *top = layer_top(disk);
+
+    if (top->overlay.generation < generation) {
+        if (overlay_empty(&top->overlay))
+            top->overlay.generation = generation;
+        else if (!layer_push(disk, generation))
+            return -ENOMEM;
+    }
+    disk->append_generation = layer_top(disk)->overlay.generation;
+    return 0;
+}
+
+static async int start_log(struct disk *disk, struct error *err)
+{
+    struct host *host = disk->host;
+    struct log_options options = {
+        .loop = disk->loop,
+        .cluster = host->cluster,
+        .store = host->store,
+        .callbacks = &disk->callbacks,
+        .retained = &host->retained,
+        .buffers = host->log_buffers,
+        .node = host->node,
+        .disk = disk->id,
+        .sealed = host->options.sealed,
+        .sealed_arg = host->options.sealed_arg,
+    };
+
+    disk->callbacks = (struct log_callbacks){on_committed, on_failed, on_moved, on_down};
+    return log_open(&options, &disk->log, err);
+}
+
+static async int start_head(struct disk *disk, struct error *err)
+{
+    struct host *host = disk->host;
+    const struct cluster_disk *state;
+    uint64_t pending;
+    int rc = settle_base(host, disk->id, err);
+
+    if (rc == 0)
+        rc = start_log(disk, err);
+    if (rc < 0)
+        return rc;
+    state = cluster_disk_by_id(cluster_state(host->cluster), disk->id);
+    if (!state || disk_base_root(cluster_state(host->cluster), state, &disk->root,
+                                 &pending) < 0)
+        return err_set(err, -PLX_EPRECONDITION, "disk changed while it was opened");
+    uint32_t generation = state->head_generation;
+    disk->size_bytes = state->size_bytes;
+    disk->next_checkpoint = state->checkpoint.number;
+    rc = start_layers(disk, generation);
+    if (rc == 0)
+        rc = log_replay(disk->log, on_replay, disk, err);
+    else
+        err_set(err, rc, "out of memory");
+    if (rc == 0)
+        rc = raise_generation(disk, generation);
+    if (rc == 0)
+        checkpoint_timer_start(disk);
+    return rc;
+}
+
+static async int start_snapshot(struct disk *disk, struct error *err)
+{
+    struct host *host = disk->host;
+    const struct cluster_version *version;
+    int rc = version_settle(host, disk->version, err);
+
+    if (rc < 0)
+        return rc;
+    version = cluster_version_by_id(cluster_state(host->cluster), disk->version);
+    if (!version || version->pending)
+        return err_set(err, -PLX_EMISSING, "snapshot is gone");
+    disk->root = version->root;
+    disk->size_bytes = version->size_bytes;
+    return 0;
+}
+
+async int disk_start(struct disk *disk, struct error *err)
+{
+    int rc = disk->version ? start_snapshot(disk, err) : start_head(disk, err);
+
+    if (rc < 0)
+        err_add(err, rc, "disk %s", disk->name);
+    if (rc < 0 && disk->log) {
+        log_abandon(take(disk->log));
+        timer_stop(disk->loop, &disk->checkpoint_timer);
+    }
+    return rc;
+}
+
+async int disk_end(struct disk *disk, struct error *err)
+{
+    struct error ignored = {0};
+    int rc = 0;
+
+    timer_stop(disk->loop, &disk->checkpoint_timer);
+    if (!disk->log)
+        return 0;
+    if (!disk->down && disk_checkpoint(disk, &ignored) < 0)
+        log_warning(disk->loop, "disk %s: closed without a checkpoint: %s", disk->name,
+                    ignored.text);
+    if (disk->down)
+        log_abandon(take(disk->log));
+    else
+        rc = log_close(take(disk->log), err);
+    return rc;
+}
+
+void disk_free(struct disk *disk)
+{
+    assert(disk->io_count == 0 && TAILQ_EMPTY(&disk->ranges));
+    timer_stop(disk->loop, &disk->idle_timer);
+    timer_stop(disk->loop, &disk->checkpoint_timer);
+    loop_post_cancel(disk->loop, &disk->finish_work);
+    layers_done(disk);
+    free(disk);
+}

@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Which disks and snapshots are open. The first user opens one, further ones share it;
+ * when the last user has gone it stays for a while and is closed by a task.
+ *
+ * Who comes while a disk is opening or closing waits; if the opening fails, the next one
+ * in line tries for itself. A disk whose log gave up is closed as soon as its last user
+ * has gone.
+ *
+ * disk_table_close closes all of them, a few at a time.
+ */
+#include "cow/disk_internal.h"
+
+static int disk_compare(const struct disk *a, const struct disk *b)
+{
+    if (a->id != b->id)
+        return a->id < b->id ? -1 : 1;
+    return a->version < b->version ? -1 : a->version > b->version;
+}
+
+RB_GENERATE(disk_tree, disk, node, disk_compare)
+
+struct disk *disk_find(struct host *host, uint64_t id, uint64_t version)
+{
+    struct disk key = {.id = id, .version = version};
+
+    return RB_FIND(disk_tree, &host->disks, &key);
+}
+
+void disk_set_name(struct disk *disk)
+{
+    const struct cluster_state *state = cluster_state(disk->host->cluster);
+    const struct cluster_disk *head = cluster_disk_by_id(state, disk->id);
+    const struct cluster_version *version = cluster_version_by_id(state, disk->version);
+
+    snprintf(disk->name, sizeof disk->name, "%s%s%s", head ? head->name : "?",
+             version ? "@" : "", version ? version->name : "");
+}
+
+static struct disk *disk_new(struct host *host, uint64_t id, uint64_t version)
+{
+    struct disk *disk = calloc(1, sizeof *disk);
+
+    if (!disk)
+        return NULL;
+    disk->host = host;
+    disk->loop = host->loop;
+    disk->id = id;
+    disk->version = version;
+    TAILQ_INIT(&disk->layers);
+    TAILQ_INIT(&disk->ranges);
+    TAILQ_INIT(&disk->finished);
+    mutex_init(&disk->checkpoint_lock);
+    mutex_init(&disk->snapshot_lock);
+    mutex_init(&disk->command_lock);
+    waitlist_init(&disk->settled);
+    disk_set_name(disk);
+    RB_INSERT(disk_tree, &host->disks, disk);
+    host->disk_count++;
+    return disk;
+}
+
+static void disk_remove(struct disk *disk)
+{
+    struct host *host = disk->host;
+
+    RB_REMOVE(disk_tree, &host->disks, disk);
+    host->disk_count--;
+    disk_free(disk);
+    host_update_reserve(host);
+    waitlist_wake_all(&host->disks_changed);
+}
+
+static async int open_new(struct host *host, uint64_t id, uint64_t version,
+                          struct disk **ret_disk, struct error *err)
+{
+    struct disk *disk = disk_new(host, id, version);
+    int rc;
+
+    if (!disk)
+        return err_set(err, -ENOMEM, "out of memory");
+    disk->state = DISK_OPENING;
+    rc = disk_start(disk, err);
+    if (rc < 0) {
+        disk_remove(disk);
+        return rc;
+    }
+    disk->state = DISK_OPEN;
+    disk->users = 1;
+    waitlist_wake_all(&host->disks_changed);
+    host_update_reserve(host);
+    *ret_disk = disk;
+    return 0;
+}
+
+async int disk_acquire(struct host *host, uint64_t id, uint64_t version,
+                       struct disk **ret_disk, struct error *err)
+{
+    for (;;) {
+        struct disk *disk = disk_find(host, id, version);
+
+        if (host->closing)
+            return err_set(err, -ESHUTDOWN, "the daemon is stopping");
+        if (!disk)
+            return open_new(host, id, version, ret_disk, err);
+        if (disk->state == DISK_OPEN && !(disk->down && disk->users == 0)) {
+            if (disk->down)
+                return err_set(err, disk->down, "disk %s: %s", disk->name,
+                               err_text(disk->down));
+            disk->users++;
+            timer_stop(disk->loop, &disk->idle_timer);
+            *ret_disk = disk;
+            return 0;
+        }
+        waitlist_wait(&host->disks_changed);
+    }
+}
+
+static async int close_now(struct disk *disk, struct error *err)
+{
+    int rc;
+
+    assert(disk->users == 0 && disk->state == DISK_OPEN);
+    disk->state = DISK_CLOSING;
+    timer_stop(disk->loop, &disk->idle_timer);
+    rc = disk_end(disk, err);
+    disk_remove(disk);
+    return rc;
+}
+
+static async void close_main(struct task_call *call)
+{
+    struct disk *disk = container_of(call, struct disk, close_task);
+    struct loop *loop = disk->loop;
+    struct error err = {0};
+
+    if (disk->users > 0 || disk->state != DISK_OPEN) {
+        disk->closing_soon = false;
+        waitlist_wake_all(&disk->host->disks_changed);
+        return; /* somebody came meanwhile */
+    }
+    if (close_now(disk, &err) < 0)
+        log_warning(loop, "%s", err.text);
+}
+
+static void close_soon(struct disk *disk)
+{
+    if (disk->closing_soon)
+        return;
+    disk->closing_soon = true;
+    disk->close_task = (struct task_call){
+        .main = close_main, .name = "close", .system = true,
+    };
+    task_start(disk->loop, &disk->close_task);
+}
+
+static void idle_fired(struct timer *timer)
+{
+    close_soon(container_of(timer, struct disk, idle_timer));
+}
+
+void disk_release(struct disk *disk)
+{
+    assert(disk->users > 0);
+    if (--disk->users > 0)
+        return;
+    waitlist_wake_all(&disk->host->disks_changed);
+    if (disk->down) {
+        close_soon(disk);
+        return;
+    }
+    disk->idle_timer.fire = idle_fired;
+    timer_start(disk->loop, &disk->idle_timer,
+                disk->host->options.idle_close_ms * NS_PER_MS);
+}
+
+async int disk_shut(struct host *host, uint64_t id, struct error *err)
+{
+    for (;;) {
+        struct disk *disk = disk_find(host, id, 0);
+
+        if (!disk)
+            return 0;
+        if (disk->clients > 0)
+            return err_set(err, -PLX_EBUSY,
+                           "disk %s: in use by %u client%s: disconnect first", disk->name,
+                           disk->clients, disk->clients == 1 ? "" : "s");
+        if (disk->state == DISK_OPEN && disk->users == 0 && !disk->closing_soon)
+            return close_now(disk, err);
+        waitlist_wait(&host->disks_changed);
+    }
+}
+
+/* The next one that can be closed. */
+static struct disk *next_idle(struct host *host)
+{
+    struct disk *disk;
+
+    RB_FOREACH (disk, disk_tree, &host->disks)
+        if (disk->state == DISK_OPEN && disk->users == 0 && !disk->closing_soon)
+            return disk;
+    return NULL;
+}
+
+async void disk_table_close(struct host *host)
+{
+    host->closing = true;
+    while (!RB_EMPTY(&host->disks)) {
+        struct disk *disk;
+        while ((disk = next_idle(host)))
+            close_soon(disk);
+        waitlist_wait(&host->disks_changed);
+    }
+}
+
+/* --- the public face --- */
+
+/* Splits "DISK@SNAP"; ret_snapshot is "" without one. */
+static bool split_name(const char *name, char *ret_disk, char *ret_snapshot)
+{
+    const char *at = strchr(name, '@');
+    size_t disk_len = at ? (size_t)(at - name) : strlen(name);
+    size_t snapshot_len = at ? strlen(at + 1) : 0;
+
+    if (disk_len > DISK_NAME_MAX || snapshot_len > DISK_NAME_MAX ||
+        (at && snapshot_len == 0))
+        return false;
+    memcpy(ret_disk, name, disk_len);
+    ret_disk[disk_len] = '\0';
+    memcpy(ret_snapshot, at ? at + 1 : "", snapshot_len + 1);
+    return true;
+}
+
+static int find_ids(struct host *host, const char *name, uint64_t *ret_id,
+                    uint64_t *ret_version, struct error *err)
+{
+    char disk_part[DISK_NAME_MAX + 1], snapshot_part[DISK_NAME_MAX + 1];
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct cluster_disk *disk;
+    const struct cluster_version *version = NULL;
+
+    if (!split_name(name, disk_part, snapshot_part))
+        return err_set(err, -PLX_ENAME, "not a name of a disk or snapshot");
+    disk = cluster_disk_by_name(state, disk_part);
+    if (!disk)
+        return err_set(err, -PLX_EMISSING, "disk %s: no such disk", disk_part);
+    if (snapshot_part[0]) {
+        version = cluster_version_by_name(state, disk->id, snapshot_part);
+        if (!version)
+            return err_set(err, -PLX_EMISSING, "disk %s: no snapshot %s", disk_part,
+                           snapshot_part);
+    }
+    *ret_id = disk->id;
+    *ret_version = version ? version->id : 0;
+    return 0;
+}
+
+async int disk_open(struct host *host, const char *name, enum disk_access access,
+                    struct disk **ret_disk, struct error *err)
+{
+    uint64_t id, version;
+    struct disk *disk;
+    int rc = find_ids(host, name, &id, &version, err);
+
+    if (rc == 0 && version && access == DISK_READ_WRITE)
+        rc = err_set(err, -EROFS, "%s: snapshots are read-only", name);
+    if (rc == 0)
+        rc = disk_acquire(host, id, version, &disk, err);
+    if (rc < 0)
+        return rc;
+    if (disk->exclusive) {
+        disk_release(disk);
+        return err_set(err, -PLX_EBUSY, "disk %s: is being changed, try again", name);
+    }
+    disk->clients++;
+    *ret_disk = disk;
+    return 0;
+}
+
+void disk_close(struct disk *disk)
+{
+    assert(disk->clients > 0);
+    disk->clients--;
+    disk_release(disk);
+}

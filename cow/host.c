@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A host opens its metadata, its store (which scans what was open), and the cluster
+ * state; tidies up what an earlier process left half-way (imports that were never
+ * published, extents whose disk or log no longer names them); and serves.
+ *
+ * Creating one leaves nothing behind if it fails: the store's file is removed by
+ * whoever made the folder. An error of opening names the part that failed.
+ *
+ * Closing checkpoints and closes all disks first.
+ */
+#include "cow/disk_internal.h"
+
+static void set_defaults(struct host_options *options)
+{
+    if (!options->node_cache_bytes)
+        options->node_cache_bytes = NODE_CACHE_BYTES;
+    if (!options->overlay_bytes)
+        options->overlay_bytes = OVERLAY_BYTES_TOTAL;
+    if (!options->retained_bytes)
+        options->retained_bytes = RETAINED_BYTES_TOTAL;
+    if (!options->checkpoint_log_bytes)
+        options->checkpoint_log_bytes = CHECKPOINT_LOG_BYTES;
+    if (!options->idle_close_ms)
+        options->idle_close_ms = IDLE_CLOSE_MS;
+}
+
+static async int init_cluster(struct loop *loop, struct kv *kv, struct uid cluster_uid,
+                              struct uid store_uid, struct error *err)
+{
+    struct cluster *cluster;
+    struct cluster_result result;
+    struct cluster_command command = {
+        .op = CLUSTER_INIT,
+        .cluster = cluster_uid,
+        .store = store_uid,
+        .node = 1,
+        .wall_ns = loop_wall_ns(loop),
+    };
+    int rc = cluster_open(loop, kv, &cluster, err);
+
+    if (rc < 0)
+        return rc;
+    rc = cluster_submit(cluster, &command, &result);
+    if (rc < 0)
+        err_set(err, rc, "cluster: %s", result.text);
+    cluster_close(cluster);
+    return rc;
+}
+
+static async int create_parts(struct loop *loop, const struct host_options *options,
+                              struct kv *kv, struct error *err)
+{
+    struct store_options store_options = {
+        .path = options->store_path,
+        .capacity_bytes = options->capacity_bytes,
+        .kv = kv,
+        .no_idle_work = true,
+    };
+    struct store_usage usage;
+    struct store *store;
+    struct uid cluster;
+    int rc;
+
+    loop_random_bytes(loop, cluster.b, sizeof cluster.b);
+    rc = store_create(loop, &store_options, cluster, err);
+    if (rc < 0)
+        return rc;
+    store_options.capacity_bytes = 0;
+    rc = store_open(loop, &store_options, &store, err);
+    if (rc < 0)
+        return rc;
+    store_usage(store, &usage);
+    rc = init_cluster(loop, kv, cluster, usage.incarnation, err);
+    store_close(store);
+    return rc;
+}
+
+async int host_create(struct loop *loop, const struct host_options *options,
+                      struct error *err)
+{
+    struct kv *kv;
+    int rc = kv_open(loop, options->kv_path, true, &kv, err);
+
+    if (rc < 0)
+        return rc;
+    rc = create_parts(loop, options, kv, err);
+    kv_close(kv);
+    return rc;
+}
+
+static void register_metrics(struct host *host)
+{
+    struct loop *loop = host->loop;
+
+    host->reads = metric_counter(loop, "parallax_reads_total", "Reads done");
+    host->writes = metric_counter(loop, "parallax_writes_total", "Writes done");
+    host->flushes = metric_counter(loop, "parallax_flushes_total", "Flushes done");
+    host->trims = metric_counter(loop, "parallax_trims_total", "Trims and zeroes done");
+    host->errors = metric_counter(loop, "parallax_errors_total", "Operations failed");
+    host->checkpoints =
+        metric_counter(loop, "parallax_checkpoints_total", "Checkpoints tried");
+    host->snapshots = metric_counter(loop, "parallax_snapshots_total", "Snapshots made");
+    host->read_ns = metric_histogram(loop, "parallax_read_seconds", "Time of a read");
+    host->write_ns = metric_histogram(loop, "parallax_write_seconds", "Time of a write");
+    host->flush_ns = metric_histogram(loop, "parallax_flush_seconds", "Time of a flush");
+    host->checkpoint_ns =
+        metric_histogram(loop, "parallax_checkpoint_seconds", "Time of a checkpoint");
+}
+
+static struct host *host_new(struct loop *loop, const struct host_options *options)
+{
+    struct host *host = calloc(1, sizeof *host);
+
+    if (!host)
+        return NULL;
+    host->loop = loop;
+    host->options = *options;
+    host->options.store_path = host->options.kv_path = NULL;
+    set_defaults(&host->options);
+    host->overlay.limit_bytes = host->options.overlay_bytes;
+    host->retained.limit_bytes = host->options.retained_bytes;
+    waitlist_init(&host->retained.waiting);
+    waitlist_init(&host->disks_changed);
+    RB_INIT(&host->disks);
+    host->front_buffers = buffer_pool_create(NBD_BUFFER_BYTES);
+    host->log_buffers = buffer_pool_create(LOG_BUFFER_BYTES);
+    register_metrics(host);
+    if (host->front_buffers && host->log_buffers)
+        return host;
+    if (host->front_buffers)
+        buffer_pool_destroy(host->front_buffers);
+    free(host);
+    return NULL;
+}
+
+static async int open_parts(struct host *host, const struct host_options *options,
+                            struct error *err)
+{
+    struct store_options store_options = {
+        .path = options->store_path,
+        .capacity_bytes = options->capacity_bytes,
+        .no_idle_work = options->no_idle_work,
+    };
+    struct store_usage usage;
+    int rc = kv_open(host->loop, options->kv_path, false, &host->kv, err);
+
+    if (rc < 0)
+        return rc;
+    store_options.kv = host->kv;
+    rc = store_open(host->loop, &store_options, &host->store, err);
+    if (rc < 0)
+        return rc;
+    rc = cluster_open(host->loop, host->kv, &host->cluster, err);
+    if (rc < 0)
+        return rc;
+    store_usage(host->store, &usage);
+    const struct cluster_state *state = cluster_state(host->cluster);
+    if (!uid_equal(cluster_state_uid(state), usage.cluster))
+        return err_set(err, -PLX_EFORMAT,
+                       "%s: store and metadata belong to different clusters",
+                       options->store_path);
+    host->node = cluster_state_node_of_store(state, usage.incarnation);
+    if (!host->node)
+        return err_set(err, -PLX_EFORMAT, "%s: the cluster does not know this store",
+                       options->store_path);
+    host->nodes = node_cache_create(host->store, host->options.node_cache_bytes);
+    return host->nodes ? 0 : err_set(err, -ENOMEM, "out of memory");
+}
+
+static async void host_free(struct host *host)
+{
+    node_cache_destroy(host->nodes);
+    if (host->cluster)
+        cluster_close(host->cluster);
+    if (host->store)
+        store_close(host->store);
+    if (host->kv)
+        kv_close(host->kv);
+    buffer_pool_destroy(host->front_buffers);
+    buffer_pool_destroy(host->log_buffers);
+    free(host);
+}
+
+async int host_open(struct loop *loop, const struct host_options *options,
+                    struct host **ret_host, struct error *err)
+{
+    struct host *host = host_new(loop, options);
+    int rc;
+
+    if (!host)
+        return err_set(err, -ENOMEM, "out of memory");
+    rc = open_parts(host, options, err);
+    if (rc == 0)
+        rc = host_tidy(host, err);
+    if (rc < 0) {
+        host_free(host);
+        return rc;
+    }
+    host_update_reserve(host);
+    *ret_host = host;
+    return 0;
+}
+
+async void host_close(struct host *host)
+{
+    disk_table_close(host);
+    host_free(host);
+}
+
+struct loop *host_loop(struct host *host)
+{
+    return host->loop;
+}
+
+struct buffer_pool *host_buffers(struct host *host)
+{
+    return host->front_buffers;
+}
+
+/* What checkpoints of all open disks may need at the worst: a leaf for each interval and
+ * the nodes above, and a slab and a roll record for each disk. At most a tenth of the
+ * store, so that a small one stays of use. */
+void host_update_reserve(struct host *host)
+{
+    uint64_t intervals = host->overlay.interval_count, reserve;
+    uint64_t moved = intervals > host->reserve_intervals
+                         ? intervals - host->reserve_intervals
+                         : host->reserve_intervals - intervals;
+    struct store_usage usage;
+
+    if (moved < RESERVE_STEP_INTERVALS && host->reserve_disks == host->disk_count)
+        return;
+    store_usage(host->store, &usage);
+    reserve = RESERVE_BYTES + host->disk_count * 2 * SLAB_BYTES +
+              (intervals + intervals / 128) * BLOCK_SIZE;
+    store_set_reserve(host->store, min_u64(reserve, usage.capacity_bytes / 10));
+    host->reserve_intervals = intervals;
+    host->reserve_disks = host->disk_count;
+}
+
+static void describe_health(const struct host_status *status, char *ret, size_t cap)
+{
+    if (status->failed)
+        snprintf(ret, cap, "failed: the store is out of service, see the log");
+    else if (status->free_bytes < status->capacity_bytes / 20)
+        snprintf(ret, cap, "nearly full");
+    else
+        snprintf(ret, cap, "ok");
+}
+
+void host_status(struct host *host, struct host_status *ret_status)
+{
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct cluster_disk *disk = NULL;
+    struct store_usage usage;
+    struct disk *open;
+
+    store_usage(host->store, &usage);
+    *ret_status = (struct host_status){
+        .cluster = usage.cluster,
+        .store = usage.incarnation,
+        .capacity_bytes = usage.capacity_bytes,
+        .used_bytes = usage.used_bytes,
+        .free_bytes = usage.free_bytes,
+        .node_cache_used_bytes = node_cache_used_bytes(host->nodes),
+        .overlay_used_bytes = host->overlay.used_bytes,
+        .retained_used_bytes = host->retained.used_bytes,
+        .failed = usage.failed,
+    };
+    while ((disk = cluster_disk_next(state, disk))) {
+        if (disk->flags & DISK_IMPORTING)
+            continue;
+        ret_status->disk_count++;
+        ret_status->snapshot_count += disk->snapshot_count;
+    }
+    RB_FOREACH (open, disk_tree, &host->disks)
+        ret_status->open_disk_count += open->version == 0;
+    describe_health(ret_status, ret_status->health, sizeof ret_status->health);
+}

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Listings, from the cluster state and the store's table of extents. */
+#include "cow/disk_internal.h"
+
+static void describe_parent(const struct cluster_state *state,
+                            const struct cluster_disk *disk, char *ret, size_t cap)
+{
+    const struct cluster_version *version =
+        cluster_version_by_id(state, disk->head_parent);
+
+    /* Its own snapshots are not where it comes from. */
+    while (version && version->disk == disk->id)
+        version = cluster_version_by_id(state, version->parent);
+    if (!version)
+        return;
+    const struct cluster_disk *parent = cluster_disk_by_id(state, version->disk);
+    snprintf(ret, cap, "%s%s%s", parent ? parent->name : "?", version->name[0] ? "@" : "",
+             version->name);
+}
+
+static void describe(struct host *host, const struct cluster_disk *disk,
+                     struct disk_info *ret)
+{
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct disk *open = disk_find(host, disk->id, 0);
+
+    *ret = (struct disk_info){
+        .id = disk->id,
+        .size_bytes = disk->size_bytes,
+        .snapshot_count = disk->snapshot_count,
+        .clients = open ? open->clients : 0,
+        .served = disk->owner != 0,
+        .created_wall_ns = disk->created_wall_ns,
+    };
+    memcpy(ret->name, disk->name, sizeof ret->name);
+    if (disk->owner)
+        snprintf(ret->owner, sizeof ret->owner, "node %llu",
+                 (unsigned long long)disk->owner);
+    describe_parent(state, disk, ret->parent, sizeof ret->parent);
+}
+
+static int compare_ids(const void *a, const void *b)
+{
+    const struct disk_info *left = *(struct disk_info *const *)a;
+    const struct disk_info *right = *(struct disk_info *const *)b;
+
+    return left->id < right->id ? -1 : left->id > right->id;
+}
+
+/* Adds what the extents of each disk hold, in one pass over both. */
+static int add_used(struct host *host, struct disk_info *infos, size_t count)
+{
+    cleanup(free_ptr) struct disk_info **by_id = malloc((count + 1) * sizeof *by_id);
+    cleanup(free_ptr) struct extent_info *extents = NULL;
+    size_t extent_count;
+
+    if (!by_id)
+        return -ENOMEM;
+    for (size_t i = 0; i < count; i++)
+        by_id[i] = &infos[i];
+    qsort(by_id, count, sizeof *by_id, compare_ids);
+    int rc = store_list_extents(host->store, 0, &extents, &extent_count);
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; i < extent_count; i++) {
+        struct disk_info key = {.id = extents[i].disk}, *key_at = &key;
+        struct disk_info **at = bsearch(&key_at, by_id, count, sizeof *by_id, compare_ids);
+        if (at)
+            (*at)->used_bytes += (uint64_t)extents[i].live * BLOCK_SIZE;
+    }
+    return 0;
+}
+
+int disk_list(struct host *host, struct disk_info **ret_infos, size_t *ret_count)
+{
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct cluster_disk *disk = NULL;
+    size_t count = 0;
+    struct disk_info *infos =
+        calloc(cluster_disk_count(state) + 1, sizeof *infos);
+
+    if (!infos)
+        return -ENOMEM;
+    while ((disk = cluster_disk_next(state, disk)))
+        if (!(disk->flags & DISK_IMPORTING))
+            describe(host, disk, &infos[count++]);
+    int rc = add_used(host, infos, count);
+    if (rc < 0) {
+        free(infos);
+        return rc;
+    }
+    *ret_infos = infos;
+    *ret_count = count;
+    return 0;
+}
+
+int disk_show(struct host *host, const char *name, struct disk_info *ret_info,
+              struct error *err)
+{
+    const struct cluster_disk *disk =
+        cluster_disk_by_name(cluster_state(host->cluster), name);
+    int rc;
+
+    if (!disk || (disk->flags & DISK_IMPORTING))
+        return err_set(err, -PLX_EMISSING, "disk %s: no such disk", name);
+    describe(host, disk, ret_info);
+    rc = add_used(host, ret_info, 1);
+    return rc < 0 ? err_set(err, rc, "disk %s: %s", name, err_text(rc)) : 0;
+}
+
+static int compare_age(const void *a, const void *b)
+{
+    const struct snapshot_info *left = a, *right = b;
+
+    return left->id < right->id ? -1 : left->id > right->id;
+}
+
+static void subtract_own(struct snapshot_info *infos, size_t count, uint64_t parent)
+{
+    struct snapshot_info key = {.id = parent};
+    struct snapshot_info *info = bsearch(&key, infos, count, sizeof *infos, compare_age);
+
+    if (info && info->clone_count > 0)
+        info->clone_count--;
+}
+
+/* Fills in infos of the disk's named snapshots; room for snapshot_count of them. */
+static size_t describe_snapshots(const struct cluster_state *state,
+                                 const struct cluster_disk *disk,
+                                 struct snapshot_info *infos)
+{
+    const struct cluster_version *version = NULL;
+    size_t count = 0;
+
+    while ((version = cluster_version_next(state, version))) {
+        if (version->disk != disk->id || !version->name[0])
+            continue;
+        assert(count < disk->snapshot_count);
+        struct snapshot_info *info = &infos[count++];
+        info->id = version->id;
+        info->size_bytes = version->size_bytes;
+        info->created_wall_ns = version->created_wall_ns;
+        info->clone_count = version->child_count;
+        info->pending = version->pending;
+        memcpy(info->name, version->name, sizeof info->name);
+    }
+    qsort(infos, count, sizeof *infos, compare_age);
+    /* Children of the same disk are not clones. */
+    while ((version = cluster_version_next(state, version)))
+        if (version->disk == disk->id)
+            subtract_own(infos, count, version->parent);
+    subtract_own(infos, count, disk->head_parent);
+    return count;
+}
+
+int snapshot_list(struct host *host, const char *disk_name,
+                  struct snapshot_info **ret_infos, size_t *ret_count, struct error *err)
+{
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct cluster_disk *disk = cluster_disk_by_name(state, disk_name);
+    struct snapshot_info *infos;
+
+    if (!disk || (disk->flags & DISK_IMPORTING))
+        return err_set(err, -PLX_EMISSING, "disk %s: no such disk", disk_name);
+    infos = calloc((size_t)disk->snapshot_count + 1, sizeof *infos);
+    if (!infos)
+        return err_set(err, -ENOMEM, "out of memory");
+    *ret_count = describe_snapshots(state, disk, infos);
+    *ret_infos = infos;
+    return 0;
+}

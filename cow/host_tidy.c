@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What an earlier process may have left half-way, put right before anything is served:
+ *
+ *   - an import that was never published: its disk is discarded;
+ *   - an extent of a disk the cluster does not know: deleted (ids are never used twice);
+ *   - an extent that was stopped by the restart and that its disk's log does not list any
+ *     more: its length was committed and everything in it that is needed lies below; it
+ *     becomes final where it was stopped.
+ *
+ * All of it can be interrupted and done again.
+ */
+#include "cow/disk_internal.h"
+
+static bool is_listed(const struct cluster_disk *disk, struct address extent)
+{
+    for (uint32_t i = 0; i < disk->extent_count; i++)
+        if (address_equal(disk->extents[i].extent, extent))
+            return true;
+    return false;
+}
+
+static async int tidy_extent(struct host *host, const struct extent_info *info)
+{
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct cluster_disk *disk = cluster_disk_by_id(state, info->disk);
+
+    if (!disk)
+        return store_delete_extent(host->store, info->extent);
+    if (info->state == EXTENT_FINAL || is_listed(disk, info->extent))
+        return 0;
+    if (info->length <= 1) /* nothing, or a roll record */
+        return store_delete_extent(host->store, info->extent);
+    return store_finalize_extent(host->store, info->extent, info->length);
+}
+
+async int host_drop_extents(struct host *host, uint64_t disk)
+{
+    cleanup(free_ptr) struct extent_info *infos = NULL;
+    size_t count;
+    int rc = store_list_extents(host->store, disk, &infos, &count);
+
+    for (size_t i = 0; rc == 0 && i < count; i++)
+        rc = store_delete_extent(host->store, infos[i].extent);
+    return rc;
+}
+
+/* The first unpublished import that no client has in hand, or 0. */
+static uint64_t next_import(const struct cluster_state *state)
+{
+    const struct cluster_disk *disk = NULL;
+
+    while ((disk = cluster_disk_next(state, disk)))
+        if (disk->flags & DISK_IMPORTING)
+            return disk->id;
+    return 0;
+}
+
+async int disk_discard(struct host *host, uint64_t id, struct error *err)
+{
+    const struct cluster_disk *disk =
+        cluster_disk_by_id(cluster_state(host->cluster), id);
+    struct cluster_command command = {.disk = id, .node = host->node};
+    struct cluster_result result;
+    int rc = 0;
+
+    if (!disk)
+        return err_set(err, -PLX_EMISSING, "no such import");
+    if (disk->owner) {
+        command.op = CLUSTER_LEASE_TAKE;
+        command.epoch = disk->epoch;
+        rc = cluster_submit(host->cluster, &command, &result);
+        command.op = CLUSTER_LEASE_CLOSE;
+        command.epoch = result.epoch;
+        if (rc == 0)
+            rc = cluster_submit(host->cluster, &command, &result);
+    }
+    command.op = CLUSTER_DISK_DISCARD;
+    if (rc == 0)
+        rc = cluster_submit(host->cluster, &command, &result);
+    if (rc < 0)
+        return err_set(err, rc, "import: %s", result.text);
+    return host_drop_extents(host, id);
+}
+
+async int host_tidy(struct host *host, struct error *err)
+{
+    cleanup(free_ptr) struct extent_info *infos = NULL;
+    size_t count;
+    uint64_t import;
+    int rc;
+
+    while ((import = next_import(cluster_state(host->cluster)))) {
+        rc = disk_discard(host, import, err);
+        if (rc < 0)
+            return rc;
+    }
+    rc = store_list_extents(host->store, 0, &infos, &count);
+    for (size_t i = 0; rc == 0 && i < count; i++)
+        rc = tidy_extent(host, &infos[i]);
+    return rc < 0 ? err_set(err, rc, "store: %s", err_text(rc)) : 0;
+}

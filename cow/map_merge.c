@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Merging goes down to every leaf that has an interval of the overlay, in block order,
+ * and up again: one node per level is open at a time. A node is written when all under
+ * it has its address; subtrees that are not touched keep theirs, subtrees that become
+ * zeros as a whole are cut off without a look at them.
+ *
+ * A node that cannot be read or written ends the merge with its error; what was written
+ * so far is garbage in the log that no root names.
+ *
+ * There is nothing to close.
+ */
+#include "cow/map.h"
+
+struct merge {
+    struct node_cache *cache;
+    const struct overlay *overlay;
+    struct map_sink *sink;
+    uint32_t generation;
+    uint32_t leaves; /* since the last yield */
+};
+
+#define LEAVES_PER_YIELD 16U
+
+static async int merge_node(struct merge *merge, unsigned level, uint64_t index,
+                            struct map_entry old, unsigned old_level,
+                            struct map_entry *ret_entry);
+
+/* True if zeros of the overlay cover all of [start, start + count). */
+static bool covered_by_zeros(const struct overlay *overlay, uint64_t start,
+                             uint64_t count)
+{
+    const struct interval *at = overlay_at_or_after(overlay, start);
+
+    return at && at->start <= start && address_is_null(at->address) &&
+           interval_end(at) >= start + count;
+}
+
+static void entry_set(struct map_entry_format *format, struct map_entry entry)
+{
+    format->address = le64_of(entry.address.v);
+    format->crc = le32_of(entry.crc);
+    format->generation = le32_of(entry.generation);
+}
+
+static void merge_leaf(struct merge *merge, uint64_t start, struct map_node_format *leaf)
+{
+    const struct interval *at = overlay_at_or_after(merge->overlay, start);
+    uint64_t end = start + MAP_FANOUT;
+
+    for (; at && at->start < end; at = overlay_next(at)) {
+        uint64_t from = max_u64(at->start, start), to = min_u64(interval_end(at), end);
+        for (uint64_t block = from; block < to; block++) {
+            struct map_entry entry = {.address = ADDRESS_NULL};
+            if (!address_is_null(at->address)) {
+                uint64_t skip = block - at->start;
+                entry = (struct map_entry){
+                    .address = address_plus(at->address, (uint32_t)skip),
+                    .crc = at->crcs[skip],
+                    .generation = merge->generation,
+                };
+            }
+            entry_set(&leaf->entries[block - start], entry);
+        }
+    }
+}
+
+/* Goes through the children the overlay touches. `entries` receives the new ones, some
+ * only when the sink was waited for. */
+static async int merge_children(struct merge *merge, unsigned level, uint64_t start,
+                                const struct map_node_format *old, struct map_entry lift,
+                                unsigned lift_level, struct map_entry *entries)
+{
+    uint64_t under = map_entry_blocks(level), end = start + under * MAP_FANOUT;
+    const struct interval *at = overlay_at_or_after(merge->overlay, start);
+
+    for (unsigned i = 0; i < MAP_FANOUT; i++)
+        entries[i] = map_entry_at(old, i);
+    if (!address_is_null(lift.address) && lift_level < level) {
+        entries[0] = lift;
+        /* A tree that grows by several levels needs the nodes between, touched or not. */
+        if (lift_level + 1 < level && !(at && at->start < start + under)) {
+            int rc = merge_node(merge, level - 1, 0, lift, lift_level, &entries[0]);
+            if (rc < 0)
+                return rc;
+        }
+    }
+    while (at && at->start < end) {
+        unsigned child = (unsigned)((max_u64(at->start, start) - start) / under);
+        for (;;) {
+            uint64_t from = start + child * under;
+            unsigned below = child == 0 && lift_level < level ? lift_level : level - 1;
+            int rc = 0;
+
+            if (covered_by_zeros(merge->overlay, from, under))
+                entries[child] = (struct map_entry){.address = ADDRESS_NULL};
+            else
+                rc = merge_node(merge, level - 1, from / under, entries[child], below,
+                                &entries[child]);
+            if (rc < 0)
+                return rc;
+            child++;
+            if (child == MAP_FANOUT || start + child * under >= interval_end(at))
+                break;
+        }
+        if (child == MAP_FANOUT)
+            break;
+        at = overlay_at_or_after(merge->overlay, start + child * under);
+    }
+    return merge->sink->wait(merge->sink);
+}
+
+static bool node_is_null(const struct map_node_format *node)
+{
+    return bytes_are_zero(node, sizeof *node);
+}
+
+/* Reads the old node into a fresh buffer; zeros if there is none, or if it is of a
+ * lower level (the tree grew: it becomes the first child). */
+static async int open_node(struct merge *merge, unsigned level, struct map_entry old,
+                           unsigned old_level, struct buffer **ret_buffer)
+{
+    struct buffer *buffer = buffer_create(merge->sink->buffers, BLOCK_SIZE);
+    const struct node *node;
+    int rc;
+
+    if (!buffer)
+        return -ENOMEM;
+    if (address_is_null(old.address) || old_level < level) {
+        memset(buffer->data, 0, BLOCK_SIZE);
+    } else {
+        rc = node_get(merge->cache, old.address, old.crc, &node);
+        if (rc < 0) {
+            buffer_put(buffer);
+            return rc;
+        }
+        memcpy(buffer->data, node->format, BLOCK_SIZE);
+        node_put(merge->cache, node);
+    }
+    *ret_buffer = buffer;
+    return 0;
+}
+
+static async int merge_inner(struct merge *merge, unsigned level, uint64_t start,
+                             struct map_entry old, unsigned old_level,
+                             struct map_node_format *format)
+{
+    struct map_entry *entries = malloc(MAP_FANOUT * sizeof *entries);
+    int rc;
+
+    if (!entries)
+        return -ENOMEM;
+    rc = merge_children(merge, level, start, format, old, old_level, entries);
+    /* The sink must be done with the entries before they go, whatever happened. */
+    if (rc < 0)
+        (void)merge->sink->wait(merge->sink);
+    for (unsigned i = 0; rc == 0 && i < MAP_FANOUT; i++)
+        entry_set(&format->entries[i], entries[i]);
+    free(entries);
+    return rc;
+}
+
+static async int merge_node(struct merge *merge, unsigned level, uint64_t index,
+                            struct map_entry old, unsigned old_level,
+                            struct map_entry *ret_entry)
+{
+    uint64_t start = index * map_entry_blocks(level + 1);
+    struct buffer *buffer;
+    int rc = open_node(merge, level, old, old_level, &buffer);
+
+    if (rc < 0)
+        return rc;
+    struct map_node_format *format = (void *)buffer->data;
+    if (level == 0) {
+        merge_leaf(merge, start, format);
+        if (++merge->leaves % LEAVES_PER_YIELD == 0)
+            task_yield();
+    } else {
+        rc = merge_inner(merge, level, start, old, old_level, format);
+    }
+    if (rc == 0 && node_is_null(format)) {
+        *ret_entry = (struct map_entry){.address = ADDRESS_NULL};
+    } else if (rc == 0) {
+        rc = merge->sink->write(merge->sink, level, index, buffer, ret_entry);
+    }
+    buffer_put(buffer);
+    return rc;
+}
+
+async int map_merge(struct node_cache *cache, const struct map_root *old,
+                    const struct overlay *overlay, uint64_t block_count,
+                    struct map_sink *sink, struct map_root *ret_root)
+{
+    struct merge merge = {
+        .cache = cache,
+        .overlay = overlay,
+        .sink = sink,
+        .generation = overlay->generation,
+    };
+    uint8_t height = map_height(block_count);
+    struct map_entry root = {old->address, old->crc, old->generation}, merged;
+    int rc;
+
+    if (height < old->height)
+        height = old->height;
+    if (overlay_empty(overlay)) {
+        *ret_root = *old;
+        return 0;
+    }
+    merged = root;
+    rc = merge_node(&merge, height - 1U, 0, root,
+                    old->height ? old->height - 1U : height - 1U, &merged);
+    if (rc == 0)
+        rc = sink->wait(sink);
+    if (rc < 0) {
+        (void)sink->wait(sink);
+        return rc;
+    }
+    *ret_root = (struct map_root){
+        .address = merged.address,
+        .crc = merged.crc,
+        .generation = merged.generation,
+        .height = address_is_null(merged.address) ? 0 : height,
+    };
+    return 0;
+}
