@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the parts of the cluster state share:
+ *
+ *   cluster_command.c     commands as bytes
+ *   cluster_state.c       the tables, looking things up, applying one command
+ *   cluster_apply.c       the table of operations; disks, leases
+ *   cluster_apply_log.c   extents, cuts, checkpoints
+ *   cluster_apply_tree.c  snapshots, clones, rollback
+ *   cluster_snapshot.c    the state as bytes
+ *   cluster_check.c       is it consistent?
+ */
+#ifndef PARALLAX_REPLICATION_CLUSTER_INTERNAL_H
+#define PARALLAX_REPLICATION_CLUSTER_INTERNAL_H
+
+#include "replication/cluster_state.h"
+
+RB_HEAD(cluster_disk_ids, cluster_disk);
+RB_HEAD(cluster_disk_names, cluster_disk);
+RB_HEAD(cluster_version_ids, cluster_version);
+RB_HEAD(cluster_version_names, cluster_version);
+
+struct cluster_node {
+    uint64_t id;
+    struct uid store;
+    uint64_t joined_wall_ns;
+};
+
+/* The last accepted command of a client, and what it was answered. */
+struct cluster_answer {
+    uint64_t client, sequence;
+    uint64_t index; /* of the log: the lowest is forgotten first */
+    uint64_t id, epoch;
+};
+
+struct cluster_state {
+    uint64_t applied;
+    struct uid uid;
+    uint64_t created_wall_ns;
+    uint64_t next_disk, next_version, next_sequence; /* never reused */
+    uint32_t node_count; /* 0 until INIT */
+    struct cluster_node *nodes;
+    struct cluster_disk_ids disks_by_id;
+    struct cluster_disk_names disks_by_name;
+    struct cluster_version_ids versions_by_id;
+    struct cluster_version_names versions_by_name;
+    uint64_t disk_count, version_count;
+    uint32_t answer_count;
+    struct cluster_answer answers[CLUSTER_CLIENTS_MAX]; /* by index */
+};
+
+/* --- cluster_command.c --- */
+
+/* What a command may carry beside op, client and sequence, in the order of encoding. */
+enum command_field {
+    F_DISK = 1 << 0,
+    F_VERSION = 1 << 1,
+    F_NODE = 1 << 2,
+    F_CLUSTER = 1 << 3,
+    F_STORE = 1 << 4,
+    F_EPOCH = 1 << 5,
+    F_NAME = 1 << 6,
+    F_NEW_NAME = 1 << 7,
+    F_SIZE = 1 << 8,
+    F_WALL = 1 << 9,
+    F_FLAGS = 1 << 10,
+    F_COUNT = 1 << 11,
+    F_NUMBER = 1 << 12,
+    F_FLUSHED = 1 << 13,
+    F_MARKER = 1 << 14,
+    F_NEWEST_MARKER = 1 << 15,
+    F_MEMBERS = 1 << 16,
+    F_CHECKPOINT = 1 << 17,
+    F_ROOT = 1 << 18,
+    F_ROOTS = 1 << 19,
+    F_FINALS = 1 << 20,
+};
+
+/* A decoded command and the memory its pointers lead to. */
+struct decoded_command {
+    struct cluster_command command;
+    char name[DISK_NAME_MAX + 1], new_name[DISK_NAME_MAX + 1];
+    struct version_root roots[PENDING_VERSIONS_MAX];
+    struct final_length finals[LOG_EXTENTS_MAX];
+};
+
+/* 0, -PLX_EFORMAT or -PLX_ENEWER; ret is undefined on failure. */
+int cluster_command_decode(const void *bytes, size_t len, struct decoded_command *ret);
+
+/* Also part of snapshots. */
+void cluster_root_write(struct writer *w, const struct map_root *root);
+struct map_root cluster_root_read(struct reader *r);
+
+/* --- cluster_apply.c --- */
+
+/* What a command of a disk must have; checked before its handler runs. */
+enum lease_need {
+    LEASE_NONE,
+    LEASE_EPOCH, /* the disk's epoch, whether held or not */
+    LEASE_HELD,  /* the disk's epoch, and the lease is held */
+    LEASE_FREE,  /* the disk's epoch, and nobody holds the lease */
+    LEASE_TAKING, /* the disk's epoch, and nobody but command->node holds it */
+};
+
+struct apply {
+    struct cluster_state *state;
+    const struct cluster_command *command;
+    struct cluster_disk *disk; /* command->disk, where the operation has one */
+    struct cluster_result *result;
+};
+
+/* Checks every precondition, then changes the state: never the other way round. */
+typedef int apply_fn(struct apply *apply);
+
+struct operation {
+    const char *name;
+    unsigned fields; /* enum command_field */
+    enum lease_need lease;
+    apply_fn *run;
+};
+
+/* NULL: no such operation. */
+const struct operation *cluster_operation(unsigned op);
+/* Runs a decoded command; returns result->code. */
+int cluster_apply(struct cluster_state *state, const struct cluster_command *command,
+                  struct cluster_result *result);
+/* Puts a text into the result; returns code. */
+int apply_refuse(struct apply *apply, int code, const char *fmt, ...) attr_printf(3, 4);
+int apply_check_size(struct apply *apply, const char *name, uint64_t size_bytes);
+int apply_check_new_disk(struct apply *apply, const char *name);
+bool cluster_node_known(const struct cluster_state *state, uint64_t node);
+
+apply_fn apply_lease_take, apply_lease_close, apply_extent_open, apply_cut;
+apply_fn apply_checkpoint;
+apply_fn apply_snapshot, apply_snapshot_abandon, apply_clone, apply_rollback;
+
+/* --- cluster_apply_log.c --- */
+
+/* May the command's final lengths be taken? `covers`: what leaves must end there. Returns
+ * 0 or a refusal; ret_left: how many extents stay on the list, ret_open: how many of
+ * these have no final length. */
+enum empty_extents { EMPTY_STAY, EMPTY_LEAVE };
+int finals_check(struct apply *apply, uint64_t covers, enum empty_extents empty,
+                 uint32_t *ret_left, uint32_t *ret_open);
+/* Takes them, and F; drops extents that leave and cuts that void nothing any more. */
+void finals_apply(struct apply *apply, enum empty_extents empty);
+/* The highest number known to be committed. */
+uint64_t disk_known_number(const struct cluster_disk *disk);
+
+/* --- cluster_state.c: changing the tables; these cannot fail --- */
+
+/* calloc and realloc that end the process when memory is out. */
+void *cluster_alloc(size_t size);
+void *cluster_grow(void *array, uint32_t *cap, uint32_t need, size_t element_size);
+
+/* A disk or version without any link yet. */
+struct cluster_disk *cluster_disk_create(const char *name);
+struct cluster_version *cluster_version_create(const char *name);
+void cluster_disk_destroy(struct cluster_disk *disk);
+
+/* Into the trees only, without derived counts; false: the id or name is there already. */
+bool cluster_disk_insert(struct cluster_state *state, struct cluster_disk *disk);
+bool cluster_version_insert(struct cluster_state *state, struct cluster_version *version);
+/* Makes the derived counts and lists of tables just filled; false: a reference leads
+ * nowhere. */
+bool cluster_state_count(struct cluster_state *state);
+/* Inserts and counts a version whose name is free and whose references are good. */
+void cluster_version_add(struct cluster_state *state, struct cluster_version *version);
+
+void cluster_disk_remove(struct cluster_state *state, struct cluster_disk *disk);
+void cluster_disk_set_name(struct cluster_state *state, struct cluster_disk *disk,
+                           const char *name);
+void cluster_disk_set_parent(struct cluster_state *state, struct cluster_disk *disk,
+                             uint64_t parent);
+void cluster_version_set_root(struct cluster_state *state,
+                              struct cluster_version *version,
+                              const struct map_root *root);
+struct cluster_disk *cluster_disk_find(const struct cluster_state *state, uint64_t id);
+struct cluster_version *cluster_version_find(const struct cluster_state *state,
+                                             uint64_t id);
+/* NULL starts; by id. */
+const struct cluster_disk *cluster_disk_next_id(const struct cluster_state *state,
+                                                const struct cluster_disk *disk);
+void cluster_node_add(struct cluster_state *state, const struct cluster_node *node);
+
+#endif

@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The cluster state: a pure, deterministic state machine. Commands go in, the state
+ * changes, a result comes out; no clock, no random, no I/O. Same commands, same state,
+ * byte for byte (invariant 11). What feeds it is cluster.h: on one machine a log in the
+ * key-value store, on many Raft. doc/format-cluster.md describes the encodings.
+ *
+ *      disk --head_parent--> version --parent--> version ... --> none
+ *
+ * A disk's head grows from head_parent; a version's parent is the version it grew from.
+ * A disk (or version) without a root of its own yet has the root of its parent.
+ */
+#ifndef PARALLAX_REPLICATION_CLUSTER_STATE_H
+#define PARALLAX_REPLICATION_CLUSTER_STATE_H
+
+#include <bsd/sys/tree.h>
+
+#include "blockstore/address.h"
+#include "runtime/runtime.h"
+
+#define CLUSTER_NODES_MAX    1024U
+#define CLUSTER_DISKS_MAX    100000U
+#define CLUSTER_VERSIONS_MAX 1000000U
+#define CLUSTER_CLIENTS_MAX  256U /* whose last answer is kept; least recent goes */
+#define CLONES_PER_COMMAND   10000U
+#define REPLICAS_MAX         5U
+#define SECTOR_BYTES         512U /* sizes of disks are multiples of it */
+/* Versions of one disk whose root is still to come: what a checkpoint may name. */
+#define PENDING_VERSIONS_MAX 16U
+static_assert(PENDING_VERSIONS_MAX >= 2 * FROZEN_LAYERS_MAX, "one for each layer, twice");
+
+/* A map root. address null: the empty map. height: levels; 1 is a single leaf. */
+struct map_root {
+    struct address address;
+    uint32_t crc;
+    uint32_t generation;
+    uint8_t height;
+};
+
+/* An extent of a disk's log that a take-over must look at. */
+struct log_extent {
+    struct address extent;
+    uint64_t epoch;             /* under which it was opened */
+    uint8_t member_count;
+    uint64_t members[REPLICAS_MAX]; /* node ids: its write set */
+    bool final;                 /* its length is committed */
+    uint32_t length;            /* if final */
+    uint64_t last_number;       /* if final: last batch within length; 0: none */
+};
+
+struct cluster_checkpoint {
+    uint64_t number;            /* K; 0: none yet */
+    uint64_t covers;            /* P: operations of batches up to this are in the root */
+    uint64_t last;              /* N: the checkpoint's own last batch */
+};
+
+/* A cut: a batch of an epoch <= epoch with a number > number is void for ever. */
+struct cluster_cut {
+    uint64_t epoch, number;
+};
+/* Each kept cut voids something in a listed extent that no earlier one does, so there
+ * are never more cuts than extents, and a take-over is never refused for them. */
+#define CUTS_MAX LOG_EXTENTS_MAX
+
+enum disk_flags {
+    DISK_IMPORTING = 1,         /* hidden until published */
+};
+
+struct cluster_disk {
+    uint64_t id;
+    char name[DISK_NAME_MAX + 1];
+    unsigned flags;
+    uint64_t size_bytes;
+    uint64_t created_wall_ns;
+    uint64_t owner;             /* node id; 0: nobody holds the lease */
+    uint64_t epoch;             /* lease epochs so far */
+    uint64_t head_parent;       /* version id; 0: none */
+    uint32_t head_generation;   /* stamps what is born in the head */
+    bool has_root;              /* else the root is head_parent's */
+    struct map_root root;
+    struct cluster_checkpoint checkpoint;
+    uint64_t newest_marker;     /* batch number of the newest committed snapshot marker */
+    uint64_t abandoned_marker;  /* a SNAPSHOT of a marker up to this is refused */
+    uint64_t flushed;           /* F: highest flushed number a command has stated */
+    uint32_t cut_count, cut_cap;
+    struct cluster_cut *cuts;   /* that still void something listed; oldest first */
+    uint32_t extent_count, extent_cap;
+    struct log_extent *extents; /* in order of sequence */
+    uint32_t snapshot_count;    /* derived: named versions of this disk */
+    uint32_t version_count;     /* derived: all versions of this disk */
+    uint32_t pending_count;     /* derived */
+    TAILQ_HEAD(cluster_pending, cluster_version) pending; /* by marker; derived */
+    RB_ENTRY(cluster_disk) by_id, by_name;
+};
+
+struct cluster_version {
+    uint64_t id;
+    uint64_t disk;              /* whose snapshot it is (names live there) */
+    char name[DISK_NAME_MAX + 1]; /* "": an unnamed branch point */
+    uint64_t parent;            /* version id; 0: none */
+    uint32_t generation;        /* stamps of all that is reachable are <= this */
+    uint64_t size_bytes;
+    uint64_t created_wall_ns;
+    bool pending;               /* its root is not committed yet; `marker` tells where */
+    uint64_t marker;            /* batch number of its marker in its disk's log */
+    uint64_t marker_epoch;
+    struct map_root root;       /* unless pending */
+    uint32_t child_count;       /* derived: heads and versions whose parent this is */
+    TAILQ_ENTRY(cluster_version) pending_link;
+    RB_ENTRY(cluster_version) by_id, by_name; /* by (disk, name); unnamed: by id only */
+};
+
+/* A length that is final now, committed with the command that carries it. An extent that
+ * left the list before is passed over: a command may be repeated. */
+struct final_length {
+    struct address extent;
+    uint32_t length;
+    uint64_t last_number;
+    bool leaves;                /* nothing in it is needed for replay: off the list */
+};
+
+enum cluster_op {
+    CLUSTER_INIT = 1,     /* cluster, node, store, wall_ns */
+    CLUSTER_DISK_CREATE,  /* name, size_bytes, flags, wall_ns -> id */
+    CLUSTER_DISK_RENAME,  /* name, new_name */
+    CLUSTER_DISK_RESIZE,  /* disk, epoch, size_bytes */
+    CLUSTER_DISK_PUBLISH, /* disk, epoch, size_bytes: no longer IMPORTING */
+    CLUSTER_DISK_DISCARD, /* disk: only an IMPORTING one, without lease */
+    CLUSTER_LEASE_TAKE,   /* disk, epoch (the one expected now), node -> new epoch */
+    CLUSTER_LEASE_CLOSE,  /* disk, epoch, flushed, finals: gives the lease up; all
+                             extents final */
+    CLUSTER_EXTENT_OPEN,  /* disk, epoch, count, members, flushed, finals -> first
+                             extent; the sequences are contiguous */
+    CLUSTER_CUT,          /* disk, epoch, number, flushed, finals: extents that finals
+                             do not name stay; those with length 0 leave */
+    CLUSTER_CHECKPOINT,   /* disk, epoch, checkpoint, root, roots, flushed, finals,
+                             newest_marker */
+    CLUSTER_SNAPSHOT,     /* disk, epoch, name (may be ""), marker, generation, wall_ns,
+                             flushed, finals -> version id. generation stamps the newest
+                             blocks of the version: at least head_generation (else it is
+                             refused); the head's becomes generation + 1 */
+    CLUSTER_SNAPSHOT_ABANDON, /* disk, epoch, marker: a later SNAPSHOT of it is refused;
+                             -PLX_EPRECONDITION: it is committed already */
+    CLUSTER_CLONE,        /* version, name, count, wall_ns -> first disk id */
+    CLUSTER_ROLLBACK,     /* disk, epoch (expected), version: only without owner: a new
+                             head under it; all extents must be final; the log restarts */
+};
+
+/* The root of a pending version that a checkpoint passed. */
+struct version_root {
+    uint64_t version;
+    struct map_root root;
+};
+
+/*
+ * One command, decoded. An epoch below the disk's, or one whose lease was given up, is
+ * refused with -PLX_EEPOCH. Only the fields named beside its op count. client and sequence
+ * make a repeated command harmless: the machine keeps each client's last answer.
+ */
+struct cluster_command {
+    enum cluster_op op;
+    uint64_t client, sequence;  /* client 0: no answer is kept */
+    uint64_t disk, version, node;
+    struct uid cluster, store;
+    uint64_t epoch;
+    uint32_t generation;        /* SNAPSHOT: the version's */
+    const char *name, *new_name;
+    uint64_t size_bytes, wall_ns;
+    unsigned flags;
+    uint32_t count;
+    uint64_t number, flushed, marker, newest_marker;
+    uint8_t member_count;
+    uint64_t members[REPLICAS_MAX];
+    struct cluster_checkpoint checkpoint;
+    struct map_root root;
+    const struct version_root *roots;
+    uint32_t root_count;
+    const struct final_length *finals;
+    uint32_t final_count;
+};
+
+struct cluster_result {
+    int code;                   /* 0 or why it was refused; the state did not change */
+    uint64_t id;                /* disk, version or first extent, by op */
+    uint64_t epoch;             /* LEASE_TAKE */
+    char text[160];             /* for people, if code */
+};
+
+struct cluster_state;
+
+/* Memory that runs out ends the process, here and in apply: a replica that refused a
+ * command for that would differ from the others for ever. */
+struct cluster_state *cluster_state_create(void);
+void cluster_state_destroy(struct cluster_state *state);
+
+/* Appends the encoding to w. Names are at most DISK_NAME_MAX bytes (NULL: empty); lists
+ * at most LOG_EXTENTS_MAX, PENDING_VERSIONS_MAX and REPLICAS_MAX long. */
+void cluster_command_encode(const struct cluster_command *command, struct writer *w);
+
+/* Applies the encoded command with this log index (the last one + 1). Foreign bytes:
+ * a malformed one gives -PLX_EFORMAT in the result (-PLX_ENEWER: an unknown version). A
+ * refused command changes nothing but the index. */
+void cluster_state_apply(struct cluster_state *state, uint64_t index, const void *bytes,
+                         size_t len, struct cluster_result *ret_result);
+
+/* The whole state as bytes and back. decode replaces nothing on failure. */
+void cluster_state_encode(const struct cluster_state *state, struct writer *w);
+int cluster_state_decode(const void *bytes, size_t len, struct cluster_state **ret_state,
+                         struct error *err);
+
+/* Is all of it consistent: names, references, generations, order, counts? 0, or
+ * -PLX_EDAMAGED with what is wrong in text. For tests, and for `parallax check`. */
+int cluster_state_check(const struct cluster_state *state, char *text, size_t cap);
+
+/* --- reading it; pointers are valid until the next apply --- */
+uint64_t cluster_state_applied(const struct cluster_state *state);
+struct uid cluster_state_uid(const struct cluster_state *state);
+uint64_t cluster_state_node_of_store(const struct cluster_state *state, struct uid store);
+const struct cluster_disk *cluster_disk_by_id(const struct cluster_state *state,
+                                              uint64_t id);
+const struct cluster_disk *cluster_disk_by_name(const struct cluster_state *state,
+                                                const char *name);
+const struct cluster_version *cluster_version_by_id(const struct cluster_state *state,
+                                                    uint64_t id);
+const struct cluster_version *cluster_version_by_name(const struct cluster_state *state,
+                                                      uint64_t disk, const char *name);
+/* Iteration: NULL starts; disks by name, versions by id. */
+const struct cluster_disk *cluster_disk_next(const struct cluster_state *state,
+                                             const struct cluster_disk *disk);
+const struct cluster_version *
+cluster_version_next(const struct cluster_state *state,
+                     const struct cluster_version *version);
+uint64_t cluster_disk_count(const struct cluster_state *state);
+uint64_t cluster_version_count(const struct cluster_state *state);
+
+/* The root a disk's head starts from: its own, or the first ancestor's that has one.
+ * -EAGAIN if that ancestor is pending (*ret_pending tells which); 0 otherwise. */
+int cluster_disk_root(const struct cluster_state *state, const struct cluster_disk *disk,
+                      struct map_root *ret_root,
+                      const struct cluster_version **ret_pending);
+
+/* 1 to DISK_NAME_MAX bytes, each a letter, a digit or one of . _ - + : and the first
+ * none of . - + */
+bool cluster_name_valid(const char *name);
+
+#endif
