@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Commands as bytes; doc/format-cluster.md, "Commands". Which fields a command has is in
+ * the table of operations, so encoder and decoder cannot disagree on it. */
+#include "replication/cluster_internal.h"
+
+#define COMMAND_VERSION 1U
+
+void cluster_root_write(struct writer *w, const struct map_root *root)
+{
+    write_u64(w, root->address.v);
+    write_u32(w, root->crc);
+    write_u32(w, root->generation);
+    write_u8(w, root->height);
+}
+
+struct map_root cluster_root_read(struct reader *r)
+{
+    struct map_root root = {.address = {read_u64(r)}};
+    root.crc = read_u32(r);
+    root.generation = read_u32(r);
+    root.height = read_u8(r);
+    return root;
+}
+
+static void write_name(struct writer *w, const char *name)
+{
+    assert(name == NULL || strlen(name) <= DISK_NAME_MAX);
+    write_string(w, name == NULL ? "" : name);
+}
+
+static void write_members(struct writer *w, const struct cluster_command *command)
+{
+    assert(command->member_count <= REPLICAS_MAX);
+    write_u8(w, command->member_count);
+    for (unsigned i = 0; i < command->member_count; i++)
+        write_u64(w, command->members[i]);
+}
+
+static void write_roots(struct writer *w, const struct cluster_command *command)
+{
+    assert(command->root_count <= PENDING_VERSIONS_MAX);
+    write_u16(w, (uint16_t)command->root_count);
+    for (uint32_t i = 0; i < command->root_count; i++) {
+        write_u64(w, command->roots[i].version);
+        cluster_root_write(w, &command->roots[i].root);
+    }
+}
+
+static void write_finals(struct writer *w, const struct cluster_command *command)
+{
+    assert(command->final_count <= LOG_EXTENTS_MAX);
+    write_u16(w, (uint16_t)command->final_count);
+    for (uint32_t i = 0; i < command->final_count; i++) {
+        const struct final_length *final = &command->finals[i];
+        write_u64(w, final->extent.v);
+        write_u32(w, final->length);
+        write_u64(w, final->last_number);
+        write_u8(w, final->leaves);
+    }
+}
+
+/* The fields that are one number or identity. */
+static void write_plain(struct writer *w, const struct cluster_command *command,
+                        unsigned fields)
+{
+    if (fields & F_DISK)
+        write_u64(w, command->disk);
+    if (fields & F_VERSION)
+        write_u64(w, command->version);
+    if (fields & F_NODE)
+        write_u64(w, command->node);
+    if (fields & F_CLUSTER)
+        write_uid(w, command->cluster);
+    if (fields & F_STORE)
+        write_uid(w, command->store);
+    if (fields & F_EPOCH)
+        write_u64(w, command->epoch);
+    if (fields & F_NAME)
+        write_name(w, command->name);
+    if (fields & F_NEW_NAME)
+        write_name(w, command->new_name);
+    if (fields & F_SIZE)
+        write_u64(w, command->size_bytes);
+    if (fields & F_WALL)
+        write_u64(w, command->wall_ns);
+    if (fields & F_FLAGS)
+        write_u32(w, command->flags);
+    if (fields & F_COUNT)
+        write_u32(w, command->count);
+    if (fields & F_NUMBER)
+        write_u64(w, command->number);
+    if (fields & F_FLUSHED)
+        write_u64(w, command->flushed);
+    if (fields & F_MARKER)
+        write_u64(w, command->marker);
+    if (fields & F_NEWEST_MARKER)
+        write_u64(w, command->newest_marker);
+}
+
+void cluster_command_encode(const struct cluster_command *command, struct writer *w)
+{
+    const struct operation *operation = cluster_operation(command->op);
+    assert(operation != NULL);
+    unsigned fields = operation->fields;
+    write_u8(w, COMMAND_VERSION);
+    write_u8(w, (uint8_t)command->op);
+    write_u16(w, 0);
+    write_u64(w, command->client);
+    write_u64(w, command->sequence);
+    write_plain(w, command, fields);
+    if (fields & F_MEMBERS)
+        write_members(w, command);
+    if (fields & F_CHECKPOINT) {
+        write_u64(w, command->checkpoint.number);
+        write_u64(w, command->checkpoint.covers);
+        write_u64(w, command->checkpoint.last);
+    }
+    if (fields & F_ROOT)
+        cluster_root_write(w, &command->root);
+    if (fields & F_ROOTS)
+        write_roots(w, command);
+    if (fields & F_FINALS)
+        write_finals(w, command);
+}
+
+static void read_members(struct reader *r, struct cluster_command *command)
+{
+    unsigned count = read_u8(r);
+    if (count > REPLICAS_MAX) {
+        r->bad = true;
+        return;
+    }
+    command->member_count = (uint8_t)count;
+    for (unsigned i = 0; i < count; i++)
+        command->members[i] = read_u64(r);
+}
+
+static void read_roots(struct reader *r, struct decoded_command *ret)
+{
+    uint32_t count = read_u16(r);
+    if (count > PENDING_VERSIONS_MAX) {
+        r->bad = true;
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        ret->roots[i].version = read_u64(r);
+        ret->roots[i].root = cluster_root_read(r);
+    }
+    ret->command.roots = ret->roots;
+    ret->command.root_count = count;
+}
+
+static void read_finals(struct reader *r, struct decoded_command *ret)
+{
+    uint32_t count = read_u16(r);
+    if (count > LOG_EXTENTS_MAX) {
+        r->bad = true;
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        struct final_length *final = &ret->finals[i];
+        final->extent.v = read_u64(r);
+        final->length = read_u32(r);
+        final->last_number = read_u64(r);
+        uint8_t leaves = read_u8(r);
+        r->bad = r->bad || leaves > 1;
+        final->leaves = leaves == 1;
+    }
+    ret->command.finals = ret->finals;
+    ret->command.final_count = count;
+}
+
+static void read_plain(struct reader *r, struct decoded_command *ret, unsigned fields)
+{
+    struct cluster_command *command = &ret->command;
+    if (fields & F_DISK)
+        command->disk = read_u64(r);
+    if (fields & F_VERSION)
+        command->version = read_u64(r);
+    if (fields & F_NODE)
+        command->node = read_u64(r);
+    if (fields & F_CLUSTER)
+        command->cluster = read_uid(r);
+    if (fields & F_STORE)
+        command->store = read_uid(r);
+    if (fields & F_EPOCH)
+        command->epoch = read_u64(r);
+    if (fields & F_NAME)
+        read_string(r, ret->name, sizeof ret->name);
+    if (fields & F_NEW_NAME)
+        read_string(r, ret->new_name, sizeof ret->new_name);
+    if (fields & F_SIZE)
+        command->size_bytes = read_u64(r);
+    if (fields & F_WALL)
+        command->wall_ns = read_u64(r);
+    if (fields & F_FLAGS)
+        command->flags = read_u32(r);
+    if (fields & F_COUNT)
+        command->count = read_u32(r);
+    if (fields & F_NUMBER)
+        command->number = read_u64(r);
+    if (fields & F_FLUSHED)
+        command->flushed = read_u64(r);
+    if (fields & F_MARKER)
+        command->marker = read_u64(r);
+    if (fields & F_NEWEST_MARKER)
+        command->newest_marker = read_u64(r);
+}
+
+int cluster_command_decode(const void *bytes, size_t len, struct decoded_command *ret)
+{
+    struct reader r = reader_of(bytes, len);
+    struct cluster_command *command = &ret->command;
+    *command = (struct cluster_command){.name = ret->name, .new_name = ret->new_name};
+    ret->name[0] = ret->new_name[0] = '\0';
+    uint8_t version = read_u8(&r);
+    if (!r.bad && version > COMMAND_VERSION)
+        return -PLX_ENEWER;
+    unsigned op = read_u8(&r);
+    const struct operation *operation = cluster_operation(op);
+    if (read_u16(&r) != 0 || version != COMMAND_VERSION || operation == NULL)
+        return -PLX_EFORMAT;
+    command->op = (enum cluster_op)op;
+    command->client = read_u64(&r);
+    command->sequence = read_u64(&r);
+    unsigned fields = operation->fields;
+    read_plain(&r, ret, fields);
+    if (fields & F_MEMBERS)
+        read_members(&r, command);
+    if (fields & F_CHECKPOINT) {
+        command->checkpoint.number = read_u64(&r);
+        command->checkpoint.covers = read_u64(&r);
+        command->checkpoint.last = read_u64(&r);
+    }
+    if (fields & F_ROOT)
+        command->root = cluster_root_read(&r);
+    if (fields & F_ROOTS)
+        read_roots(&r, ret);
+    if (fields & F_FINALS)
+        read_finals(&r, ret);
+    return r.bad || r.left != 0 ? -PLX_EFORMAT : 0;
+}
