@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The operations of the cluster state as a table, what is checked before any of them,
+ * and those of disks and leases. Reasons for each rule: doc/cluster.md.
+ */
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "replication/cluster_internal.h"
+
+int apply_refuse(struct apply *apply, int code, const char *fmt, ...)
+{
+    assert(code < 0);
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(apply->result->text, sizeof apply->result->text, fmt, args);
+    va_end(args);
+    return code;
+}
+
+bool cluster_node_known(const struct cluster_state *state, uint64_t node)
+{
+    for (uint32_t i = 0; i < state->node_count; i++) {
+        if (state->nodes[i].id == node)
+            return true;
+    }
+    return false;
+}
+
+static int apply_init(struct apply *apply)
+{
+    struct cluster_state *state = apply->state;
+    const struct cluster_command *command = apply->command;
+    if (state->node_count != 0)
+        return apply_refuse(apply, -PLX_EEXISTS, "the cluster exists already");
+    if (command->node == 0)
+        return apply_refuse(apply, -EINVAL, "a node's number is never 0");
+    state->uid = command->cluster;
+    state->created_wall_ns = command->wall_ns;
+    cluster_node_add(state, &(struct cluster_node){.id = command->node,
+                                                   .store = command->store,
+                                                   .joined_wall_ns = command->wall_ns});
+    apply->result->id = command->node;
+    return 0;
+}
+
+int apply_check_size(struct apply *apply, const char *name, uint64_t size_bytes)
+{
+    if (size_bytes > DISK_BYTES_MAX)
+        return apply_refuse(apply, -PLX_ELIMIT, "disk %s: larger than 16 TiB", name);
+    if (size_bytes % SECTOR_BYTES != 0)
+        return apply_refuse(apply, -EINVAL, "disk %s: size is not a multiple of 512",
+                            name);
+    return 0;
+}
+
+int apply_check_new_disk(struct apply *apply, const char *name)
+{
+    if (!cluster_name_valid(name))
+        return apply_refuse(apply, -PLX_ENAME, "disk %s: not a valid name", name);
+    if (cluster_disk_by_name(apply->state, name) != NULL)
+        return apply_refuse(apply, -PLX_EEXISTS, "disk %s: exists already", name);
+    return 0;
+}
+
+static int apply_disk_create(struct apply *apply)
+{
+    struct cluster_state *state = apply->state;
+    const struct cluster_command *command = apply->command;
+    int rc = apply_check_new_disk(apply, command->name);
+    if (rc == 0)
+        rc = apply_check_size(apply, command->name, command->size_bytes);
+    if (rc != 0)
+        return rc;
+    if ((command->flags & ~(unsigned)DISK_IMPORTING) != 0)
+        return apply_refuse(apply, -EINVAL, "disk %s: unknown flags", command->name);
+    /* An import may learn the size as it goes. */
+    if (command->size_bytes == 0 && (command->flags & DISK_IMPORTING) == 0)
+        return apply_refuse(apply, -EINVAL, "disk %s: size is 0", command->name);
+    if (state->disk_count >= CLUSTER_DISKS_MAX)
+        return apply_refuse(apply, -PLX_ELIMIT, "disk %s: there are %u disks already",
+                            command->name, CLUSTER_DISKS_MAX);
+    struct cluster_disk *disk = cluster_disk_create(command->name);
+    disk->id = state->next_disk++;
+    disk->flags = command->flags;
+    disk->size_bytes = command->size_bytes;
+    disk->created_wall_ns = command->wall_ns;
+    disk->head_generation = 1;
+    bool inserted = cluster_disk_insert(state, disk);
+    assert(inserted);
+    apply->result->id = disk->id;
+    return 0;
+}
+
+static int apply_disk_rename(struct apply *apply)
+{
+    const struct cluster_command *command = apply->command;
+    const struct cluster_disk *disk = cluster_disk_by_name(apply->state, command->name);
+    if (disk == NULL)
+        return apply_refuse(apply, -PLX_EMISSING, "disk %s: no such disk", command->name);
+    int rc = apply_check_new_disk(apply, command->new_name);
+    if (rc != 0)
+        return rc;
+    cluster_disk_set_name(apply->state, cluster_disk_find(apply->state, disk->id),
+                          command->new_name);
+    apply->result->id = disk->id;
+    return 0;
+}
+
+static int apply_disk_resize(struct apply *apply)
+{
+    struct cluster_disk *disk = apply->disk;
+    uint64_t size_bytes = apply->command->size_bytes;
+    int rc = apply_check_size(apply, disk->name, size_bytes);
+    if (rc != 0)
+        return rc;
+    if (size_bytes == 0)
+        return apply_refuse(apply, -EINVAL, "disk %s: size is 0", disk->name);
+    /* What a shrink cuts off must have been trimmed in the log, by an owner. */
+    if (size_bytes < disk->size_bytes && disk->owner == 0)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "disk %s: only an owner can make it smaller", disk->name);
+    disk->size_bytes = size_bytes;
+    apply->result->id = disk->id;
+    return 0;
+}
+
+static int apply_disk_publish(struct apply *apply)
+{
+    struct cluster_disk *disk = apply->disk;
+    int rc = apply_check_size(apply, disk->name, apply->command->size_bytes);
+    if (rc != 0)
+        return rc;
+    if ((disk->flags & DISK_IMPORTING) == 0)
+        return apply_refuse(apply, -PLX_EPRECONDITION, "disk %s: is not being imported",
+                            disk->name);
+    if (apply->command->size_bytes == 0)
+        return apply_refuse(apply, -EINVAL, "disk %s: size is 0", disk->name);
+    disk->size_bytes = apply->command->size_bytes;
+    disk->flags &= ~(unsigned)DISK_IMPORTING;
+    apply->result->id = disk->id;
+    return 0;
+}
+
+static int apply_disk_discard(struct apply *apply)
+{
+    struct cluster_disk *disk = apply->disk;
+    if ((disk->flags & DISK_IMPORTING) == 0)
+        return apply_refuse(apply, -PLX_EPRECONDITION, "disk %s: is not being imported",
+                            disk->name);
+    if (disk->owner != 0)
+        return apply_refuse(apply, -PLX_EOWNED, "disk %s: served by node %llu",
+                            disk->name, (unsigned long long)disk->owner);
+    if (disk->version_count != 0)
+        return apply_refuse(apply, -PLX_EBUSY, "disk %s: has snapshots", disk->name);
+    apply->result->id = disk->id;
+    cluster_disk_remove(apply->state, disk);
+    return 0;
+}
+
+/* --- the table --- */
+
+static const struct operation OPERATIONS[] = {
+    [CLUSTER_INIT] = {"init", F_CLUSTER | F_NODE | F_STORE | F_WALL, LEASE_NONE,
+                      apply_init},
+    [CLUSTER_DISK_CREATE] = {"disk create", F_NAME | F_SIZE | F_FLAGS | F_WALL,
+                             LEASE_NONE, apply_disk_create},
+    [CLUSTER_DISK_RENAME] = {"disk rename", F_NAME | F_NEW_NAME, LEASE_NONE,
+                             apply_disk_rename},
+    [CLUSTER_DISK_RESIZE] = {"disk resize", F_DISK | F_EPOCH | F_SIZE, LEASE_EPOCH,
+                             apply_disk_resize},
+    [CLUSTER_DISK_PUBLISH] = {"disk publish", F_DISK | F_EPOCH | F_SIZE, LEASE_EPOCH,
+                              apply_disk_publish},
+    [CLUSTER_DISK_DISCARD] = {"disk discard", F_DISK, LEASE_NONE, apply_disk_discard},
+    [CLUSTER_LEASE_TAKE] = {"lease take", F_DISK | F_EPOCH | F_NODE, LEASE_TAKING,
+                            apply_lease_take},
+    [CLUSTER_LEASE_CLOSE] = {"lease close", F_DISK | F_EPOCH | F_FLUSHED | F_FINALS,
+                             LEASE_HELD, apply_lease_close},
+    [CLUSTER_EXTENT_OPEN] = {"extent open",
+                             F_DISK | F_EPOCH | F_COUNT | F_FLUSHED | F_MEMBERS |
+                                 F_FINALS,
+                             LEASE_HELD, apply_extent_open},
+    [CLUSTER_CUT] = {"cut", F_DISK | F_EPOCH | F_NUMBER | F_FLUSHED | F_FINALS,
+                     LEASE_HELD, apply_cut},
+    [CLUSTER_CHECKPOINT] = {"checkpoint",
+                            F_DISK | F_EPOCH | F_FLUSHED | F_NEWEST_MARKER |
+                                F_CHECKPOINT | F_ROOT | F_ROOTS | F_FINALS,
+                            LEASE_HELD, apply_checkpoint},
+    [CLUSTER_SNAPSHOT] = {"snapshot",
+                          F_DISK | F_EPOCH | F_NAME | F_WALL | F_FLUSHED | F_MARKER |
+                              F_FINALS,
+                          LEASE_HELD, apply_snapshot},
+    [CLUSTER_SNAPSHOT_ABANDON] = {"snapshot abandon", F_DISK | F_EPOCH | F_MARKER,
+                                  LEASE_HELD, apply_snapshot_abandon},
+    [CLUSTER_CLONE] = {"clone", F_VERSION | F_NAME | F_COUNT | F_WALL, LEASE_NONE,
+                       apply_clone},
+    [CLUSTER_ROLLBACK] = {"rollback", F_DISK | F_VERSION | F_EPOCH, LEASE_FREE,
+                          apply_rollback},
+};
+
+const struct operation *cluster_operation(unsigned op)
+{
+    if (op >= ARRAY_LEN(OPERATIONS) || OPERATIONS[op].run == NULL)
+        return NULL;
+    return &OPERATIONS[op];
+}
+
+static int check_owner(struct apply *apply, uint64_t allowed)
+{
+    const struct cluster_disk *disk = apply->disk;
+    if (disk->owner == 0 || disk->owner == allowed)
+        return 0;
+    return apply_refuse(apply, -PLX_EOWNED, "disk %s: served by node %llu", disk->name,
+                        (unsigned long long)disk->owner);
+}
+
+static int check_epoch(struct apply *apply)
+{
+    const struct cluster_disk *disk = apply->disk;
+    uint64_t epoch = apply->command->epoch;
+    if (epoch < disk->epoch)
+        return apply_refuse(apply, -PLX_EEPOCH, "disk %s: epoch %llu is over, it is %llu",
+                            disk->name, (unsigned long long)epoch,
+                            (unsigned long long)disk->epoch);
+    if (epoch > disk->epoch)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "disk %s: epoch %llu has not begun, it is %llu", disk->name,
+                            (unsigned long long)epoch, (unsigned long long)disk->epoch);
+    return 0;
+}
+
+static int check_lease(struct apply *apply, enum lease_need need)
+{
+    int rc = 0;
+    /* Who holds the lease is told first: it is the better reason than the epoch. */
+    if (need == LEASE_FREE || need == LEASE_TAKING)
+        rc = check_owner(apply, need == LEASE_TAKING ? apply->command->node : 0);
+    if (rc == 0 && need != LEASE_NONE)
+        rc = check_epoch(apply);
+    if (rc == 0 && need == LEASE_HELD && apply->disk->owner == 0)
+        return apply_refuse(apply, -PLX_EEPOCH, "disk %s: the lease was given up",
+                            apply->disk->name);
+    return rc;
+}
+
+int cluster_apply(struct cluster_state *state, const struct cluster_command *command,
+                  struct cluster_result *result)
+{
+    const struct operation *operation = cluster_operation(command->op);
+    assert(operation != NULL);
+    struct apply apply = {.state = state, .command = command, .result = result};
+    if (state->node_count == 0 && command->op != CLUSTER_INIT)
+        return apply_refuse(&apply, -PLX_EPRECONDITION, "%s: there is no cluster yet",
+                            operation->name);
+    if (operation->fields & F_DISK) {
+        apply.disk = cluster_disk_find(state, command->disk);
+        if (apply.disk == NULL)
+            return apply_refuse(&apply, -PLX_EMISSING, "%s: there is no disk %llu",
+                                operation->name, (unsigned long long)command->disk);
+    }
+    int rc = check_lease(&apply, operation->lease);
+    return rc != 0 ? rc : operation->run(&apply);
+}

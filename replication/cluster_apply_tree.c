@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The version tree: snapshots put a version between a head and its parent, clones and
+ * rollback grow a new head from a version. Reasons: doc/cluster.md, "Versions". */
+#include <stdio.h>
+
+#include "replication/cluster_internal.h"
+
+static int check_snapshot_name(struct apply *apply)
+{
+    const char *name = apply->command->name;
+    const struct cluster_disk *disk = apply->disk;
+    if (name[0] == '\0')
+        return 0;
+    if (!cluster_name_valid(name))
+        return apply_refuse(apply, -PLX_ENAME, "snapshot %s: not a valid name", name);
+    if (cluster_version_by_name(apply->state, disk->id, name) != NULL)
+        return apply_refuse(apply, -PLX_EEXISTS, "snapshot %s of disk %s: exists already",
+                            name, disk->name);
+    return 0;
+}
+
+static int check_marker(struct apply *apply)
+{
+    const struct cluster_disk *disk = apply->disk;
+    uint64_t marker = apply->command->marker;
+    if (marker <= disk->checkpoint.covers)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "disk %s: a checkpoint passed marker %llu", disk->name,
+                            (unsigned long long)marker);
+    if (marker <= disk->abandoned_marker)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "disk %s: marker %llu was abandoned", disk->name,
+                            (unsigned long long)marker);
+    if (marker <= disk->newest_marker)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "disk %s: a snapshot above marker %llu exists", disk->name,
+                            (unsigned long long)marker);
+    return 0;
+}
+
+static int check_snapshot_limits(struct apply *apply)
+{
+    const struct cluster_disk *disk = apply->disk;
+    if (apply->state->version_count >= CLUSTER_VERSIONS_MAX)
+        return apply_refuse(apply, -PLX_ELIMIT, "disk %s: there are %u versions already",
+                            disk->name, CLUSTER_VERSIONS_MAX);
+    if (disk->pending_count >= PENDING_VERSIONS_MAX)
+        return apply_refuse(apply, -PLX_ELIMIT,
+                            "disk %s: %u snapshots wait for a checkpoint", disk->name,
+                            disk->pending_count);
+    if (disk->head_generation >= UINT32_MAX - 1)
+        return apply_refuse(apply, -PLX_ELIMIT, "disk %s: generations are used up",
+                            disk->name);
+    return 0;
+}
+
+int apply_snapshot(struct apply *apply)
+{
+    struct cluster_state *state = apply->state;
+    const struct cluster_command *command = apply->command;
+    struct cluster_disk *disk = apply->disk;
+    uint32_t left, open;
+    int rc = check_snapshot_name(apply);
+    if (rc == 0)
+        rc = check_marker(apply);
+    if (rc == 0)
+        rc = check_snapshot_limits(apply);
+    if (rc == 0)
+        rc = finals_check(apply, disk->checkpoint.covers, EMPTY_STAY, &left, &open);
+    if (rc != 0)
+        return rc;
+    struct cluster_version *version = cluster_version_create(command->name);
+    version->id = state->next_version++;
+    version->disk = disk->id;
+    version->parent = disk->head_parent;
+    version->generation = disk->head_generation;
+    version->size_bytes = disk->size_bytes;
+    version->created_wall_ns = command->wall_ns;
+    version->pending = true;
+    version->marker = command->marker;
+    version->marker_epoch = disk->epoch;
+    cluster_version_add(state, version);
+    cluster_disk_set_parent(state, disk, version->id);
+    disk->head_generation++;
+    disk->newest_marker = command->marker;
+    disk->flushed = max_u64(disk->flushed, command->marker);
+    finals_apply(apply, EMPTY_STAY);
+    apply->result->id = version->id;
+    return 0;
+}
+
+int apply_snapshot_abandon(struct apply *apply)
+{
+    struct cluster_disk *disk = apply->disk;
+    uint64_t marker = apply->command->marker;
+    bool committed = marker != 0 && marker == disk->newest_marker;
+    const struct cluster_version *pending;
+    TAILQ_FOREACH(pending, &disk->pending, pending_link)
+        committed = committed || pending->marker == marker;
+    if (committed)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "disk %s: the snapshot at %llu is committed", disk->name,
+                            (unsigned long long)marker);
+    disk->abandoned_marker = max_u64(disk->abandoned_marker, marker);
+    apply->result->id = disk->id;
+    return 0;
+}
+
+/* The name of the nth clone (from 0): `name`, or name-1, name-2 ... if there are more.
+ * False: too long. */
+static bool clone_name(const struct cluster_command *command, uint32_t n,
+                       char ret[DISK_NAME_MAX + 1])
+{
+    int len = command->count == 1
+                  ? snprintf(ret, DISK_NAME_MAX + 1, "%s", command->name)
+                  : snprintf(ret, DISK_NAME_MAX + 1, "%s-%u", command->name, n + 1);
+    return len > 0 && len <= (int)DISK_NAME_MAX;
+}
+
+static int check_clones(struct apply *apply, const struct cluster_version *version)
+{
+    const struct cluster_command *command = apply->command;
+    char name[DISK_NAME_MAX + 1];
+    if (version == NULL)
+        return apply_refuse(apply, -PLX_EMISSING, "clone: there is no version %llu",
+                            (unsigned long long)command->version);
+    if (command->count == 0)
+        return apply_refuse(apply, -EINVAL, "clone %s: no clones asked for",
+                            command->name);
+    if (command->count > CLONES_PER_COMMAND)
+        return apply_refuse(apply, -PLX_ELIMIT, "clone %s: more than %u at once",
+                            command->name, CLONES_PER_COMMAND);
+    if (apply->state->disk_count > CLUSTER_DISKS_MAX - command->count)
+        return apply_refuse(apply, -PLX_ELIMIT,
+                            "clone %s: there would be more than %u disks", command->name,
+                            CLUSTER_DISKS_MAX);
+    for (uint32_t i = 0; i < command->count; i++) {
+        if (!clone_name(command, i, name))
+            return apply_refuse(apply, -PLX_ENAME, "disk %s-%u: not a valid name",
+                                command->name, i + 1);
+        int rc = apply_check_new_disk(apply, name);
+        if (rc != 0)
+            return rc;
+    }
+    return 0;
+}
+
+int apply_clone(struct apply *apply)
+{
+    struct cluster_state *state = apply->state;
+    const struct cluster_command *command = apply->command;
+    const struct cluster_version *version = cluster_version_find(state, command->version);
+    int rc = check_clones(apply, version);
+    if (rc != 0)
+        return rc;
+    apply->result->id = state->next_disk;
+    for (uint32_t i = 0; i < command->count; i++) {
+        char name[DISK_NAME_MAX + 1];
+        bool fits = clone_name(command, i, name);
+        assert(fits);
+        struct cluster_disk *disk = cluster_disk_create(name);
+        disk->id = state->next_disk++;
+        disk->size_bytes = version->size_bytes;
+        disk->created_wall_ns = command->wall_ns;
+        disk->head_generation = version->generation + 1;
+        fits = cluster_disk_insert(state, disk);
+        assert(fits);
+        cluster_disk_set_parent(state, disk, version->id);
+    }
+    return 0;
+}
+
+static int check_rollback(struct apply *apply, const struct cluster_version *version)
+{
+    const struct cluster_disk *disk = apply->disk;
+    if (version == NULL || version->disk != disk->id)
+        return apply_refuse(apply, -PLX_EMISSING, "disk %s: has no version %llu",
+                            disk->name, (unsigned long long)apply->command->version);
+    if (disk->pending_count != 0)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "disk %s: %u snapshots wait for a checkpoint", disk->name,
+                            disk->pending_count);
+    for (uint32_t i = 0; i < disk->extent_count; i++) {
+        if (!disk->extents[i].final)
+            return apply_refuse(apply, -PLX_EPRECONDITION,
+                                "disk %s: extent %llx has no final length", disk->name,
+                                (unsigned long long)disk->extents[i].extent.v);
+    }
+    return 0;
+}
+
+int apply_rollback(struct apply *apply)
+{
+    struct cluster_disk *disk = apply->disk;
+    const struct cluster_version *version =
+        cluster_version_find(apply->state, apply->command->version);
+    int rc = check_rollback(apply, version);
+    if (rc != 0)
+        return rc;
+    uint64_t known = disk_known_number(disk);
+    for (uint32_t i = 0; i < disk->extent_count; i++)
+        known = max_u64(known, disk->extents[i].last_number);
+    disk->extent_count = 0;
+    disk->cut_count = 0;
+    /* The root stands for every number the disk ever used. Were covers left lower, the
+     * next take-over would find a gap above it and take the new log for its end. */
+    disk->checkpoint.number++;
+    disk->checkpoint.covers = disk->checkpoint.last = disk->flushed = known;
+    disk->has_root = true;
+    disk->root = version->root;
+    disk->size_bytes = version->size_bytes;
+    disk->head_generation = version->generation + 1;
+    cluster_disk_set_parent(apply->state, disk, version->id);
+    apply->result->id = disk->id;
+    return 0;
+}
