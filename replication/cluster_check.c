@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Is a cluster state consistent? Runs on every state that is read back, in tests after
+ * every command, and for `parallax check`. doc/cluster.md lists what must hold. */
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "replication/cluster_internal.h"
+
+/* What is counted again, to compare. */
+struct tally {
+    uint64_t id;
+    uint32_t children;             /* of a version */
+    uint32_t snapshots, versions, pending; /* of a disk */
+};
+
+struct check {
+    const struct cluster_state *state;
+    struct tally *disks, *versions; /* by id */
+    uint64_t disk_count, version_count;
+    char *text;
+    size_t cap;
+};
+
+static int attr_printf(2, 3) wrong(struct check *check, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(check->text, check->cap, fmt, args);
+    va_end(args);
+    return -PLX_EDAMAGED;
+}
+
+static struct tally *tally_find(struct tally *tallies, uint64_t count, uint64_t id)
+{
+    uint64_t low = 0, high = count;
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2;
+        if (tallies[middle].id == id)
+            return &tallies[middle];
+        if (tallies[middle].id < id)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return NULL;
+}
+
+/* A parent is older than what grows from it: ids of versions only rise, so a path of
+ * parents always ends. */
+static int check_parent(struct check *check, const char *what, uint64_t id,
+                        uint64_t parent, uint32_t generation)
+{
+    if (parent == 0)
+        return 0;
+    const struct cluster_version *version = cluster_version_by_id(check->state, parent);
+    if (version == NULL)
+        return wrong(check, "%s %llu: parent %llu is missing", what,
+                     (unsigned long long)id, (unsigned long long)parent);
+    if (version->generation >= generation)
+        return wrong(check, "%s %llu: generation %u, its parent's is %u", what,
+                     (unsigned long long)id, generation, version->generation);
+    tally_find(check->versions, check->version_count, parent)->children++;
+    return 0;
+}
+
+static int check_version(struct check *check, const struct cluster_version *version)
+{
+    unsigned long long id = version->id;
+    const struct cluster_disk *disk = cluster_disk_by_id(check->state, version->disk);
+    if (version->id == 0 || version->id >= check->state->next_version)
+        return wrong(check, "version %llu: a number not given out yet", id);
+    if (disk == NULL)
+        return wrong(check, "version %llu: its disk %llu is missing", id,
+                     (unsigned long long)version->disk);
+    if (version->name[0] != '\0' &&
+        (!cluster_name_valid(version->name) ||
+         cluster_version_by_name(check->state, version->disk, version->name) != version))
+        return wrong(check, "version %llu: its name is invalid or not its own", id);
+    if (version->parent >= version->id)
+        return wrong(check, "version %llu: its parent %llu is younger", id,
+                     (unsigned long long)version->parent);
+    if (version->generation == 0 || version->generation >= UINT32_MAX - 1)
+        return wrong(check, "version %llu: generation %u", id, version->generation);
+    if (version->size_bytes > DISK_BYTES_MAX || version->size_bytes % SECTOR_BYTES != 0)
+        return wrong(check, "version %llu: an impossible size", id);
+    if (version->marker == 0 || version->marker > disk->newest_marker ||
+        version->marker_epoch > disk->epoch)
+        return wrong(check, "version %llu: its marker is younger than its disk's", id);
+    if (version->pending && version->marker <= disk->checkpoint.covers)
+        return wrong(check, "version %llu: a checkpoint passed it, but it has no root",
+                     id);
+    struct tally *tally = tally_find(check->disks, check->disk_count, disk->id);
+    tally->versions++;
+    tally->snapshots += version->name[0] != '\0';
+    tally->pending += version->pending;
+    return check_parent(check, "version", version->id, version->parent,
+                        version->generation);
+}
+
+static int check_extent(struct check *check, const struct cluster_disk *disk,
+                        const struct log_extent *extent)
+{
+    uint64_t sequence = extent->extent.v >> 14 & EXTENT_SEQUENCE_MAX;
+    if (address_group(extent->extent) != 1 || address_block(extent->extent) != 0 ||
+        sequence == 0 || sequence >= check->state->next_sequence)
+        return wrong(check, "disk %s: extent %llx was never opened", disk->name,
+                     (unsigned long long)extent->extent.v);
+    if (extent->epoch == 0 || extent->epoch > disk->epoch)
+        return wrong(check, "disk %s: extent %llx is of an epoch to come", disk->name,
+                     (unsigned long long)extent->extent.v);
+    if (extent->final && (extent->length > EXTENT_BLOCKS ||
+                          (extent->length == 0 && extent->last_number != 0)))
+        return wrong(check, "disk %s: extent %llx has an impossible length", disk->name,
+                     (unsigned long long)extent->extent.v);
+    bool known = extent->member_count >= 1 && extent->member_count <= REPLICAS_MAX;
+    for (unsigned i = 0; known && i < extent->member_count; i++)
+        known = cluster_node_known(check->state, extent->members[i]);
+    if (!known)
+        return wrong(check, "disk %s: extent %llx has an impossible write set",
+                     disk->name, (unsigned long long)extent->extent.v);
+    return 0;
+}
+
+static int check_log(struct check *check, const struct cluster_disk *disk)
+{
+    if (disk->checkpoint.covers > disk->checkpoint.last ||
+        disk->checkpoint.last > disk->flushed || disk->newest_marker > disk->flushed)
+        return wrong(check, "disk %s: its checkpoint is not flushed", disk->name);
+    for (uint32_t i = 0; i < disk->extent_count; i++) {
+        const struct log_extent *extent = &disk->extents[i];
+        if (i > 0 && (extent[-1].extent.v >= extent->extent.v ||
+                      extent[-1].epoch > extent->epoch))
+            return wrong(check, "disk %s: its extents are out of order", disk->name);
+        int rc = check_extent(check, disk, extent);
+        if (rc != 0)
+            return rc;
+    }
+    for (uint32_t i = 0; i < disk->cut_count; i++) {
+        const struct cluster_cut *cut = &disk->cuts[i];
+        if (cut->epoch >= disk->epoch ||
+            (i > 0 && (cut[-1].epoch >= cut->epoch || cut[-1].number > cut->number)))
+            return wrong(check, "disk %s: its cuts are out of order", disk->name);
+    }
+    return 0;
+}
+
+static int check_disk(struct check *check, const struct cluster_disk *disk)
+{
+    if (disk->id == 0 || disk->id >= check->state->next_disk)
+        return wrong(check, "disk %llu: a number not given out yet",
+                     (unsigned long long)disk->id);
+    if (!cluster_name_valid(disk->name) ||
+        cluster_disk_by_name(check->state, disk->name) != disk)
+        return wrong(check, "disk %llu: its name is invalid or not its own",
+                     (unsigned long long)disk->id);
+    if ((disk->flags & ~(unsigned)DISK_IMPORTING) != 0 ||
+        disk->size_bytes > DISK_BYTES_MAX || disk->size_bytes % SECTOR_BYTES != 0)
+        return wrong(check, "disk %s: impossible flags or size", disk->name);
+    if (disk->owner != 0 &&
+        (disk->epoch == 0 || !cluster_node_known(check->state, disk->owner)))
+        return wrong(check, "disk %s: no node %llu can own it", disk->name,
+                     (unsigned long long)disk->owner);
+    if (disk->head_generation == 0)
+        return wrong(check, "disk %s: its head has no generation", disk->name);
+    int rc = check_parent(check, "disk", disk->id, disk->head_parent,
+                          disk->head_generation);
+    return rc != 0 ? rc : check_log(check, disk);
+}
+
+static int check_counts(struct check *check)
+{
+    const struct cluster_disk *disk = NULL;
+    while ((disk = cluster_disk_next_id(check->state, disk)) != NULL) {
+        const struct tally *tally =
+            tally_find(check->disks, check->disk_count, disk->id);
+        if (disk->snapshot_count != tally->snapshots ||
+            disk->version_count != tally->versions ||
+            disk->pending_count != tally->pending ||
+            disk->pending_count > PENDING_VERSIONS_MAX)
+            return wrong(check, "disk %s: its snapshots are miscounted", disk->name);
+        uint64_t marker = 0;
+        const struct cluster_version *pending;
+        TAILQ_FOREACH(pending, &disk->pending, pending_link)
+        {
+            if (pending->marker <= marker)
+                return wrong(check, "disk %s: its markers are out of order", disk->name);
+            marker = pending->marker;
+        }
+    }
+    const struct cluster_version *version = NULL;
+    while ((version = cluster_version_next(check->state, version)) != NULL) {
+        const struct tally *tally =
+            tally_find(check->versions, check->version_count, version->id);
+        if (version->child_count != tally->children)
+            return wrong(check, "version %llu: its children are miscounted",
+                         (unsigned long long)version->id);
+    }
+    return 0;
+}
+
+static int check_answers(struct check *check)
+{
+    const struct cluster_state *state = check->state;
+    for (uint32_t i = 0; i < state->answer_count; i++) {
+        const struct cluster_answer *answer = &state->answers[i];
+        if (answer->client == 0 || answer->index > state->applied ||
+            (i > 0 && answer[-1].index >= answer->index))
+            return wrong(check, "the answers to clients are out of order");
+        for (uint32_t j = 0; j < i; j++) {
+            if (state->answers[j].client == answer->client)
+                return wrong(check, "a client has two last answers");
+        }
+    }
+    return 0;
+}
+
+static int check_all(struct check *check)
+{
+    const struct cluster_state *state = check->state;
+    if (state->node_count == 0 && (state->disk_count != 0 || state->answer_count != 0))
+        return wrong(check, "disks without a cluster");
+    for (uint32_t i = 0; i < state->node_count; i++) {
+        if (state->nodes[i].id <= (i > 0 ? state->nodes[i - 1].id : 0))
+            return wrong(check, "nodes are out of order");
+    }
+    if (state->next_disk == 0 || state->next_version == 0 || state->next_sequence == 0 ||
+        state->next_sequence > EXTENT_SEQUENCE_MAX)
+        return wrong(check, "an impossible next number");
+    int rc = 0;
+    const struct cluster_version *version = NULL;
+    while (rc == 0 && (version = cluster_version_next(state, version)) != NULL)
+        rc = check_version(check, version);
+    const struct cluster_disk *disk = NULL;
+    while (rc == 0 && (disk = cluster_disk_next_id(state, disk)) != NULL)
+        rc = check_disk(check, disk);
+    if (rc == 0)
+        rc = check_counts(check);
+    return rc != 0 ? rc : check_answers(check);
+}
+
+int cluster_state_check(const struct cluster_state *state, char *text, size_t cap)
+{
+    struct check check = {.state = state, .text = text, .cap = cap};
+    check.disks = cluster_alloc((state->disk_count + 1) * sizeof(struct tally));
+    check.versions = cluster_alloc((state->version_count + 1) * sizeof(struct tally));
+    const struct cluster_disk *disk = NULL;
+    while ((disk = cluster_disk_next_id(state, disk)) != NULL)
+        check.disks[check.disk_count++].id = disk->id;
+    const struct cluster_version *version = NULL;
+    while ((version = cluster_version_next(state, version)) != NULL)
+        check.versions[check.version_count++].id = version->id;
+    int rc = check_all(&check);
+    free(check.disks);
+    free(check.versions);
+    return rc;
+}

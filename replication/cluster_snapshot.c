@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The whole state as bytes; doc/format-cluster.md, "State". Two equal states have equal
+ * bytes: every list is in the order of its numbers. Counts that follow from the rest are
+ * not stored but counted again, so that they cannot be wrong.
+ */
+#include "replication/cluster_internal.h"
+
+#define STATE_MAGIC          "PLXSTATE"
+#define STATE_VERSION        1U
+#define STATE_FEATURES_KNOWN 0U /* incompatible ones */
+#define STATE_LENGTH_OFFSET  20U
+#define STATE_HEADER_BYTES   28U
+
+static void write_extent(struct writer *w, const struct log_extent *extent)
+{
+    write_u64(w, extent->extent.v);
+    write_u64(w, extent->epoch);
+    write_u8(w, extent->final);
+    write_u8(w, extent->member_count);
+    for (unsigned i = 0; i < extent->member_count; i++)
+        write_u64(w, extent->members[i]);
+    if (extent->final) {
+        write_u32(w, extent->length);
+        write_u64(w, extent->last_number);
+    }
+}
+
+static void write_disk(struct writer *w, const struct cluster_disk *disk)
+{
+    write_u64(w, disk->id);
+    write_string(w, disk->name);
+    write_u32(w, disk->flags);
+    write_u64(w, disk->size_bytes);
+    write_u64(w, disk->created_wall_ns);
+    write_u64(w, disk->owner);
+    write_u64(w, disk->epoch);
+    write_u64(w, disk->head_parent);
+    write_u32(w, disk->head_generation);
+    write_u8(w, disk->has_root);
+    if (disk->has_root)
+        cluster_root_write(w, &disk->root);
+    write_u64(w, disk->checkpoint.number);
+    write_u64(w, disk->checkpoint.covers);
+    write_u64(w, disk->checkpoint.last);
+    write_u64(w, disk->newest_marker);
+    write_u64(w, disk->abandoned_marker);
+    write_u64(w, disk->flushed);
+    write_u16(w, (uint16_t)disk->cut_count);
+    for (uint32_t i = 0; i < disk->cut_count; i++) {
+        write_u64(w, disk->cuts[i].epoch);
+        write_u64(w, disk->cuts[i].number);
+    }
+    write_u16(w, (uint16_t)disk->extent_count);
+    for (uint32_t i = 0; i < disk->extent_count; i++)
+        write_extent(w, &disk->extents[i]);
+}
+
+static void write_version(struct writer *w, const struct cluster_version *version)
+{
+    write_u64(w, version->id);
+    write_u64(w, version->disk);
+    write_string(w, version->name);
+    write_u64(w, version->parent);
+    write_u32(w, version->generation);
+    write_u64(w, version->size_bytes);
+    write_u64(w, version->created_wall_ns);
+    write_u64(w, version->marker);
+    write_u64(w, version->marker_epoch);
+    write_u8(w, version->pending);
+    if (!version->pending)
+        cluster_root_write(w, &version->root);
+}
+
+static void write_tables(struct writer *w, const struct cluster_state *state)
+{
+    write_u32(w, state->node_count);
+    for (uint32_t i = 0; i < state->node_count; i++) {
+        write_u64(w, state->nodes[i].id);
+        write_uid(w, state->nodes[i].store);
+        write_u64(w, state->nodes[i].joined_wall_ns);
+    }
+    write_u32(w, (uint32_t)state->disk_count);
+    const struct cluster_disk *disk = NULL;
+    while ((disk = cluster_disk_next_id(state, disk)) != NULL)
+        write_disk(w, disk);
+    write_u32(w, (uint32_t)state->version_count);
+    const struct cluster_version *version = NULL;
+    while ((version = cluster_version_next(state, version)) != NULL)
+        write_version(w, version);
+    write_u32(w, state->answer_count);
+    for (uint32_t i = 0; i < state->answer_count; i++) {
+        write_u64(w, state->answers[i].client);
+        write_u64(w, state->answers[i].sequence);
+        write_u64(w, state->answers[i].index);
+        write_u64(w, state->answers[i].id);
+        write_u64(w, state->answers[i].epoch);
+    }
+}
+
+void cluster_state_encode(const struct cluster_state *state, struct writer *w)
+{
+    size_t start = w->len;
+    write_bytes(w, STATE_MAGIC, strlen(STATE_MAGIC));
+    write_u32(w, STATE_VERSION);
+    write_u32(w, 0); /* incompatible features */
+    write_u32(w, 0); /* compatible features */
+    write_u64(w, 0); /* the length; set below */
+    write_u64(w, state->applied);
+    write_uid(w, state->uid);
+    write_u64(w, state->created_wall_ns);
+    write_u64(w, state->next_disk);
+    write_u64(w, state->next_version);
+    write_u64(w, state->next_sequence);
+    write_tables(w, state);
+    if (w->bad)
+        return;
+    le64 length = le64_of(w->len - start + sizeof(le32));
+    memcpy(w->bytes + start + STATE_LENGTH_OFFSET, &length, sizeof length);
+    write_u32(w, crc32c(w->bytes + start, w->len - start));
+}
+
+/* A count of things that take at least `least` bytes each: what cannot be there is bad,
+ * so that no loop and no table is larger than the bytes that were given. */
+static uint32_t read_count(struct reader *r, uint32_t max, size_t least)
+{
+    uint32_t count = read_u32(r);
+    if (count > max || count > r->left / least)
+        r->bad = true;
+    return r->bad ? 0 : count;
+}
+
+static bool read_bool(struct reader *r)
+{
+    uint8_t value = read_u8(r);
+    r->bad = r->bad || value > 1;
+    return value == 1;
+}
+
+static void read_extent(struct reader *r, struct log_extent *extent)
+{
+    *extent = (struct log_extent){.extent = {read_u64(r)}};
+    extent->epoch = read_u64(r);
+    extent->final = read_bool(r);
+    uint8_t member_count = read_u8(r);
+    if (member_count > REPLICAS_MAX)
+        r->bad = true;
+    if (r->bad)
+        return;
+    extent->member_count = member_count;
+    for (unsigned i = 0; i < member_count; i++)
+        extent->members[i] = read_u64(r);
+    if (extent->final) {
+        extent->length = read_u32(r);
+        extent->last_number = read_u64(r);
+    }
+}
+
+static void read_log(struct reader *r, struct cluster_disk *disk)
+{
+    uint32_t cut_count = read_u16(r);
+    if (cut_count > CUTS_MAX)
+        r->bad = true;
+    for (uint32_t i = 0; i < cut_count && !r->bad; i++) {
+        disk->cuts = cluster_grow(disk->cuts, &disk->cut_cap, i + 1, sizeof *disk->cuts);
+        disk->cuts[i].epoch = read_u64(r);
+        disk->cuts[i].number = read_u64(r);
+        disk->cut_count++;
+    }
+    uint32_t extent_count = read_u16(r);
+    if (extent_count > LOG_EXTENTS_MAX)
+        r->bad = true;
+    for (uint32_t i = 0; i < extent_count && !r->bad; i++) {
+        disk->extents = cluster_grow(disk->extents, &disk->extent_cap, i + 1,
+                                     sizeof *disk->extents);
+        read_extent(r, &disk->extents[i]);
+        disk->extent_count++;
+    }
+}
+
+static struct cluster_disk *read_disk(struct reader *r)
+{
+    struct cluster_disk *disk = cluster_disk_create("");
+    disk->id = read_u64(r);
+    read_string(r, disk->name, sizeof disk->name);
+    disk->flags = read_u32(r);
+    disk->size_bytes = read_u64(r);
+    disk->created_wall_ns = read_u64(r);
+    disk->owner = read_u64(r);
+    disk->epoch = read_u64(r);
+    disk->head_parent = read_u64(r);
+    disk->head_generation = read_u32(r);
+    disk->has_root = read_bool(r);
+    if (disk->has_root)
+        disk->root = cluster_root_read(r);
+    disk->checkpoint.number = read_u64(r);
+    disk->checkpoint.covers = read_u64(r);
+    disk->checkpoint.last = read_u64(r);
+    disk->newest_marker = read_u64(r);
+    disk->abandoned_marker = read_u64(r);
+    disk->flushed = read_u64(r);
+    read_log(r, disk);
+    return disk;
+}
+
+static struct cluster_version *read_version(struct reader *r)
+{
+    struct cluster_version *version = cluster_version_create("");
+    version->id = read_u64(r);
+    version->disk = read_u64(r);
+    read_string(r, version->name, sizeof version->name);
+    version->parent = read_u64(r);
+    version->generation = read_u32(r);
+    version->size_bytes = read_u64(r);
+    version->created_wall_ns = read_u64(r);
+    version->marker = read_u64(r);
+    version->marker_epoch = read_u64(r);
+    version->pending = read_bool(r);
+    if (!version->pending)
+        version->root = cluster_root_read(r);
+    return version;
+}
+
+#define NODE_BYTES     32U /* the least that one of each takes */
+#define DISK_BYTES     120U
+#define VERSION_BYTES  60U
+#define ANSWER_BYTES   40U
+
+static void read_disks(struct reader *r, struct cluster_state *state)
+{
+    uint32_t count = read_count(r, CLUSTER_DISKS_MAX, DISK_BYTES);
+    uint64_t last = 0;
+    for (uint32_t i = 0; i < count && !r->bad; i++) {
+        struct cluster_disk *disk = read_disk(r);
+        r->bad = r->bad || disk->id <= last || !cluster_disk_insert(state, disk);
+        if (r->bad) {
+            cluster_disk_destroy(disk);
+            return;
+        }
+        last = disk->id;
+    }
+}
+
+static void read_versions(struct reader *r, struct cluster_state *state)
+{
+    uint32_t count = read_count(r, CLUSTER_VERSIONS_MAX, VERSION_BYTES);
+    uint64_t last = 0;
+    for (uint32_t i = 0; i < count && !r->bad; i++) {
+        struct cluster_version *version = read_version(r);
+        r->bad = r->bad || version->id <= last || !cluster_version_insert(state, version);
+        if (r->bad) {
+            free(version);
+            return;
+        }
+        last = version->id;
+    }
+}
+
+static void read_answers(struct reader *r, struct cluster_state *state)
+{
+    state->answer_count = read_count(r, CLUSTER_CLIENTS_MAX, ANSWER_BYTES);
+    for (uint32_t i = 0; i < state->answer_count; i++) {
+        struct cluster_answer *answer = &state->answers[i];
+        answer->client = read_u64(r);
+        answer->sequence = read_u64(r);
+        answer->index = read_u64(r);
+        answer->id = read_u64(r);
+        answer->epoch = read_u64(r);
+    }
+}
+
+/* Everything behind the header. False: these bytes are no state. */
+static bool read_body(struct reader *r, struct cluster_state *state)
+{
+    state->applied = read_u64(r);
+    state->uid = read_uid(r);
+    state->created_wall_ns = read_u64(r);
+    state->next_disk = read_u64(r);
+    state->next_version = read_u64(r);
+    state->next_sequence = read_u64(r);
+    uint32_t node_count = read_count(r, CLUSTER_NODES_MAX, NODE_BYTES);
+    for (uint32_t i = 0; i < node_count; i++) {
+        struct cluster_node node = {.id = read_u64(r)};
+        node.store = read_uid(r);
+        node.joined_wall_ns = read_u64(r);
+        cluster_node_add(state, &node);
+    }
+    read_disks(r, state);
+    read_versions(r, state);
+    read_answers(r, state);
+    return !r->bad && r->left == 0 && cluster_state_count(state);
+}
+
+static int check_header(const uint8_t *bytes, size_t len, struct error *err)
+{
+    if (len < STATE_HEADER_BYTES + sizeof(le32) ||
+        memcmp(bytes, STATE_MAGIC, strlen(STATE_MAGIC)) != 0)
+        return err_set(err, -PLX_EFORMAT, "cluster state: not one");
+    struct reader r = reader_of(bytes, len);
+    read_bytes(&r, strlen(STATE_MAGIC));
+    uint32_t version = read_u32(&r);
+    uint32_t features = read_u32(&r);
+    read_u32(&r); /* compatible features: may be ignored by definition */
+    if (version > STATE_VERSION || (features & ~STATE_FEATURES_KNOWN) != 0)
+        return err_set(err, -PLX_ENEWER,
+                       "cluster state: version %u, features %x: a newer program wrote it",
+                       version, features);
+    if (version != STATE_VERSION)
+        return err_set(err, -PLX_EFORMAT, "cluster state: version %u", version);
+    if (read_u64(&r) != len)
+        return err_set(err, -PLX_EDAMAGED, "cluster state: cut short");
+    struct reader end = reader_of(bytes + len - sizeof(le32), sizeof(le32));
+    if (read_u32(&end) != crc32c(bytes, len - sizeof(le32)))
+        return err_set(err, -PLX_EDAMAGED, "cluster state: checksum mismatch");
+    return 0;
+}
+
+int cluster_state_decode(const void *bytes, size_t len, struct cluster_state **ret_state,
+                         struct error *err)
+{
+    int rc = check_header(bytes, len, err);
+    if (rc != 0)
+        return rc;
+    struct reader r = reader_of((const uint8_t *)bytes + STATE_HEADER_BYTES,
+                                len - STATE_HEADER_BYTES - sizeof(le32));
+    struct cluster_state *state = cluster_state_create();
+    char text[200] = "an entry is malformed";
+    rc = read_body(&r, state) ? cluster_state_check(state, text, sizeof text)
+                              : -PLX_EDAMAGED;
+    if (rc != 0) {
+        cluster_state_destroy(state);
+        return err_set(err, rc, "cluster state: %s", text);
+    }
+    *ret_state = state;
+    return 0;
+}
