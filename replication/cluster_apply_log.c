@@ -159,7 +159,8 @@ int apply_lease_close(struct apply *apply)
     int rc = finals_check(apply, disk->checkpoint.covers, EMPTY_STAY, &left, &open);
     if (rc != 0)
         return rc;
-    if (open != 0)
+    /* An import that failed is closed only to be discarded, log and all. */
+    if (open != 0 && (disk->flags & DISK_IMPORTING) == 0)
         return apply_refuse(apply, -PLX_EPRECONDITION,
                             "disk %s: %u extents have no final length", disk->name,
                             open);
@@ -270,12 +271,13 @@ static int check_roots(struct apply *apply)
         uint64_t id = command->roots[i].version;
         const struct cluster_version *version = cluster_version_by_id(apply->state, id);
         bool good = version != NULL && version->disk == disk->id && version->pending &&
-                    version->marker <= covers;
+                    version->marker <= covers &&
+                    command->roots[i].root.generation <= version->generation;
         for (uint32_t j = 0; good && j < i; j++)
             good = command->roots[j].version != id;
         if (!good)
             return apply_refuse(apply, -PLX_EPRECONDITION,
-                                "disk %s: version %llu does not wait for a root",
+                                "disk %s: version %llu does not wait for this root",
                                 disk->name, (unsigned long long)id);
     }
     uint32_t passed = 0;
@@ -305,6 +307,9 @@ int apply_checkpoint(struct apply *apply)
     if (command->newest_marker != disk->newest_marker)
         return apply_refuse(apply, -PLX_EPRECONDITION, "disk %s: a newer snapshot exists",
                             disk->name);
+    if (command->root.generation > GENERATION_MAX)
+        return apply_refuse(apply, -PLX_ELIMIT, "disk %s: generations are used up",
+                            disk->name);
     int rc = check_roots(apply);
     if (rc == 0)
         rc = finals_check(apply, checkpoint->covers, EMPTY_STAY, &left, &open);
@@ -318,6 +323,10 @@ int apply_checkpoint(struct apply *apply)
     disk->checkpoint = *checkpoint;
     disk->root = command->root;
     disk->has_root = true;
+    /* Owners stamp what follows a marker with the next generation, also when its snapshot
+     * was refused; what is born in the head must never be stamped lower again. */
+    disk->head_generation = (uint32_t)max_u64(disk->head_generation,
+                                              command->root.generation);
     disk->flushed = max_u64(disk->flushed, checkpoint->last);
     finals_apply(apply, EMPTY_STAY);
     apply->result->id = disk->id;

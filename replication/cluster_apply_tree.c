@@ -38,6 +38,20 @@ static int check_marker(struct apply *apply)
     return 0;
 }
 
+static int check_generation(struct apply *apply)
+{
+    const struct cluster_disk *disk = apply->disk;
+    uint32_t generation = apply->command->generation;
+    if (generation < disk->head_generation)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "disk %s: generation %u is over, it is %u", disk->name,
+                            generation, disk->head_generation);
+    if (generation >= GENERATION_MAX)
+        return apply_refuse(apply, -PLX_ELIMIT, "disk %s: generations are used up",
+                            disk->name);
+    return 0;
+}
+
 static int check_snapshot_limits(struct apply *apply)
 {
     const struct cluster_disk *disk = apply->disk;
@@ -48,9 +62,6 @@ static int check_snapshot_limits(struct apply *apply)
         return apply_refuse(apply, -PLX_ELIMIT,
                             "disk %s: %u snapshots wait for a checkpoint", disk->name,
                             disk->pending_count);
-    if (disk->head_generation >= UINT32_MAX - 1)
-        return apply_refuse(apply, -PLX_ELIMIT, "disk %s: generations are used up",
-                            disk->name);
     return 0;
 }
 
@@ -64,6 +75,8 @@ int apply_snapshot(struct apply *apply)
     if (rc == 0)
         rc = check_marker(apply);
     if (rc == 0)
+        rc = check_generation(apply);
+    if (rc == 0)
         rc = check_snapshot_limits(apply);
     if (rc == 0)
         rc = finals_check(apply, disk->checkpoint.covers, EMPTY_STAY, &left, &open);
@@ -73,7 +86,7 @@ int apply_snapshot(struct apply *apply)
     version->id = state->next_version++;
     version->disk = disk->id;
     version->parent = disk->head_parent;
-    version->generation = disk->head_generation;
+    version->generation = apply->command->generation;
     version->size_bytes = disk->size_bytes;
     version->created_wall_ns = command->wall_ns;
     version->pending = true;
@@ -81,7 +94,7 @@ int apply_snapshot(struct apply *apply)
     version->marker_epoch = disk->epoch;
     cluster_version_add(state, version);
     cluster_disk_set_parent(state, disk, version->id);
-    disk->head_generation++;
+    disk->head_generation = version->generation + 1;
     disk->newest_marker = command->marker;
     disk->flushed = max_u64(disk->flushed, command->marker);
     finals_apply(apply, EMPTY_STAY);

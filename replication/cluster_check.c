@@ -79,7 +79,8 @@ static int check_version(struct check *check, const struct cluster_version *vers
     if (version->parent >= version->id)
         return wrong(check, "version %llu: its parent %llu is younger", id,
                      (unsigned long long)version->parent);
-    if (version->generation == 0 || version->generation >= UINT32_MAX - 1)
+    if (version->generation == 0 || version->generation >= GENERATION_MAX ||
+        version->root.generation > version->generation)
         return wrong(check, "version %llu: generation %u", id, version->generation);
     if (version->size_bytes > DISK_BYTES_MAX || version->size_bytes % SECTOR_BYTES != 0)
         return wrong(check, "version %llu: an impossible size", id);
@@ -160,8 +161,10 @@ static int check_disk(struct check *check, const struct cluster_disk *disk)
         (disk->epoch == 0 || !cluster_node_known(check->state, disk->owner)))
         return wrong(check, "disk %s: no node %llu can own it", disk->name,
                      (unsigned long long)disk->owner);
-    if (disk->head_generation == 0)
-        return wrong(check, "disk %s: its head has no generation", disk->name);
+    if (disk->head_generation == 0 || disk->head_generation > GENERATION_MAX ||
+        disk->root.generation > disk->head_generation)
+        return wrong(check, "disk %s: generation %u of its head", disk->name,
+                     disk->head_generation);
     int rc = check_parent(check, "disk", disk->id, disk->head_parent,
                           disk->head_generation);
     return rc != 0 ? rc : check_log(check, disk);

@@ -87,6 +87,8 @@ static void write_plain(struct writer *w, const struct cluster_command *command,
         write_u32(w, command->flags);
     if (fields & F_COUNT)
         write_u32(w, command->count);
+    if (fields & F_GENERATION)
+        write_u32(w, command->generation);
     if (fields & F_NUMBER)
         write_u64(w, command->number);
     if (fields & F_FLUSHED)
@@ -197,6 +199,8 @@ static void read_plain(struct reader *r, struct decoded_command *ret, unsigned f
         command->flags = read_u32(r);
     if (fields & F_COUNT)
         command->count = read_u32(r);
+    if (fields & F_GENERATION)
+        command->generation = read_u32(r);
     if (fields & F_NUMBER)
         command->number = read_u64(r);
     if (fields & F_FLUSHED)

@@ -15,6 +15,9 @@
 
 #include "replication/cluster_state.h"
 
+/* So that the next generation of any version is still one. */
+#define GENERATION_MAX (UINT32_MAX - 1)
+
 RB_HEAD(cluster_disk_ids, cluster_disk);
 RB_HEAD(cluster_disk_names, cluster_disk);
 RB_HEAD(cluster_version_ids, cluster_version);
@@ -65,15 +68,16 @@ enum command_field {
     F_WALL = 1 << 9,
     F_FLAGS = 1 << 10,
     F_COUNT = 1 << 11,
-    F_NUMBER = 1 << 12,
-    F_FLUSHED = 1 << 13,
-    F_MARKER = 1 << 14,
-    F_NEWEST_MARKER = 1 << 15,
-    F_MEMBERS = 1 << 16,
-    F_CHECKPOINT = 1 << 17,
-    F_ROOT = 1 << 18,
-    F_ROOTS = 1 << 19,
-    F_FINALS = 1 << 20,
+    F_GENERATION = 1 << 12,
+    F_NUMBER = 1 << 13,
+    F_FLUSHED = 1 << 14,
+    F_MARKER = 1 << 15,
+    F_NEWEST_MARKER = 1 << 16,
+    F_MEMBERS = 1 << 17,
+    F_CHECKPOINT = 1 << 18,
+    F_ROOT = 1 << 19,
+    F_ROOTS = 1 << 20,
+    F_FINALS = 1 << 21,
 };
 
 /* A decoded command and the memory its pointers lead to. */

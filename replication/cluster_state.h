@@ -26,8 +26,7 @@
 #define REPLICAS_MAX         5U
 #define SECTOR_BYTES         512U /* sizes of disks are multiples of it */
 /* Versions of one disk whose root is still to come: what a checkpoint may name. */
-#define PENDING_VERSIONS_MAX 16U
-static_assert(PENDING_VERSIONS_MAX >= 2 * FROZEN_LAYERS_MAX, "one for each layer, twice");
+#define PENDING_VERSIONS_MAX (4 * FROZEN_LAYERS_MAX)
 
 /* A map root. address null: the empty map. height: levels; 1 is a single leaf. */
 struct map_root {
@@ -128,7 +127,7 @@ enum cluster_op {
     CLUSTER_DISK_DISCARD, /* disk: only an IMPORTING one, without lease */
     CLUSTER_LEASE_TAKE,   /* disk, epoch (the one expected now), node -> new epoch */
     CLUSTER_LEASE_CLOSE,  /* disk, epoch, flushed, finals: gives the lease up; all
-                             extents final */
+                             extents final, unless it is IMPORTING */
     CLUSTER_EXTENT_OPEN,  /* disk, epoch, count, members, flushed, finals -> first
                              extent; the sequences are contiguous */
     CLUSTER_CUT,          /* disk, epoch, number, flushed, finals: extents that finals
