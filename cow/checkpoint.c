@@ -17,7 +17,9 @@
 
 #define NODES_INFLIGHT 64U   /* written, not committed: 256 KiB */
 #define ATTEMPTS       16U
-#define BEHIND_FACTOR  4U    /* times the log between checkpoints */
+#define BEHIND_FACTOR  3U    /* times the log between checkpoints */
+#define THIN_LEAVES    16384U /* a disk of less than 16 GiB is not large */
+#define THIN_FACTOR    4U    /* the same, while a checkpoint would touch a leaf a write */
 
 struct sink {
     struct map_sink map;     /* first: handed to map_merge */
@@ -305,6 +307,18 @@ static uint64_t log_since(const struct disk *disk)
     return log_appended_bytes(disk->log) - disk->checkpoint_at_bytes;
 }
 
+/* Log after which a checkpoint is due. On a large disk written all over each write costs
+ * the checkpoint a leaf; waiting longer, leaves are shared by several writes. */
+static uint64_t log_limit(const struct disk *disk)
+{
+    uint64_t bytes = disk->host->options.checkpoint_log_bytes;
+    uint64_t leaves = disk->size_bytes / (BLOCK_SIZE * MAP_FANOUT);
+
+    return layer_top(disk)->overlay.interval_count * 2 < leaves && leaves > THIN_LEAVES
+               ? bytes * THIN_FACTOR
+               : bytes;
+}
+
 static uint64_t layers_bytes(const struct disk *disk)
 {
     const struct layer *layer;
@@ -342,7 +356,7 @@ void checkpoint_consider(struct disk *disk)
     relieve_budget(disk->host);
     if (disk->checkpoint_wanted || !disk->log)
         return;
-    if (log_since(disk) >= disk->host->options.checkpoint_log_bytes ||
+    if (log_since(disk) >= log_limit(disk) ||
         disk->frozen_count >= FROZEN_LAYERS_SOON)
         checkpoint_request(disk);
 }
@@ -368,7 +382,7 @@ bool checkpoint_behind(const struct disk *disk)
 {
     const struct host *host = disk->host;
 
-    return log_since(disk) >= BEHIND_FACTOR * host->options.checkpoint_log_bytes ||
+    return log_since(disk) >= BEHIND_FACTOR * log_limit(disk) ||
            (host->overlay.used_bytes >= host->overlay.limit_bytes &&
             !overlay_empty(&layer_top(disk)->overlay));
 }

@@ -21,6 +21,7 @@ struct merge {
 };
 
 #define LEAVES_PER_YIELD 16U
+#define LEAVES_AHEAD     32U
 
 static async int merge_node(struct merge *merge, unsigned level, uint64_t index,
                             struct map_entry old, unsigned old_level,
@@ -65,6 +66,29 @@ static void merge_leaf(struct merge *merge, uint64_t start, struct map_node_form
     }
 }
 
+/* Starts reading the leaves that will be merged next, so that a thinly written disk's
+ * checkpoint does not wait for one leaf after the other. Returns the child it got to. */
+static unsigned read_ahead(struct merge *merge, uint64_t start, unsigned child,
+                           const struct map_entry *entries)
+{
+    uint64_t under = map_entry_blocks(1), end = start + under * MAP_FANOUT;
+    unsigned ahead = 0;
+
+    while (child < MAP_FANOUT && ahead < LEAVES_AHEAD) {
+        const struct interval *at =
+            overlay_at_or_after(merge->overlay, start + child * under);
+        if (!at || at->start >= end)
+            break;
+        if (at->start > start + child * under)
+            child = (unsigned)((at->start - start) / under);
+        if (!address_is_null(entries[child].address))
+            node_prefetch(merge->cache, entries[child].address, entries[child].crc);
+        child++;
+        ahead++;
+    }
+    return child;
+}
+
 /* Goes through the children the overlay touches. `entries` receives the new ones, some
  * only when the sink was waited for. */
 static async int merge_children(struct merge *merge, unsigned level, uint64_t start,
@@ -73,6 +97,7 @@ static async int merge_children(struct merge *merge, unsigned level, uint64_t st
 {
     uint64_t under = map_entry_blocks(level), end = start + under * MAP_FANOUT;
     const struct interval *at = overlay_at_or_after(merge->overlay, start);
+    unsigned ahead = 0;
 
     for (unsigned i = 0; i < MAP_FANOUT; i++)
         entries[i] = map_entry_at(old, i);
@@ -89,6 +114,8 @@ static async int merge_children(struct merge *merge, unsigned level, uint64_t st
         unsigned child = (unsigned)((max_u64(at->start, start) - start) / under);
         for (;;) {
             uint64_t from = start + child * under;
+            if (level == 1 && child >= ahead)
+                ahead = read_ahead(merge, start, child, entries);
             unsigned below = child == 0 && lift_level < level ? lift_level : level - 1;
             int rc = 0;
 

@@ -6,6 +6,8 @@
  */
 #include "cow/node_cache.h"
 
+#define LOADS_AHEAD_MAX 64U
+
 struct cached {
     struct node node;          /* first: handed out */
     struct address address;
@@ -23,6 +25,7 @@ LIST_HEAD(chain_head, cached);
 struct node_cache {
     struct store *store;
     uint64_t limit_bytes, used_bytes;
+    uint32_t load_count;       /* reads under way */
     uint64_t bucket_count;     /* a power of two */
     struct chain_head *buckets;
     TAILQ_HEAD(, cached) by_use; /* least recently used first */
@@ -149,70 +152,92 @@ void node_put(struct node_cache *cache, const struct node *node)
     cached->pins--;
 }
 
+/* One read under way. It pins what it fills. */
 struct load {
     struct log_read read;
     struct iovec iov;
     uint32_t crc;
-    struct event finished;
+    struct node_cache *cache;
+    struct cached *cached;
 };
+
+static void unpin(struct node_cache *cache, struct cached *cached)
+{
+    assert(cached->pins > 0);
+    /* One that could not be read goes with the last who knows of it. */
+    if (--cached->pins == 0 && cached->result < 0)
+        evict(cache, cached);
+}
 
 static void loaded(struct log_read *read)
 {
-    event_set(&container_of(read, struct load, read)->finished);
+    struct load *load = container_of(read, struct load, read);
+    struct node_cache *cache = load->cache;
+    struct cached *cached = load->cached;
+
+    if (read->result < 0)
+        cached->result = read->result;
+    else
+        cached->ready = true;
+    free(load);
+    cache->load_count--;
+    waitlist_wake_all(&cached->loading);
+    unpin(cache, cached);
 }
 
-async static int load(struct node_cache *cache, struct cached *cached, uint32_t crc)
+/* Adds the node and starts to read it. NULL when memory is out. */
+static struct cached *start_load(struct node_cache *cache, struct address address,
+                                 uint32_t crc)
 {
-    struct load load = {.iov = {cached->bytes, BLOCK_SIZE}, .crc = crc};
+    struct load *load = calloc(1, sizeof *load);
+    struct cached *cached = load ? add(cache, address) : NULL;
 
-    event_init(&load.finished);
-    load.read = (struct log_read){
-        .address = cached->address,
+    if (!cached) {
+        free(load);
+        return NULL;
+    }
+    cached->pins++;
+    cache->load_count++;
+    load->cache = cache;
+    load->cached = cached;
+    load->crc = crc;
+    load->iov = (struct iovec){cached->bytes, BLOCK_SIZE};
+    load->read = (struct log_read){
+        .address = address,
         .count = 1,
-        .iov = &load.iov,
+        .iov = &load->iov,
         .iov_count = 1,
-        .crcs = &load.crc,
+        .crcs = &load->crc,
         .done = loaded,
     };
-    log_read(cache->store, &load.read);
-    event_wait(&load.finished);
-    return load.read.result;
+    log_read(cache->store, &load->read);
+    return cached;
+}
+
+void node_prefetch(struct node_cache *cache, struct address address, uint32_t crc)
+{
+    if (cache->load_count < LOADS_AHEAD_MAX && !find(cache, address))
+        (void)start_load(cache, address, crc);
 }
 
 async int node_get(struct node_cache *cache, struct address address, uint32_t crc,
                    const struct node **ret_node)
 {
     struct cached *cached = find(cache, address);
-    int rc;
 
-    if (cached) {
-        const struct node *node = pin(cache, cached);
-        while (!cached->ready && cached->result == 0)
-            waitlist_wait(&cached->loading);
-        if (cached->ready) {
-            *ret_node = node;
-            return 0;
-        }
-        /* The one that loaded it failed; it is gone from the table with its last pin. */
-        rc = cached->result;
-        if (--cached->pins == 0)
-            evict(cache, cached);
-        return rc;
-    }
-    cached = add(cache, address);
+    if (!cached)
+        cached = start_load(cache, address, crc);
     if (!cached)
         return -ENOMEM;
-    cached->pins++;
-    rc = load(cache, cached, crc);
-    if (rc == 0) {
-        cached->ready = true;
+    (void)pin(cache, cached);
+    while (!cached->ready && cached->result == 0)
+        waitlist_wait(&cached->loading);
+    if (cached->ready) {
         *ret_node = &cached->node;
-    } else {
-        cached->result = rc;
+        return 0;
     }
-    waitlist_wake_all(&cached->loading);
-    if (rc < 0 && --cached->pins == 0)
-        evict(cache, cached);
+    int rc = cached->result;
+    unpin(cache, cached);
     return rc;
 }
 

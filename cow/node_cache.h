@@ -26,6 +26,9 @@ const struct node *node_try(struct node_cache *cache, struct address address);
 /* Reads it if it is not; verified against crc. Errors as of log_read, -ENOMEM. */
 async int node_get(struct node_cache *cache, struct address address, uint32_t crc,
                    const struct node **ret_node);
+/* Starts to read it if it is not in memory; nobody waits, a failure is found again by
+ * node_get. */
+void node_prefetch(struct node_cache *cache, struct address address, uint32_t crc);
 void node_put(struct node_cache *cache, const struct node *node);
 /* Adds what was just written (BLOCK_SIZE bytes, copied). A failure only costs speed. */
 void node_add(struct node_cache *cache, struct address address, const void *bytes);
