@@ -19,7 +19,7 @@
 #define ATTEMPTS       16U
 #define BEHIND_FACTOR  3U    /* times the log between checkpoints */
 #define THIN_LEAVES    16384U /* a disk of less than 16 GiB is not large */
-#define THIN_FACTOR    4U    /* the same, while a checkpoint would touch a leaf a write */
+#define THIN_FACTOR    4U    /* wanted writes a leaf; times the log at most */
 
 struct sink {
     struct map_sink map;     /* first: handed to map_merge */
@@ -313,8 +313,10 @@ static uint64_t log_limit(const struct disk *disk)
 {
     uint64_t bytes = disk->host->options.checkpoint_log_bytes;
     uint64_t leaves = disk->size_bytes / (BLOCK_SIZE * MAP_FANOUT);
+    uint64_t intervals = layer_top(disk)->overlay.interval_count;
+    bool scattered = intervals > log_since(disk) / (8 * BLOCK_SIZE);
 
-    return layer_top(disk)->overlay.interval_count * 2 < leaves && leaves > THIN_LEAVES
+    return leaves >= THIN_LEAVES && scattered && intervals < leaves * THIN_FACTOR
                ? bytes * THIN_FACTOR
                : bytes;
 }
