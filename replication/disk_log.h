@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The replicated log of one disk: records in, batches on every member of the write set,
+ * commits in order, retained until flushed, rolled from extent to extent. The rules are
+ * in doc/protocol.md. doc/request-life.md follows one record through it.
+ *
+ *   record: queued -> in a sealed batch -> in flight -> committed -> flushed (retained
+ *   until here)
+ *
+ * Take-over (log_open) gives the log its writer: lease, stop, longest sound prefix,
+ * re-append, cut; then the caller replays and appends.
+ */
+#ifndef PARALLAX_REPLICATION_DISK_LOG_H
+#define PARALLAX_REPLICATION_DISK_LOG_H
+
+#include "blockstore/store.h"
+#include "replication/cluster.h"
+
+struct disk_log;
+struct replica_set; /* replica.h */
+
+/* One thing to log; embedded in the caller's request, valid until committed is called
+ * with its last piece (or an error). */
+struct log_record {
+    enum entry_kind kind;
+    uint64_t key;            /* first block, node index, or version */
+    uint64_t count;          /* blocks: of data (1 to 256) or of the interval */
+    uint8_t aux;             /* NODE: level */
+    uint32_t generation;     /* a batch holds records of one generation */
+    uint64_t checkpoint;     /* K of NODE and LIST records, else 0 */
+    bool use_reserve;        /* checkpoints may use the store's reserve */
+    struct slice data;       /* count * BLOCK_SIZE bytes; a reference is taken over */
+    struct log_callbacks *callbacks;
+    /* private to the log: */
+    uint64_t sealed;         /* blocks already put into batches */
+    int result;
+    STAILQ_ENTRY(log_record) link;
+};
+
+/* Part of a record that lies in one batch: `count` blocks with keys from key on (an
+ * interval, a marker: its whole count), at consecutive addresses from address on. */
+struct log_piece {
+    enum entry_kind kind;
+    uint64_t key, count;
+    uint8_t aux;
+    uint32_t generation;
+    uint64_t checkpoint;
+    struct address address;  /* null for intervals and markers */
+    const uint32_t *crcs;    /* one per block; NULL for intervals and markers */
+    uint64_t number;         /* of the batch */
+};
+
+/* How the log talks back; one for each disk. Called on the loop, never from inside
+ * log_append; they must not suspend. */
+struct log_callbacks {
+    /* In order of commit; last: the record is done. */
+    void (*committed)(struct log_callbacks *self, struct log_record *record,
+                      const struct log_piece *piece, bool last);
+    /* The record will not be committed (log failed, -PLX_EFULL); no more calls for it. */
+    void (*failed)(struct log_callbacks *self, struct log_record *record, int code);
+    /* A forced roll gave committed blocks new addresses: repoint what still names the old
+     * ones. The piece has the new address; was: the old one. */
+    void (*moved)(struct log_callbacks *self, const struct log_piece *piece,
+                  struct address was);
+    /* The log gave up for good: -PLX_EEPOCH, -PLX_EFAILED. */
+    void (*down)(struct log_callbacks *self, int code);
+};
+
+struct log_budget {          /* shared by the logs of a daemon */
+    uint64_t limit_bytes, used_bytes;
+    struct waitlist waiting;
+};
+
+struct log_options {
+    struct loop *loop;
+    struct cluster *cluster;
+    struct store *store;     /* the local member */
+    const struct replica_set *members; /* who takes new extents; NULL: store alone */
+    struct log_callbacks *callbacks;
+    struct log_budget *retained;
+    struct buffer_pool *buffers; /* for headers and re-reads */
+    uint64_t node;           /* this node's id */
+    uint64_t disk;
+    /* For tests, may be NULL: called when a batch gets its number. One that is refused
+     * for lack of space gives its number back: the last call for a number counts. */
+    void (*sealed)(void *arg, uint64_t disk, const struct log_piece *pieces,
+                   uint32_t count, uint64_t number);
+    void *sealed_arg;
+};
+
+/*
+ * Take-over, steps 1 to 5 of doc/protocol.md: commits the lease, stops every extent of
+ * the disk, finds the longest sound prefix, re-appends what is not known to be flushed,
+ * commits the cut (if any extent was open). On return nothing of an older epoch can be
+ * acknowledged any more.
+ * Errors: -PLX_EOWNED (another node holds it and is not down), -PLX_EDAMAGED (the text
+ * says what is missing), -PLX_EPRECONDITION (raced by another take-over), ...
+ */
+async int log_open(const struct log_options *options, struct disk_log **ret_log,
+                   struct error *err);
+
+/* Step 6: calls fn for every piece after the committed checkpoint's `covers`, in order
+ * of number, nodes and markers included, void batches left out. crcs as in committed. */
+typedef int log_replay_fn(void *arg, const struct log_piece *piece);
+async int log_replay(struct disk_log *log, log_replay_fn *fn, void *arg,
+                     struct error *err);
+
+/* Queues a record. Its order among records of this log is the order of these calls. */
+void log_append(struct disk_log *log, struct log_record *record);
+
+/* Makes everything committed before this call durable on all members. */
+struct log_flush {
+    void (*done)(struct log_flush *flush);
+    int result;
+    /* private: */
+    uint64_t number;
+    STAILQ_ENTRY(log_flush) link;
+};
+void log_flush(struct disk_log *log, struct log_flush *flush);
+
+uint64_t log_epoch(const struct disk_log *log);
+uint64_t log_last_number(const struct disk_log *log);      /* highest sealed */
+uint64_t log_committed_number(const struct disk_log *log);
+uint64_t log_flushed_number(const struct disk_log *log);
+uint64_t log_retained_bytes(const struct disk_log *log);
+/* Bytes appended since the log's start; the difference to an earlier value is the log
+ * since then. */
+uint64_t log_appended_bytes(const struct disk_log *log);
+
+/*
+ * Fills in what a command of this disk carries: epoch, flushed, and the final lengths
+ * decided since. Extents that are final on their members and have nothing above number
+ * `covers` are marked as leaving; so one that a checkpoint covers leaves with the next
+ * command. The array lies in the log and is valid until log_finals_committed, which tells
+ * that the command was committed, or that it was refused. One command at a time.
+ */
+void log_finals_prepare(struct disk_log *log, uint64_t covers,
+                        struct cluster_command *command);
+async void log_finals_committed(struct disk_log *log, bool committed);
+
+/* Waits for what is in flight, flushes, stops and finalizes all extents and commits
+ * LEASE_CLOSE. The log is gone after it, whatever the result. */
+async int log_close(struct disk_log *log, struct error *err);
+/* Ends it without any commit (after `down`, or in tests). */
+async void log_abandon(struct disk_log *log);
+
+/*
+ * Reads count blocks that lie in one extent, verified against crcs, from the nearest
+ * sound member. -PLX_EDEAD, -PLX_ECHECKSUM (every copy is bad), -EIO. done may be called
+ * from inside log_read if the store does so.
+ */
+struct log_read {
+    struct address address;
+    uint32_t count;
+    const struct iovec *iov; /* count * BLOCK_SIZE bytes; stays until done */
+    uint32_t iov_count;
+    const uint32_t *crcs;    /* one per block; stays until done */
+    void (*done)(struct log_read *read);
+    int result;
+    uint32_t bad_block;      /* with -PLX_ECHECKSUM: the first bad one, 0-based */
+    /* private: */
+    struct store_read store;
+    void *priv[4];
+};
+/* For any block of any disk; does not need a log or a lease. */
+void log_read(struct store *store, struct log_read *read);
+
+#endif

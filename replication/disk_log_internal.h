@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the files of the log share. doc/protocol.md has the rules and their reasons.
+ *
+ * A batch (who moves it):
+ *
+ *   queued --seal--> INFLIGHT --all members have it, in order--> COMMITTED -sync-> gone
+ *           writer    |  ^              writer                       |      flush
+ *                     |  |                                           |
+ *         forced roll |  | writer: submitted again, next extent      | forced roll
+ *                     v  |                                           |
+ *                    MOVING <----------------------------------------+
+ *
+ * An extent of the tail (who moves it):
+ *
+ *   OPENING --created--> AHEAD --its turn--> CURRENT --full--> ENDED --all flushed-+
+ *      |     opener        |      roll          |     roll       |       flush     |
+ *      | failed            | close              | forced roll,   | forced roll     |
+ *      |                   |                    | close          |                 |
+ *      +-------------------+--------------------+----------------+-----------------+
+ *                                               |
+ *        +--------------------------------------+
+ *        v
+ *     DECIDED -command committed-> COMMITTED --members have it--> FINAL --leaves--> gone
+ *     (a length)     finals                        janitor                  finals
+ *
+ * Everything happens in log_advance: an event (a record, an answer, a timer) notes what
+ * is new and calls it or posts it; it looks at all that is known and goes on until
+ * nothing can move.
+ *
+ * L1  flushed <= placed, flushed <= committed <= sealed. `placed` is the last batch that
+ *     lies in order on all members where it is now; after a forced roll it falls back to
+ *     flushed, while committed never falls.
+ * L2  The lists `committed`, `inflight`, `moving`, in this order, hold exactly the batches
+ *     flushed + 1 to sealed, in order of number.
+ * L3  A batch in `committed` has the acknowledgement of every member of its extent, and so
+ *     has its extent's roll record.
+ * L4  Only the current extent takes appends; a batch lies wholly in one extent.
+ * L5  flushed_length <= placed_end <= end <= EXTENT_BLOCKS, of every extent.
+ * L6  A decided length is a flushed length and does not change.
+ * L7  retained_bytes is the sum of the bytes of the batches in the three lists.
+ * L8  At most one round of syncs is under way; what it covers is not above `placed`.
+ * L9  A record is told once and last: committed with `last`, or failed. Never from inside
+ *     log_append or log_flush.
+ * L10 A batch is resubmitted or freed only when no member owes an answer for it.
+ * L11 An extent leaves the cluster's list only after all its members have made it final,
+ *     so no crash can leave a copy whose final length nobody knows.
+ */
+#ifndef PARALLAX_REPLICATION_DISK_LOG_INTERNAL_H
+#define PARALLAX_REPLICATION_DISK_LOG_INTERNAL_H
+
+#include "replication/disk_log.h"
+#include "replication/replica.h"
+
+/* In flight while little is queued, so that batches grow. */
+#define BATCHES_INFLIGHT_SMALL 2U
+/* Forced rolls without a flush between them; then the log gives up. */
+#define FRUITLESS_ROLLS_MAX    8U
+#define ROLL_BACKOFF_NS        (10 * NS_PER_MS)
+#define RETRY_NS               (100 * NS_PER_MS)
+
+enum tail_phase {
+    TAIL_OPENING,
+    TAIL_AHEAD,
+    TAIL_CURRENT,
+    TAIL_ENDED,
+    TAIL_DECIDED,
+    TAIL_COMMITTED,
+    TAIL_FINAL,
+};
+
+/* Two may have a command with final lengths under way at the same time. */
+enum proposer { PROPOSER_OPENER, PROPOSER_CALLER, PROPOSER_COUNT, PROPOSER_NONE };
+
+struct tail_extent;
+struct batch;
+
+struct batch_op {
+    struct replica_append append;
+    struct batch *batch;
+};
+
+struct roll_op {
+    struct replica_append append;
+    struct tail_extent *tail;
+};
+
+struct sync_op {
+    struct replica_sync sync;
+    struct tail_extent *tail;
+    uint64_t round;
+};
+
+/* An extent of the disk that the cluster lists (or is just about to). */
+struct tail_extent {
+    struct disk_log *log;
+    struct address extent;
+    uint64_t epoch, nonce;
+    enum tail_phase phase;
+    uint32_t member_count;
+    struct replica *members[REPLICAS_MAX];
+    uint64_t begun_ns;       /* when it became the current one */
+
+    uint32_t end;            /* blocks submitted */
+    uint32_t placed_end;     /* blocks of batches in `committed` or flushed */
+    uint64_t placed_number;
+    uint32_t flushed_length;
+    uint64_t flushed_number;
+    uint32_t cover_length;   /* flushed_length after the round under way */
+    uint64_t cover_number;
+    uint32_t last_crc;       /* of the header submitted last */
+
+    struct buffer *roll_header;
+    struct slice roll_slice;
+    uint32_t roll_acks;
+    int roll_result;
+    uint32_t ops;            /* answers that members owe for it */
+    struct roll_op roll_ops[REPLICAS_MAX];
+    struct sync_op sync_ops[REPLICAS_MAX];
+
+    uint32_t length;         /* from DECIDED on */
+    uint64_t last_number;
+    uint64_t needs_flushed;  /* its length may be committed when this is flushed */
+    enum proposer proposer;
+    bool leaving;            /* the command under way takes it off the list */
+    bool finalize_failed;    /* tried again when something changes */
+    TAILQ_ENTRY(tail_extent) link;
+};
+TAILQ_HEAD(tail_list, tail_extent);
+
+/* The record a piece came from; NULL once it has been told. */
+struct piece_owner {
+    struct log_record *record;
+    bool last;
+};
+
+struct batch {
+    struct disk_log *log;
+    uint64_t number;
+    uint32_t generation;
+    uint64_t checkpoint;
+    bool use_reserve;
+    uint32_t blocks;         /* without the header */
+    uint32_t entry_count;
+    uint64_t bytes;          /* what it counts as while it is retained */
+    struct tail_extent *tail;
+    uint32_t block;          /* where its header is in there */
+    uint32_t previous_crc;
+    /* Where its header was when the disk was told last; null: not told yet. */
+    struct address home;
+    bool is_again;           /* submitted again after a forced roll */
+    uint32_t acks, owed;     /* of the members; answers still to come */
+    int result;              /* the first that was not 0 */
+    struct batch_op ops[REPLICAS_MAX];
+    unsigned class;
+    uint32_t piece_count, slice_count, crc_count;
+    struct log_piece *pieces;
+    struct piece_owner *owners;
+    struct slice *slices;    /* the header first */
+    uint32_t *crcs;
+    TAILQ_ENTRY(batch) link;
+};
+TAILQ_HEAD(batch_list, batch);
+STAILQ_HEAD(record_list, log_record);
+STAILQ_HEAD(flush_list, log_flush);
+
+#define BATCH_CLASSES  3U
+#define BATCH_IDLE_MAX 16U /* kept for reuse, of each class */
+
+/* What replay has to walk: numbers first to last are in this extent. */
+struct replay_range {
+    struct address extent;
+    struct replica *member;
+    uint64_t first, last;
+};
+
+struct disk_log {
+    struct loop *loop;
+    struct cluster *cluster;
+    struct log_callbacks *callbacks;
+    struct log_budget *budget;
+    struct buffer_pool *buffers;
+    uint64_t node, disk, epoch;
+    struct uid uid;
+    void (*sealed_fn)(void *arg, uint64_t disk, const struct log_piece *pieces,
+                      uint32_t count, uint64_t number);
+    void *sealed_arg;
+    struct replica_set set;
+    struct replica *local;   /* of the set, owned; NULL: the caller brought the set */
+
+    bool is_closing;         /* takes no more records */
+    int down;                /* why it gave up; 0: it has not */
+    bool down_told;
+
+    uint64_t sealed, committed, placed, flushed; /* batch numbers; L1 */
+    struct record_list queued;
+    uint64_t queued_blocks;
+    struct batch_list committed_list, inflight, moving; /* L2 */
+    struct batch_list orphans; /* given up, members still owe answers */
+    uint32_t inflight_count;
+    uint64_t retained_bytes, unsynced_bytes, appended_bytes;
+    uint32_t owed;           /* answers that members owe, in all */
+
+    struct tail_list tails;  /* in order of sequence */
+    uint32_t tail_count, ahead_count;
+    struct tail_extent *current;
+    uint32_t slabs_hint;
+    bool wants_extent;       /* something waits for one */
+    bool is_full;            /* the last one could not be made: no space */
+    uint32_t fruitless_rolls;
+    struct task_call opener_call, janitor_call;
+    bool opener_runs, janitor_runs;
+    struct final_length finals[PROPOSER_COUNT][LOG_EXTENTS_MAX];
+    bool caller_proposes;
+
+    struct flush_list flushes, flushes_over;
+    uint64_t round;          /* of syncs */
+    uint32_t round_owed;
+    int round_result;
+    uint64_t round_cover;    /* batch number */
+    bool sync_due, is_starved;
+    struct timer sync_timer, retry_timer;
+
+    bool advancing, again;
+    struct work work;        /* calls log_advance */
+    struct work buffer_waiter;
+    struct waitlist changed; /* woken after every log_advance */
+
+    SLIST_HEAD(, idle_batch) idle[BATCH_CLASSES];
+    uint32_t idle_count[BATCH_CLASSES];
+    struct entry entries[BATCH_BLOCKS]; /* scratch for one header */
+    struct replay_range *ranges;
+    uint32_t range_count;
+    uint64_t covers, replay_last;
+};
+
+struct idle_batch {
+    SLIST_ENTRY(idle_batch) link;
+};
+
+/* --- log_writer.c --- */
+
+/* Does all that can be done now. May call back into the disk. */
+void log_advance(struct disk_log *log);
+/* The same, soon. */
+void log_kick(struct disk_log *log);
+/* Gives up: every record and flush fails with code, then `down`. */
+void log_go_down(struct disk_log *log, int code);
+/* Calls log_advance again when the pool has room. */
+void log_wait_buffer(struct disk_log *log);
+/* Off its list, which the caller did; gives back what it holds. */
+void batch_release(struct batch *batch);
+
+/* --- log_batch.c --- */
+
+/* Takes records off the queue into a new batch with the next number; NULL if there is no
+ * memory for it now (then log_wait_buffer or a timer goes on). *ret_blocks of peek: data
+ * blocks the next batch will have. */
+uint32_t batch_peek(const struct disk_log *log);
+struct batch *batch_seal(struct disk_log *log);
+/* At the current extent's end: addresses and header. */
+void batch_place(struct batch *batch);
+void batch_submit(struct batch *batch);
+/* Nobody has anything of the batches from `from` on; they go back. */
+void batch_withdraw(struct disk_log *log, struct batch *from);
+void batch_free(struct batch *batch);
+void batch_idle_free(struct disk_log *log);
+
+/* --- log_flush.c --- */
+
+void log_sync_if_wanted(struct disk_log *log);
+/* The answers of the round under way no longer matter. */
+void log_round_void(struct disk_log *log);
+void log_flushes_finish(struct disk_log *log);
+void log_flushes_fail(struct disk_log *log, int code);
+
+/* --- log_roll.c --- */
+
+struct tail_extent *tail_create(struct disk_log *log, struct address extent,
+                                uint64_t epoch);
+void tail_destroy(struct tail_extent *tail);
+/* Makes sure that the current extent has room for a batch of so many data blocks, by a
+ * planned roll if need be. False: not now. */
+bool log_room_for(struct disk_log *log, uint32_t blocks);
+void log_roll_forced(struct disk_log *log, int cause);
+/* Decides its final length: what is flushed of it. */
+void tail_decide(struct tail_extent *tail, uint64_t needs_flushed);
+
+/* --- log_extents.c --- */
+
+/* Starts the opener if an extent is missing. */
+void log_want_extents(struct disk_log *log);
+/* Starts the janitor if members have something to make final. */
+void log_clean_up(struct disk_log *log);
+/* Makes everything final that is committed, on this task. */
+async void log_finalize_all(struct disk_log *log);
+void log_finals_fill(struct disk_log *log, enum proposer proposer, uint64_t covers,
+                     struct cluster_command *command);
+void log_finals_settle(struct disk_log *log, enum proposer proposer, bool committed);
+
+/* --- log_close.c --- */
+
+/* Frees it; nothing may be owed and no task may run. */
+void log_free(struct disk_log *log);
+
+#endif

@@ -1,0 +1,451 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Take-over: how a log gets its writer. The steps are those of doc/protocol.md.
+ *
+ * Happy path: the lease is committed with the next epoch; every extent that the cluster
+ * lists is stopped, durably, on its members; the headers are collected; take_over_plan.c
+ * decides where the log ends; the cut and the lengths of all extents are committed. What
+ * came back from one member alone is on every member of its write set, so nothing has to
+ * be appended again.
+ *
+ * What can fail: another node holds the lease; a member is out of reach; a copy is
+ * damaged below what must be there, which the text then says. Nothing but the epoch has
+ * changed then, and the next take-over starts over. Dying anywhere is the same.
+ *
+ * An extent of which nothing is kept is not named in the cut, which would take it off the
+ * list: its batches are void by the cut, and it leaves like any other, after its copies
+ * are deleted (L11).
+ */
+#include "replication/disk_log_internal.h"
+#include "replication/take_over_plan.h"
+
+struct take_over {
+    const struct log_options *options;
+    struct disk_log *log;
+    struct take_over_plan plan;
+    struct plan_extent *extents;
+    struct cluster_cut *cuts;
+    struct final_length *finals;
+    uint32_t final_count;
+    struct error *err;
+};
+
+static void advance_work(struct work *work)
+{
+    log_advance(container_of(work, struct disk_log, work));
+}
+
+static void buffer_came(struct work *work)
+{
+    log_advance(container_of(work, struct disk_log, buffer_waiter));
+}
+
+static void retry_fired(struct timer *timer)
+{
+    log_advance(container_of(timer, struct disk_log, retry_timer));
+}
+
+static void sync_fired(struct timer *timer)
+{
+    struct disk_log *log = container_of(timer, struct disk_log, sync_timer);
+    log->sync_due = true;
+    log_advance(log);
+}
+
+static struct disk_log *log_create(const struct log_options *options)
+{
+    struct disk_log *log = calloc(1, sizeof *log);
+    if (log == NULL)
+        return NULL;
+    log->loop = options->loop;
+    log->cluster = options->cluster;
+    log->callbacks = options->callbacks;
+    log->budget = options->retained;
+    log->buffers = options->buffers;
+    log->node = options->node;
+    log->disk = options->disk;
+    log->sealed_fn = options->sealed;
+    log->sealed_arg = options->sealed_arg;
+    log->uid = cluster_state_uid(cluster_state(options->cluster));
+    log->slabs_hint = 1;
+    STAILQ_INIT(&log->queued);
+    TAILQ_INIT(&log->committed_list);
+    TAILQ_INIT(&log->inflight);
+    TAILQ_INIT(&log->moving);
+    TAILQ_INIT(&log->orphans);
+    TAILQ_INIT(&log->tails);
+    STAILQ_INIT(&log->flushes);
+    waitlist_init(&log->changed);
+    log->work.run = advance_work;
+    log->buffer_waiter.run = buffer_came;
+    log->retry_timer.fire = retry_fired;
+    log->sync_timer.fire = sync_fired;
+    if (options->members != NULL) {
+        log->set = *options->members;
+        return log;
+    }
+    log->local = replica_local_create(options->store, options->node);
+    if (log->local == NULL) {
+        free(log);
+        return NULL;
+    }
+    log->set = (struct replica_set){.members = {log->local}, .count = 1};
+    return log;
+}
+
+/* --- 1: the lease --- */
+
+static async int take_lease(struct take_over *over)
+{
+    const struct log_options *options = over->options;
+    const struct cluster_disk *disk =
+        cluster_disk_by_id(cluster_state(options->cluster), options->disk);
+    if (disk == NULL)
+        return err_set(over->err, -PLX_EMISSING, "there is no disk %llu",
+                       (unsigned long long)options->disk);
+    if (disk->owner != 0 && disk->owner != options->node)
+        return err_set(over->err, -PLX_EOWNED, "disk %s is served by node %llu",
+                       disk->name, (unsigned long long)disk->owner);
+    struct cluster_command command = {.op = CLUSTER_LEASE_TAKE,
+                                      .disk = options->disk,
+                                      .epoch = disk->epoch,
+                                      .node = options->node};
+    struct cluster_result result;
+    int rc = cluster_submit(options->cluster, &command, &result);
+    if (rc != 0)
+        return err_set(over->err, rc, "taking the lease: %s", result.text);
+    over->log->epoch = result.epoch;
+    return 0;
+}
+
+static uint64_t known_flushed(const struct cluster_disk *disk)
+{
+    uint64_t known = max_u64(disk->flushed, disk->checkpoint.last);
+    known = max_u64(known, max_u64(disk->checkpoint.covers, disk->newest_marker));
+    for (uint32_t i = 0; i < disk->extent_count; i++) {
+        if (disk->extents[i].final)
+            known = max_u64(known, disk->extents[i].last_number);
+    }
+    for (uint32_t i = 0; i < disk->cut_count; i++)
+        known = max_u64(known, disk->cuts[i].number);
+    return known;
+}
+
+static int load_extent(struct take_over *over, const struct log_extent *from,
+                       struct plan_extent *to)
+{
+    struct disk_log *log = over->log;
+    struct tail_extent *tail = tail_create(log, from->extent, from->epoch);
+    if (tail == NULL)
+        return -ENOMEM;
+    *to = (struct plan_extent){.extent = from->extent,
+                               .epoch = from->epoch,
+                               .is_final = from->final,
+                               .length = from->length,
+                               .last_number = from->last_number,
+                               .member_count = from->member_count};
+    to->is_skipped = from->final && from->last_number <= over->plan.covers;
+    for (uint32_t i = 0; i < from->member_count; i++) {
+        struct replica *member = replica_of_node(&log->set, from->members[i]);
+        if (member == NULL)
+            continue;
+        to->copies[to->copy_count++].node = from->members[i];
+        tail->members[tail->member_count++] = member;
+    }
+    if (tail->member_count < from->member_count)
+        return err_set(over->err, -EHOSTUNREACH,
+                       "extent %llx: %u of its %u members are in reach",
+                       (unsigned long long)from->extent.v, tail->member_count,
+                       from->member_count);
+    return 0;
+}
+
+/* Copies what the cluster says: its state may change at every suspension. */
+static int load_list(struct take_over *over)
+{
+    const struct cluster_disk *disk = cluster_disk_by_id(
+        cluster_state(over->options->cluster), over->options->disk);
+    if (disk == NULL || disk->epoch != over->log->epoch)
+        return err_set(over->err, -PLX_EPRECONDITION, "another take-over was faster");
+    struct take_over_plan *plan = &over->plan;
+    over->extents = calloc(disk->extent_count + 1, sizeof *over->extents);
+    over->finals = calloc(disk->extent_count + 1, sizeof *over->finals);
+    over->cuts = calloc(disk->cut_count + 1, sizeof *over->cuts);
+    if (over->extents == NULL || over->finals == NULL || over->cuts == NULL)
+        return -ENOMEM;
+    if (disk->cut_count > 0)
+        memcpy(over->cuts, disk->cuts, disk->cut_count * sizeof *over->cuts);
+    *plan = (struct take_over_plan){.covers = disk->checkpoint.covers,
+                                    .known_flushed = known_flushed(disk),
+                                    .cuts = over->cuts,
+                                    .cut_count = disk->cut_count,
+                                    .extents = over->extents};
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < disk->extent_count; i++) {
+        rc = load_extent(over, &disk->extents[i], &over->extents[i]);
+        plan->extent_count++;
+    }
+    return rc;
+}
+
+/* --- 2 and 3: stop, collect --- */
+
+struct scan {
+    struct take_over_plan *plan;
+    struct plan_copy *copy;
+    uint64_t disk;
+};
+
+static void note_roll(struct take_over_plan *plan, const struct roll_entry *rolls,
+                      uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        for (uint32_t j = 0; j < plan->extent_count; j++) {
+            struct plan_extent *extent = &plan->extents[j];
+            if (!address_equal(extent->extent, rolls[i].extent))
+                continue;
+            extent->is_rolled = true;
+            extent->rolled_number = max_u64(extent->rolled_number, rolls[i].last_number);
+        }
+    }
+}
+
+static int scan_header(void *arg, const struct header *head, const struct entry *entries,
+                       const struct roll_entry *rolls)
+{
+    struct scan *scan = arg;
+    struct plan_copy *copy = scan->copy;
+    if (head->disk != scan->disk)
+        return -PLX_EDAMAGED;
+    scan->plan->known_flushed = max_u64(scan->plan->known_flushed, head->flushed);
+    if (head->kind == HEADER_ROLL) {
+        note_roll(scan->plan, rolls, head->count);
+        copy->end = head->block + 1;
+        return 0;
+    }
+    if (copy->last != 0 && head->number != copy->last + 1)
+        return -PLX_EDAMAGED;
+    if (copy->last == 0)
+        copy->first = head->number;
+    copy->last = copy->end_number = head->number;
+    copy->end = head->block + 1 + header_data_blocks(entries, head->count);
+    return 0;
+}
+
+static async int collect_copy(struct take_over *over, struct tail_extent *tail,
+                              const struct plan_extent *extent, struct plan_copy *copy)
+{
+    struct replica *member = replica_of_node(&over->log->set, copy->node);
+    struct scan scan = {.plan = &over->plan, .copy = copy, .disk = over->log->disk};
+    uint32_t length = 0;
+    bool restart_scanned = false;
+    int rc = 0;
+    if (!extent->is_final)
+        rc = member->ops->stop(member, tail->extent, &length, &restart_scanned);
+    if (rc != 0)
+        return err_set(over->err, rc, "extent %llx: stopping it failed: %s",
+                       (unsigned long long)tail->extent.v, err_text(rc));
+    if (extent->is_final ? extent->length == 0 : length == 0)
+        return 0;
+    rc = member->ops->walk_headers(member, tail->extent, scan_header, &scan, NULL);
+    if (rc == -PLX_EDAMAGED || rc == -PLX_EMISSING || rc == -PLX_ENOTHERE) {
+        copy->is_broken = true;
+        return 0;
+    }
+    if (rc != 0)
+        return err_set(over->err, rc, "extent %llx: reading its headers failed: %s",
+                       (unsigned long long)tail->extent.v, err_text(rc));
+    return 0;
+}
+
+static async int collect(struct take_over *over)
+{
+    struct tail_extent *tail = TAILQ_FIRST(&over->log->tails);
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < over->plan.extent_count; i++) {
+        struct plan_extent *extent = &over->extents[i];
+        for (uint32_t j = 0; rc == 0 && !extent->is_skipped && j < extent->copy_count;
+             j++)
+            rc = collect_copy(over, tail, extent, &extent->copies[j]);
+        tail = TAILQ_NEXT(tail, link);
+    }
+    return rc;
+}
+
+/* --- 5: the cut --- */
+
+struct measure {
+    uint64_t keep;
+    uint32_t end;
+};
+
+static int measure_header(void *arg, const struct header *head,
+                          const struct entry *entries, const struct roll_entry *rolls)
+{
+    struct measure *measure = arg;
+    (void)rolls;
+    if (head->kind == HEADER_BATCH && head->number <= measure->keep)
+        measure->end = head->block + 1 + header_data_blocks(entries, head->count);
+    return 0;
+}
+
+/* Where the last batch that is kept ends. */
+static async int length_to_keep(struct take_over *over, const struct plan_extent *extent,
+                                uint32_t *ret_length)
+{
+    const struct plan_copy *copy = &extent->copies[extent->source];
+    if (extent->keep == copy->end_number) {
+        *ret_length = copy->end;
+        return 0;
+    }
+    struct measure measure = {.keep = extent->keep};
+    struct replica *member = replica_of_node(&over->log->set, copy->node);
+    int rc = member->ops->walk_headers(member, extent->extent, measure_header, &measure,
+                                       NULL);
+    if (rc == 0)
+        *ret_length = measure.end;
+    return rc;
+}
+
+static async int decide_lengths(struct take_over *over)
+{
+    struct tail_extent *tail = TAILQ_FIRST(&over->log->tails);
+    for (uint32_t i = 0; i < over->plan.extent_count; i++) {
+        const struct plan_extent *extent = &over->extents[i];
+        if (extent->is_final) {
+            tail->length = extent->length;
+            tail->last_number = extent->last_number;
+            tail->phase = TAIL_COMMITTED;
+        } else if (extent->keep == 0) {
+            tail_decide(tail, 0);
+        } else {
+            uint32_t length;
+            int rc = length_to_keep(over, extent, &length);
+            if (rc != 0)
+                return err_set(over->err, rc, "extent %llx: reading its headers failed",
+                               (unsigned long long)extent->extent.v);
+            tail->flushed_length = tail->placed_end = tail->end = length;
+            tail->flushed_number = extent->keep;
+            tail_decide(tail, 0);
+            over->finals[over->final_count++] =
+                (struct final_length){.extent = extent->extent,
+                                      .length = length,
+                                      .last_number = extent->keep};
+        }
+        tail = TAILQ_NEXT(tail, link);
+    }
+    return 0;
+}
+
+static bool all_final(const struct take_over_plan *plan)
+{
+    for (uint32_t i = 0; i < plan->extent_count; i++) {
+        if (!plan->extents[i].is_final)
+            return false;
+    }
+    return true;
+}
+
+static async int commit_cut(struct take_over *over)
+{
+    struct disk_log *log = over->log;
+    const struct take_over_plan *plan = &over->plan;
+    if (all_final(plan)) /* also: there is none */
+        return 0;
+    struct cluster_command command = {.op = CLUSTER_CUT,
+                                      .disk = log->disk,
+                                      .epoch = log->epoch,
+                                      .number = plan->last,
+                                      .flushed = plan->last,
+                                      .finals = over->finals,
+                                      .final_count = over->final_count};
+    struct cluster_result result;
+    int rc = cluster_submit(log->cluster, &command, &result);
+    if (rc != 0)
+        return err_set(over->err, rc, "committing the cut: %s", result.text);
+    trace(log->loop, "log cut", log->disk, plan->last, over->final_count);
+    struct tail_extent *tail;
+    TAILQ_FOREACH(tail, &log->tails, link)
+    {
+        if (tail->phase == TAIL_DECIDED && tail->length > 0)
+            tail->phase = TAIL_COMMITTED;
+    }
+    return 0;
+}
+
+/* --- the whole --- */
+
+static int keep_ranges(struct take_over *over)
+{
+    struct disk_log *log = over->log;
+    const struct take_over_plan *plan = &over->plan;
+    log->ranges = calloc(plan->extent_count + 1, sizeof *log->ranges);
+    if (log->ranges == NULL)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < plan->extent_count; i++) {
+        const struct plan_extent *extent = &plan->extents[i];
+        if (extent->keep <= plan->covers)
+            continue;
+        log->ranges[log->range_count++] = (struct replay_range){
+            .extent = extent->extent,
+            .member = replica_of_node(&log->set, extent->copies[extent->source].node),
+            .first = extent->first,
+            .last = extent->keep};
+    }
+    log->covers = plan->covers;
+    log->replay_last = plan->last;
+    return 0;
+}
+
+static async int decide_and_cut(struct take_over *over)
+{
+    struct take_over_plan *plan = &over->plan;
+    int rc = take_over_decide(plan, over->err);
+    if (rc != 0)
+        return rc;
+    if (plan->flushed < plan->last)
+        return err_set(over->err, -EHOSTUNREACH,
+                       "batches above %llu are not on every member",
+                       (unsigned long long)plan->flushed);
+    rc = keep_ranges(over);
+    if (rc == 0)
+        rc = decide_lengths(over);
+    if (rc == 0)
+        rc = commit_cut(over);
+    return rc;
+}
+
+static async int take_over(struct take_over *over)
+{
+    int rc = take_lease(over);
+    if (rc == 0)
+        rc = load_list(over);
+    if (rc == 0)
+        rc = collect(over);
+    return rc == 0 ? decide_and_cut(over) : rc;
+}
+
+async int log_open(const struct log_options *options, struct disk_log **ret_log,
+                   struct error *err)
+{
+    struct error ignored;
+    struct take_over over = {.options = options, .err = err != NULL ? err : &ignored};
+    over.err->code = 0;
+    over.log = log_create(options);
+    int rc = over.log == NULL ? -ENOMEM : take_over(&over);
+    free(over.extents);
+    free(over.finals);
+    free(over.cuts);
+    if (rc != 0) {
+        if (over.err->code == 0)
+            err_set(over.err, rc, "%s", err_text(rc));
+        if (over.log != NULL)
+            log_free(over.log);
+        return rc;
+    }
+    struct disk_log *log = over.log;
+    log->sealed = log->committed = log->placed = log->flushed = over.plan.last;
+    log_clean_up(log);
+    *ret_log = log;
+    return 0;
+}

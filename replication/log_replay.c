@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Replay: the records of the log since the checkpoint, in order of number.
+ *
+ * Happy path: the take-over left an index of ranges, extent and numbers. The next number
+ * is looked up, that extent's headers are walked, and its batches delivered piece by
+ * piece up to its end; a number that was delivered before is passed over. So memory does
+ * not grow with the log.
+ *
+ * What can fail: reading, or the caller's function, which ends it. A number that the
+ * take-over saw is then missing or damaged: the disk is not opened, and may be again.
+ *
+ * The index is freed at the end.
+ */
+#include "replication/disk_log_internal.h"
+
+struct replay {
+    struct disk_log *log;
+    log_replay_fn *fn;
+    void *arg;
+    uint64_t next, last; /* numbers to deliver from this extent */
+    uint32_t crcs[BATCH_BLOCKS];
+};
+
+/* Neighbours of a data record are one piece again. */
+static bool continues(const struct log_piece *piece, const struct entry *entry)
+{
+    return piece->kind == ENTRY_DATA && entry->kind == ENTRY_DATA &&
+           entry->key == piece->key + piece->count;
+}
+
+static int deliver(struct replay *replay, const struct header *head,
+                   const struct entry *entries)
+{
+    uint32_t block = head->block + 1;
+    uint32_t crc_count = 0;
+    for (uint32_t i = 0; i < head->count;) {
+        const struct entry *entry = &entries[i++];
+        struct log_piece piece = {.kind = entry->kind,
+                                  .key = entry->key,
+                                  .count = entry->count,
+                                  .aux = entry->aux,
+                                  .generation = head->generation,
+                                  .checkpoint = head->checkpoint,
+                                  .address = ADDRESS_NULL,
+                                  .number = head->number};
+        if (entry_has_block(entry->kind)) {
+            piece.address = address_plus(head->extent, block++);
+            piece.crcs = &replay->crcs[crc_count];
+            replay->crcs[crc_count++] = entry->crc;
+        }
+        while (i < head->count && continues(&piece, &entries[i])) {
+            replay->crcs[crc_count++] = entries[i++].crc;
+            piece.count++;
+            block++;
+        }
+        int rc = replay->fn(replay->arg, &piece);
+        if (rc != 0)
+            return rc;
+    }
+    return 0;
+}
+
+static int replay_header(void *arg, const struct header *head,
+                         const struct entry *entries, const struct roll_entry *rolls)
+{
+    struct replay *replay = arg;
+    (void)rolls;
+    if (head->kind != HEADER_BATCH || head->number != replay->next ||
+        head->number > replay->last)
+        return 0;
+    replay->next++;
+    return deliver(replay, head, entries);
+}
+
+/* The first that has it: of several copies the one lowest in the log. */
+static const struct replay_range *range_of(const struct disk_log *log, uint64_t number)
+{
+    for (uint32_t i = 0; i < log->range_count; i++) {
+        if (log->ranges[i].first <= number && number <= log->ranges[i].last)
+            return &log->ranges[i];
+    }
+    return NULL;
+}
+
+async int log_replay(struct disk_log *log, log_replay_fn *fn, void *arg,
+                     struct error *err)
+{
+    struct replay *replay = calloc(1, sizeof *replay);
+    if (replay == NULL)
+        return err_set(err, -ENOMEM, "replay: no memory");
+    *replay = (struct replay){.log = log, .fn = fn, .arg = arg, .next = log->covers + 1};
+    int rc = 0;
+    while (rc == 0 && replay->next <= log->replay_last) {
+        const struct replay_range *range = range_of(log, replay->next);
+        assert(range != NULL); /* the plan found no gap */
+        uint64_t before = replay->next;
+        replay->last = range->last;
+        rc = range->member->ops->walk_headers(range->member, range->extent, replay_header,
+                                              replay, NULL);
+        if (rc == 0 && replay->next == before)
+            rc = -PLX_EDAMAGED;
+        if (rc != 0)
+            err_set(err, rc, "replay of extent %llx at batch %llu: %s",
+                    (unsigned long long)range->extent.v,
+                    (unsigned long long)replay->next, err_text(rc));
+    }
+    free(replay);
+    free(take(log->ranges));
+    log->range_count = 0;
+    return rc;
+}

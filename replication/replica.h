@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One member of a write set, as the log sees it: a table of functions, so that the log
+ * treats a store in this process and one behind the network alike. Requests embed those
+ * of blockstore/store.h, whose rules for each operation hold here, too.
+ *
+ * A member answers every request in bounded time: one that is lost answers what is in
+ * flight with an error. `done` may be called from inside the call that starts a request.
+ */
+#ifndef PARALLAX_REPLICATION_REPLICA_H
+#define PARALLAX_REPLICATION_REPLICA_H
+
+#include "blockstore/store.h"
+#include "replication/cluster_state.h"
+
+struct replica;
+
+struct replica_append {
+    struct store_append store; /* the caller sets extent, epoch, block, slices ... */
+    void (*done)(struct replica_append *append);
+    int result;
+};
+
+struct replica_sync {
+    struct address extent;     /* everything of it whose append is done becomes durable */
+    struct store_sync store;
+    void (*done)(struct replica_sync *sync);
+    int result;
+};
+
+struct replica_read {
+    struct store_read store;   /* address, count, iov: the caller's */
+    void (*done)(struct replica_read *read);
+    int result;
+};
+
+struct replica_ops {
+    async int (*create)(struct replica *replica, struct address extent, uint64_t disk,
+                        uint64_t epoch, uint64_t nonce, uint32_t slabs_hint);
+    void (*append)(struct replica *replica, struct replica_append *append);
+    void (*sync)(struct replica *replica, struct replica_sync *sync);
+    async int (*stop)(struct replica *replica, struct address extent,
+                      uint32_t *ret_length, bool *ret_restart_scanned);
+    /* Stops first, if need be. Length 0 deletes; so does an absent extent then. */
+    async int (*finalize)(struct replica *replica, struct address extent,
+                          uint32_t length);
+    async int (*walk_headers)(struct replica *replica, struct address extent,
+                              header_fn *fn, void *arg, uint32_t *ret_end);
+    void (*read)(struct replica *replica, struct replica_read *read);
+    void (*destroy)(struct replica *replica);
+};
+
+struct replica {
+    const struct replica_ops *ops;
+    uint64_t node;
+};
+
+/* The members that a log can reach. */
+struct replica_set {
+    struct replica *members[REPLICAS_MAX];
+    uint32_t count;
+};
+
+static inline struct replica *replica_of_node(const struct replica_set *set,
+                                              uint64_t node)
+{
+    for (uint32_t i = 0; i < set->count; i++) {
+        if (set->members[i]->node == node)
+            return set->members[i];
+    }
+    return NULL;
+}
+
+/* The store in this process. NULL: no memory. */
+struct replica *replica_local_create(struct store *store, uint64_t node);
+
+#endif

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The member of a write set that is a store in this process. */
+#include "replication/replica.h"
+
+struct replica_local {
+    struct replica replica;
+    struct store *store;
+};
+
+static struct store *store_of(struct replica *replica)
+{
+    return container_of(replica, struct replica_local, replica)->store;
+}
+
+static async int local_create(struct replica *replica, struct address extent,
+                              uint64_t disk, uint64_t epoch, uint64_t nonce,
+                              uint32_t slabs_hint)
+{
+    return store_create_extent(store_of(replica), extent, disk, epoch, nonce, slabs_hint);
+}
+
+static void append_done(struct store_append *store)
+{
+    struct replica_append *append = container_of(store, struct replica_append, store);
+    append->result = store->result;
+    append->done(append);
+}
+
+static void local_append(struct replica *replica, struct replica_append *append)
+{
+    append->store.done = append_done;
+    store_append(store_of(replica), &append->store);
+}
+
+static void sync_done(struct store_sync *store)
+{
+    struct replica_sync *sync = container_of(store, struct replica_sync, store);
+    sync->result = store->result;
+    sync->done(sync);
+}
+
+/* One sync of a store covers all its extents; the store shares it among all who wait. */
+static void local_sync(struct replica *replica, struct replica_sync *sync)
+{
+    sync->store.done = sync_done;
+    store_sync(store_of(replica), &sync->store);
+}
+
+static async int local_stop(struct replica *replica, struct address extent,
+                            uint32_t *ret_length, bool *ret_restart_scanned)
+{
+    return store_stop_extent(store_of(replica), extent, ret_length, ret_restart_scanned);
+}
+
+static async int local_finalize(struct replica *replica, struct address extent,
+                                uint32_t length)
+{
+    struct store *store = store_of(replica);
+    struct extent_info info;
+    int rc = store_extent_info(store, extent, &info);
+    if (rc == -PLX_EMISSING && length == 0)
+        return 0;
+    if (rc == 0 && info.state == EXTENT_FINAL && info.length == length)
+        return 0;
+    if (rc == 0 && info.state == EXTENT_OPEN) {
+        uint32_t stopped;
+        bool restart_scanned;
+        rc = store_stop_extent(store, extent, &stopped, &restart_scanned);
+    }
+    return rc != 0 ? rc : store_finalize_extent(store, extent, length);
+}
+
+static async int local_walk(struct replica *replica, struct address extent, header_fn *fn,
+                            void *arg, uint32_t *ret_end)
+{
+    return store_walk_headers(store_of(replica), extent, fn, arg, ret_end);
+}
+
+static void read_done(struct store_read *store)
+{
+    struct replica_read *read = container_of(store, struct replica_read, store);
+    read->result = store->result;
+    read->done(read);
+}
+
+static void local_read(struct replica *replica, struct replica_read *read)
+{
+    read->store.done = read_done;
+    store_read(store_of(replica), &read->store);
+}
+
+static void local_destroy(struct replica *replica)
+{
+    free(container_of(replica, struct replica_local, replica));
+}
+
+static const struct replica_ops LOCAL_OPS = {
+    .create = local_create,
+    .append = local_append,
+    .sync = local_sync,
+    .stop = local_stop,
+    .finalize = local_finalize,
+    .walk_headers = local_walk,
+    .read = local_read,
+    .destroy = local_destroy,
+};
+
+struct replica *replica_local_create(struct store *store, uint64_t node)
+{
+    struct replica_local *local = calloc(1, sizeof *local);
+    if (local == NULL)
+        return NULL;
+    local->store = store;
+    local->replica = (struct replica){.ops = &LOCAL_OPS, .node = node};
+    return &local->replica;
+}

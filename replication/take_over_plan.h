@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Take-over, step 3 of doc/protocol.md, as a decision: what was found of a disk's
+ * extents goes in, the end of the log comes out. No clock, no I/O, no allocation.
+ *
+ *   1. A cut voids what an older epoch wrote above its number: a copy counts only up to
+ *      there, and up to the committed length, if there is one.
+ *   2. An extent must hold its numbers up to F, the highest number known to be flushed.
+ *      Which its numbers are says its committed length, else a roll record that names it,
+ *      else the first batch of the next extent that has any. A copy that ends before
+ *      that is damaged. Of the others the longest counts.
+ *   3. The log is the numbers above `covers` up to the first gap; a number may lie in
+ *      several extents, with the same bytes.
+ *   4. Every extent keeps all its batches up to the end of the log, also those that lie
+ *      elsewhere, too: a map node may name either place.
+ */
+#ifndef PARALLAX_REPLICATION_TAKE_OVER_PLAN_H
+#define PARALLAX_REPLICATION_TAKE_OVER_PLAN_H
+
+#include "replication/cluster_state.h"
+
+/* What one member has of an extent. */
+struct plan_copy {
+    uint64_t node;
+    uint32_t end;           /* sound up to this block, where this batch ends: */
+    uint64_t end_number;
+    uint64_t first, last;   /* numbers of its batches; 0, 0: none */
+    bool is_broken;         /* a header inside its own length is bad */
+    bool is_damaged;        /* out: does not count */
+};
+
+struct plan_extent {
+    struct address extent;
+    uint64_t epoch;
+    bool is_final;          /* its length is committed: */
+    uint32_t length;
+    uint64_t last_number;
+    bool is_skipped;        /* final, and nothing in it is above `covers`: not walked */
+    bool is_rolled;         /* a roll record names it, with this last number: */
+    uint64_t rolled_number;
+    uint32_t copy_count;    /* members in reach */
+    uint32_t member_count;
+    struct plan_copy copies[REPLICAS_MAX];
+    /* out: */
+    uint64_t first, last;   /* of the copy that counts, without what is void */
+    uint64_t keep;          /* its last number within the log; 0: nothing */
+    uint32_t source;        /* index of that copy */
+};
+
+struct take_over_plan {
+    uint64_t covers;        /* the log begins after this number */
+    uint64_t known_flushed; /* F */
+    const struct cluster_cut *cuts;
+    uint32_t cut_count;
+    struct plan_extent *extents; /* in order of sequence */
+    uint32_t extent_count;
+    /* out: */
+    uint64_t last;          /* the end of the log */
+    uint64_t flushed;       /* it and all before are on every member */
+};
+
+/* 0, or -PLX_EDAMAGED with a text that names what is missing. */
+int take_over_decide(struct take_over_plan *plan, struct error *err);
+
+#endif
