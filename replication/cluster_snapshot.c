@@ -221,10 +221,10 @@ static struct cluster_version *read_version(struct reader *r)
     return version;
 }
 
-#define NODE_BYTES     32U /* the least that one of each takes */
-#define DISK_BYTES     120U
-#define VERSION_BYTES  60U
-#define ANSWER_BYTES   40U
+#define NODE_BYTES    32U /* the least that one of each takes */
+#define DISK_BYTES    112U
+#define VERSION_BYTES 63U
+#define ANSWER_BYTES  40U
 
 static void read_disks(struct reader *r, struct cluster_state *state)
 {
