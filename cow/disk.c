@@ -91,6 +91,21 @@ void disk_finish(struct disk *disk, struct disk_io *io, int result)
     loop_post(disk->loop, &disk->finish_work);
 }
 
+void disk_go_down(struct disk *disk, int code)
+{
+    if (disk->down)
+        return;
+    disk->down = code;
+    log_error(disk->loop, "disk %s: out of service: %s", disk->name, err_text(code));
+    waitlist_wake_all(&disk->settled);
+    disk_resume(disk);
+    /* Its part of the budget is for others now. A checkpoint does it at its end. */
+    if (!disk->checkpoint_running)
+        layers_clear(disk);
+    if (disk->users == 0 && disk->state == DISK_OPEN)
+        disk_close_soon(disk);
+}
+
 /* 0, or why the operation is refused. */
 static int check(const struct disk *disk, const struct disk_io *io)
 {

@@ -32,6 +32,7 @@
 
 struct layer {
     struct overlay overlay;
+    uint64_t covers;  /* frozen: the last batch that has something in it or below */
     bool settled;     /* the outcome of its marker's snapshot is known */
     uint64_t marker;  /* number of the marker that froze it; 0: none */
     uint64_t version; /* the version it ends; 0: none */
@@ -66,6 +67,7 @@ struct disk {
 
     struct disk_io_list ranges;
     uint32_t partial_count, waiting_count, change_count;
+    bool resuming;            /* disk_resume is on the stack */
     struct disk_io_list finished;
     struct work finish_work;
     uint32_t io_count;        /* submitted, not done */
@@ -73,10 +75,15 @@ struct disk {
     uint64_t next_checkpoint; /* K of the last attempt */
     uint64_t checkpoint_at_bytes; /* log_appended_bytes at the last one's freeze */
     bool checkpoint_running, checkpoint_wanted, checkpoint_abandoned;
+    int checkpoint_error;     /* of the last one, until it is tried again */
     struct task_call checkpoint_task;
+    TAILQ_ENTRY(disk) checkpoint_link; /* in host->checkpoint_queue */
     struct timer checkpoint_timer;
     struct mutex checkpoint_lock, snapshot_lock, command_lock;
     struct waitlist settled;
+
+    struct log_flush relief;  /* lets retained buffers go; nobody waits for it */
+    bool relief_running;
 
     struct timer idle_timer;
     struct task_call close_task;
@@ -103,7 +110,12 @@ struct host {
     struct waitlist disks_changed;
     uint64_t reserve_intervals;        /* that the store's reserve was set for */
     uint32_t reserve_disks;
+    struct work pressure;              /* called when front ends run out of buffers */
+    struct work relief;
     bool closing;
+    uint32_t closes_running;
+    TAILQ_HEAD(, disk) checkpoint_queue; /* disks that want one */
+    uint32_t checkpoints_running;      /* of those */
     bool relieving;                    /* a checkpoint runs to give back overlay budget */
     struct metric *reads, *writes, *flushes, *trims, *errors;
     struct metric *read_ns, *write_ns, *flush_ns;
@@ -120,6 +132,8 @@ struct disk *disk_find(struct host *host, uint64_t id, uint64_t version);
 async int disk_shut(struct host *host, uint64_t id, struct error *err);
 async void disk_table_close(struct host *host);
 void disk_set_name(struct disk *disk); /* from the cluster state */
+/* Starts the task that closes a disk without users. */
+void disk_close_soon(struct disk *disk);
 
 /* --- disk_open.c: take-over and replay --- */
 async int disk_start(struct disk *disk, struct error *err);
@@ -134,9 +148,13 @@ async int version_settle(struct host *host, uint64_t version, struct error *err)
 
 /* --- layers.c --- */
 struct layer *layer_top(const struct disk *disk);
-/* Freezes the top and puts an empty layer of this generation over it. */
-struct layer *layer_push(struct disk *disk, uint32_t generation);
+/* Freezes the top, which nothing behind batch `covers` is in, and puts an empty layer of
+ * this generation over it. */
+struct layer *layer_push(struct disk *disk, uint32_t generation, uint64_t covers);
 void layers_done(struct disk *disk);
+/* Gives back what the layers hold, of a disk that is down. */
+void layers_clear(struct disk *disk);
+uint64_t layers_bytes(const struct disk *disk);
 /* What the layers say of the blocks from `block` on, before `end`: a stretch of one
  * kind. in_layers false: they say nothing of it. */
 struct layer_run {
@@ -188,15 +206,21 @@ async int disk_zero_wait(struct disk *disk, uint64_t first, uint64_t count);
 void disk_finish(struct disk *disk, struct disk_io *io, int result);
 /* Calls done now. */
 void disk_done(struct disk *disk, struct disk_io *io, int result);
+/* Every operation fails with code from now on. */
+void disk_go_down(struct disk *disk, int code);
 
-/* --- checkpoint.c --- */
+/* --- checkpoint_due.c --- */
 void checkpoint_consider(struct disk *disk); /* starts one if it is time */
 void checkpoint_request(struct disk *disk);  /* starts one soon */
-async int disk_checkpoint(struct disk *disk, struct error *err);
 /* One at least every CHECKPOINT_EVERY_MS, if there is something to do. */
 void checkpoint_timer_start(struct disk *disk);
+/* Notes the result of one; those who wait for it go on, or fail. */
+void checkpoint_settled(struct disk *disk, int result);
 /* True while the log or the overlay has run so far ahead that changes wait. */
 bool checkpoint_behind(const struct disk *disk);
+
+/* --- checkpoint.c --- */
+async int disk_checkpoint(struct disk *disk, struct error *err);
 void node_committed(struct log_record *record, const struct log_piece *piece);
 void node_failed(struct log_record *record, int code);
 
@@ -209,6 +233,9 @@ void marker_committed(struct disk *disk, struct log_record *record,
 void marker_failed(struct log_record *record, int code);
 
 /* --- host.c --- */
+/* A buffer from the pool; waits for room. -ENOMEM if there is room and no memory. */
+async int buffer_await(struct buffer_pool *pool, uint64_t size_bytes,
+                       struct buffer **ret_buffer);
 /* Tells the store how much space checkpoints may need. */
 void host_update_reserve(struct host *host);
 #define RESERVE_BYTES          (8 * MIB)

@@ -84,8 +84,9 @@ async int version_settle(struct host *host, uint64_t version, struct error *err)
         return err_set(err, -PLX_EMISSING, "no such snapshot");
     if (!at->pending)
         return 0;
-    int rc = settle_base(host, at->disk, err);
-    return rc < 0 ? rc : settle_disk(host, at->disk, err);
+    uint64_t id = at->disk; /* the state may change at every suspension */
+    int rc = settle_base(host, id, err);
+    return rc < 0 ? rc : settle_disk(host, id, err);
 }
 
 /* --- callbacks of the log --- */
@@ -146,14 +147,7 @@ static void on_moved(struct log_callbacks *self, const struct log_piece *piece,
 
 static void on_down(struct log_callbacks *self, int code)
 {
-    struct disk *disk = disk_of(self);
-
-    if (!disk->down) {
-        disk->down = code;
-        log_error(disk->loop, "disk %s: out of service: %s", disk->name, err_text(code));
-    }
-    waitlist_wake_all(&disk->settled);
-    disk_resume(disk);
+    disk_go_down(disk_of(self), code);
 }
 
 /* --- replay --- */
@@ -180,20 +174,23 @@ static int on_replay(void *arg, const struct log_piece *piece)
     struct disk *disk = arg;
     struct layer *top = layer_top(disk);
 
-    if (piece->kind == ENTRY_DATA || piece->kind == ENTRY_ZERO)
+    if (piece->kind == ENTRY_DATA || piece->kind == ENTRY_ZERO) {
+        /* As if this log had appended it: the next checkpoint is due that much sooner.
+         * The difference that counts may wrap around. */
+        if (piece->kind == ENTRY_DATA)
+            disk->checkpoint_at_bytes -= piece->count * BLOCK_SIZE;
         return layers_take(disk, piece);
-    if (piece->kind != ENTRY_MARKER)
-        return 0; /* nodes of a checkpoint that did not come to pass */
+    }
+    if (piece->kind != ENTRY_MARKER) {
+        /* Of a checkpoint that did not come to pass: its K is not used again. */
+        disk->next_checkpoint = max_u64(disk->next_checkpoint, piece->checkpoint);
+        return 0;
+    }
     if (overlay_empty(&top->overlay))
         top->overlay.generation = piece->generation;
     top->marker = piece->number;
     top->version = version_of_marker(disk, piece->number);
-    return layer_push(disk, piece->generation + 1) ? 0 : -ENOMEM;
-}
-
-static int start_layers(struct disk *disk, uint32_t generation)
-{
-    return layer_push(disk, generation) ? 0 : -ENOMEM;
+    return layer_push(disk, piece->generation + 1, piece->number) ? 0 : -ENOMEM;
 }
 
 /* After the replay: what is written from now on is the head's. */
@@ -204,7 +201,7 @@ static int raise_generation(struct disk *disk, uint32_t generation)
     if (top->overlay.generation < generation) {
         if (overlay_empty(&top->overlay))
             top->overlay.generation = generation;
-        else if (!layer_push(disk, generation))
+        else if (!layer_push(disk, generation, log_committed_number(disk->log)))
             return -ENOMEM;
     }
     disk->append_generation = layer_top(disk)->overlay.generation;
@@ -249,16 +246,18 @@ static async int start_head(struct disk *disk, struct error *err)
     uint32_t generation = state->head_generation;
     disk->size_bytes = state->size_bytes;
     disk->next_checkpoint = state->checkpoint.number;
-    rc = start_layers(disk, generation);
+    if (!layer_push(disk, generation, 0))
+        return err_set(err, -ENOMEM, "out of memory");
+    rc = log_replay(disk->log, on_replay, disk, err);
+    if (rc < 0)
+        return rc;
+    rc = raise_generation(disk, generation);
     if (rc == 0)
-        rc = log_replay(disk->log, on_replay, disk, err);
-    else
-        err_set(err, rc, "out of memory");
-    if (rc == 0)
-        rc = raise_generation(disk, generation);
-    if (rc == 0)
-        checkpoint_timer_start(disk);
-    return rc;
+        rc = disk->down; /* meanwhile */
+    if (rc < 0)
+        return err_set(err, rc, "%s", err_text(rc));
+    checkpoint_timer_start(disk);
+    return 0;
 }
 
 static async int start_snapshot(struct disk *disk, struct error *err)

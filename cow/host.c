@@ -108,6 +108,33 @@ static void register_metrics(struct host *host)
         metric_histogram(loop, "parallax_checkpoint_seconds", "Time of a checkpoint");
 }
 
+static void relief_done(struct log_flush *flush)
+{
+    container_of(flush, struct disk, relief)->relief_running = false;
+}
+
+/* Buffers are retained until they are flushed: flushes every disk. */
+static void relief_run(struct work *work)
+{
+    struct host *host = container_of(work, struct host, relief);
+    struct disk *disk;
+
+    RB_FOREACH (disk, disk_tree, &host->disks) {
+        if (!disk->log || disk->state != DISK_OPEN || disk->relief_running)
+            continue;
+        disk->relief_running = true;
+        disk->relief = (struct log_flush){.done = relief_done};
+        log_flush(disk->log, &disk->relief);
+    }
+}
+
+static void pressure_run(struct work *work)
+{
+    struct host *host = container_of(work, struct host, pressure);
+
+    loop_post(host->loop, &host->relief);
+}
+
 static struct host *host_new(struct loop *loop, const struct host_options *options)
 {
     struct host *host = calloc(1, sizeof *host);
@@ -125,6 +152,10 @@ static struct host *host_new(struct loop *loop, const struct host_options *optio
     RB_INIT(&host->disks);
     host->front_buffers = buffer_pool_create(NBD_BUFFER_BYTES);
     host->log_buffers = buffer_pool_create(LOG_BUFFER_BYTES);
+    host->pressure.run = pressure_run;
+    host->relief.run = relief_run;
+    if (host->front_buffers)
+        buffer_pool_on_pressure(host->front_buffers, &host->pressure);
     register_metrics(host);
     if (host->front_buffers && host->log_buffers)
         return host;
@@ -170,6 +201,7 @@ static async int open_parts(struct host *host, const struct host_options *option
 
 static async void host_free(struct host *host)
 {
+    loop_post_cancel(host->loop, &host->relief);
     node_cache_destroy(host->nodes);
     if (host->cluster)
         cluster_close(host->cluster);

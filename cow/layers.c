@@ -6,7 +6,7 @@ struct layer *layer_top(const struct disk *disk)
     return TAILQ_FIRST(&disk->layers);
 }
 
-struct layer *layer_push(struct disk *disk, uint32_t generation)
+struct layer *layer_push(struct disk *disk, uint32_t generation, uint64_t covers)
 {
     struct layer *top = layer_top(disk);
     struct layer *layer = calloc(1, sizeof *layer);
@@ -16,8 +16,10 @@ struct layer *layer_push(struct disk *disk, uint32_t generation)
     overlay_init(&layer->overlay, generation, &disk->host->overlay);
     layer->settled = true;
     TAILQ_INSERT_HEAD(&disk->layers, layer, link);
-    if (top)
+    if (top) {
+        top->covers = covers;
         disk->frozen_count++;
+    }
     return layer;
 }
 
@@ -31,6 +33,25 @@ void layers_done(struct disk *disk)
         free(layer);
     }
     disk->frozen_count = 0;
+}
+
+void layers_clear(struct disk *disk)
+{
+    struct layer *layer;
+
+    assert(disk->down && !disk->checkpoint_running);
+    TAILQ_FOREACH (layer, &disk->layers, link)
+        overlay_done(&layer->overlay);
+}
+
+uint64_t layers_bytes(const struct disk *disk)
+{
+    const struct layer *layer;
+    uint64_t bytes = 0;
+
+    TAILQ_FOREACH (layer, &disk->layers, link)
+        bytes += layer->overlay.bytes;
+    return bytes;
 }
 
 struct layer_run layers_find(const struct disk *disk, uint64_t block, uint64_t end)
@@ -65,7 +86,7 @@ int layers_take(struct disk *disk, const struct log_piece *piece)
         if (overlay_empty(&top->overlay))
             top->overlay.generation = piece->generation;
         else
-            top = layer_push(disk, piece->generation);
+            top = layer_push(disk, piece->generation, piece->number - 1);
         if (!top)
             return -ENOMEM;
     }

@@ -31,7 +31,7 @@ void marker_committed(struct disk *disk, struct log_record *record,
 
     marker->number = piece->number;
     marker->generation = piece->generation;
-    if (layer_push(disk, piece->generation + 1)) {
+    if (layer_push(disk, piece->generation + 1, piece->number)) {
         top->settled = false;
         top->marker = piece->number;
         marker->frozen = top;

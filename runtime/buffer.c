@@ -1,15 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Buffers of five sizes with small free lists.
+ * Buffers of five sizes with free lists.
  *
- *   create: from the free list of its class, else from malloc;
- *   put:    the last reference gives it to the free list, or to free() when the list
- *           is full; then those who wait for room are told.
+ *   create: from the free list of its class; else a small one from a new chunk, a large
+ *           one from malloc;
+ *   put:    the last reference gives it to the free list; beyond a bound the memory goes
+ *           back to the system (a small one's pages, a large one as a whole); then those
+ *           who wait for room are told.
+ *
+ * Small buffers come in chunks: malloc would spend two pages on an aligned one, and a
+ * flush lets thousands of them go at once. A chunk lives as long as its pool.
  *
  * B1  used_bytes is the sum of the capacities of all buffers with references.
- * B2  idle_bytes is the sum of the capacities of all buffers in free lists.
+ * B2  idle_bytes is the sum of the capacities of the buffers in free lists that have
+ *     memory.
  */
 #include "runtime/buffer.h"
+
+#include <sys/mman.h>
 
 #include "runtime/loop.h"
 
@@ -32,23 +40,31 @@
 #endif
 
 #define CLASSES        5U
-#define IDLE_COUNT_MAX 64U /* per class */
-#define IDLE_BYTES_MAX (8 * MIB)
+#define IDLE_BYTES_MAX (24 * MIB) /* above what one background sync lets go */
+#define SMALL_CLASSES  2U
+#define CHUNK_BYTES    (256 * KIB)
+
+/* Memory of CHUNK_BYTES and the buffers that share it. */
+struct chunk {
+    SLIST_ENTRY(chunk) link;
+    uint8_t *memory;
+    struct buffer buffers[];
+};
+
+SLIST_HEAD(chunk_list, chunk);
 
 SLIST_HEAD(buffer_list, buffer);
 TAILQ_HEAD(waiting_list, work);
 
-struct buffer_class {
-    struct buffer_list idle;
-    uint32_t idle_count;
-};
 
 struct buffer_pool {
     uint64_t limit_bytes;
     uint64_t used_bytes;
     uint64_t idle_bytes;
-    struct buffer_class classes[CLASSES];
+    struct buffer_list idle[CLASSES];
+    struct chunk_list chunks;
     struct waiting_list waiting;
+    struct work *pressure; /* told when somebody has to wait; may be NULL */
     struct work *told; /* the waiter whose run is being called */
     bool room_grew;    /* a buffer was released from inside that run */
 };
@@ -75,7 +91,8 @@ struct buffer_pool *buffer_pool_create(uint64_t limit_bytes)
         return NULL;
     pool->limit_bytes = limit_bytes;
     for (uint32_t i = 0; i < CLASSES; i++)
-        SLIST_INIT(&pool->classes[i].idle);
+        SLIST_INIT(&pool->idle[i]);
+    SLIST_INIT(&pool->chunks);
     TAILQ_INIT(&pool->waiting);
     return pool;
 }
@@ -89,19 +106,24 @@ static void buffer_free(struct buffer *buffer)
 
 void buffer_pool_destroy(struct buffer_pool *pool)
 {
+    struct chunk *chunk;
     if (pool == NULL)
         return;
     assert(pool->used_bytes == 0); /* B1 */
     assert(TAILQ_EMPTY(&pool->waiting));
-    for (uint32_t i = 0; i < CLASSES; i++) {
+    for (uint32_t i = SMALL_CLASSES; i < CLASSES; i++) {
         struct buffer *buffer;
-        while ((buffer = SLIST_FIRST(&pool->classes[i].idle)) != NULL) {
-            SLIST_REMOVE_HEAD(&pool->classes[i].idle, link);
-            pool->idle_bytes -= buffer->capacity;
+        while ((buffer = SLIST_FIRST(&pool->idle[i])) != NULL) {
+            SLIST_REMOVE_HEAD(&pool->idle[i], link);
             buffer_free(buffer);
         }
     }
-    assert(pool->idle_bytes == 0); /* B2 */
+    while ((chunk = SLIST_FIRST(&pool->chunks)) != NULL) {
+        SLIST_REMOVE_HEAD(&pool->chunks, link);
+        unpoison(chunk->memory, CHUNK_BYTES);
+        free(chunk->memory);
+        free(chunk);
+    }
     free(pool);
 }
 
@@ -115,7 +137,7 @@ uint64_t buffer_pool_limit_bytes(const struct buffer_pool *pool)
     return pool->limit_bytes;
 }
 
-static struct buffer *buffer_new(struct buffer_pool *pool, uint32_t capacity)
+static struct buffer *large_new(struct buffer_pool *pool, uint32_t capacity)
 {
     struct buffer *buffer = malloc(sizeof *buffer);
     if (buffer == NULL)
@@ -129,15 +151,41 @@ static struct buffer *buffer_new(struct buffer_pool *pool, uint32_t capacity)
     return buffer;
 }
 
-static struct buffer *idle_take(struct buffer_pool *pool, struct buffer_class *class)
+/* Fills the free list of a small class. */
+static void chunk_add(struct buffer_pool *pool, uint32_t class)
 {
-    struct buffer *buffer = SLIST_FIRST(&class->idle);
+    uint32_t capacity = class_bytes(class);
+    uint32_t count = (uint32_t)(CHUNK_BYTES / capacity);
+    struct chunk *chunk = malloc(sizeof *chunk + count * sizeof chunk->buffers[0]);
+    if (chunk == NULL)
+        return;
+    chunk->memory = aligned_alloc(BLOCK_SIZE, CHUNK_BYTES);
+    if (chunk->memory == NULL) {
+        free(chunk);
+        return;
+    }
+    SLIST_INSERT_HEAD(&pool->chunks, chunk, link);
+    poison(chunk->memory, CHUNK_BYTES);
+    for (uint32_t i = 0; i < count; i++) {
+        struct buffer *buffer = &chunk->buffers[i];
+        *buffer = (struct buffer){
+            .data = chunk->memory + i * capacity,
+            .capacity = capacity,
+            .pool = pool,
+        };
+        SLIST_INSERT_HEAD(&pool->idle[class], buffer, link);
+    }
+}
+
+static struct buffer *idle_take(struct buffer_pool *pool, uint32_t class)
+{
+    struct buffer *buffer = SLIST_FIRST(&pool->idle[class]);
     if (buffer == NULL)
         return NULL;
     assert(buffer->refs == 0);
-    SLIST_REMOVE_HEAD(&class->idle, link);
-    class->idle_count--;
-    pool->idle_bytes -= buffer->capacity;
+    SLIST_REMOVE_HEAD(&pool->idle[class], link);
+    if (buffer->has_memory)
+        pool->idle_bytes -= buffer->capacity;
     unpoison(buffer->data, buffer->capacity);
     return buffer;
 }
@@ -150,14 +198,24 @@ struct buffer *buffer_create(struct buffer_pool *pool, uint64_t size_bytes)
     uint64_t room = pool->limit_bytes - min_u64(pool->used_bytes, pool->limit_bytes);
     if (capacity > room)
         return NULL;
-    struct buffer *buffer = idle_take(pool, &pool->classes[class]);
-    if (buffer == NULL)
-        buffer = buffer_new(pool, capacity);
+    struct buffer *buffer = idle_take(pool, class);
+    if (buffer == NULL && class < SMALL_CLASSES) {
+        chunk_add(pool, class);
+        buffer = idle_take(pool, class);
+    } else if (buffer == NULL) {
+        buffer = large_new(pool, capacity);
+    }
     if (buffer == NULL)
         return NULL;
     buffer->refs = 1;
+    buffer->has_memory = true;
     pool->used_bytes += capacity;
     return buffer;
+}
+
+void buffer_pool_on_pressure(struct buffer_pool *pool, struct work *pressure)
+{
+    pool->pressure = pressure;
 }
 
 void buffer_pool_wait(struct buffer_pool *pool, struct work *waiter)
@@ -168,6 +226,8 @@ void buffer_pool_wait(struct buffer_pool *pool, struct work *waiter)
         TAILQ_INSERT_HEAD(&pool->waiting, waiter, link);
     else
         TAILQ_INSERT_TAIL(&pool->waiting, waiter, link);
+    if (pool->pressure != NULL)
+        pool->pressure->run(pool->pressure);
 }
 
 void buffer_pool_wait_cancel(struct buffer_pool *pool, struct work *waiter)
@@ -215,17 +275,19 @@ void buffer_put(struct buffer *buffer)
     if (--buffer->refs > 0)
         return;
     struct buffer_pool *pool = buffer->pool;
-    struct buffer_class *class = &pool->classes[class_of(buffer->capacity)];
+    uint32_t class = class_of(buffer->capacity);
+    bool keep = pool->idle_bytes + buffer->capacity <= IDLE_BYTES_MAX;
     assert(pool->used_bytes >= buffer->capacity); /* B1 */
     pool->used_bytes -= buffer->capacity;
-    if (class->idle_count < IDLE_COUNT_MAX &&
-        pool->idle_bytes + buffer->capacity <= IDLE_BYTES_MAX) {
-        SLIST_INSERT_HEAD(&class->idle, buffer, link);
-        class->idle_count++;
-        pool->idle_bytes += buffer->capacity;
-        poison(buffer->data, buffer->capacity);
-    } else {
+    if (!keep && class >= SMALL_CLASSES) {
         buffer_free(buffer);
+    } else {
+        if (!keep)
+            (void)madvise(buffer->data, buffer->capacity, MADV_DONTNEED);
+        buffer->has_memory = keep;
+        pool->idle_bytes += keep ? buffer->capacity : 0; /* B2 */
+        SLIST_INSERT_HEAD(&pool->idle[class], buffer, link);
+        poison(buffer->data, buffer->capacity);
     }
     tell_waiting(pool);
 }

@@ -20,6 +20,7 @@ struct buffer {
     uint8_t *data;     /* 4 KiB aligned */
     uint32_t capacity; /* bytes, a size class */
     uint32_t refs;
+    bool has_memory;   /* private: its pages were not given back while idle */
     struct buffer_pool *pool;
     SLIST_ENTRY(buffer) link; /* in a free list */
 };
@@ -41,6 +42,9 @@ struct buffer *buffer_create(struct buffer_pool *pool, uint64_t size_bytes);
 struct work;
 void buffer_pool_wait(struct buffer_pool *pool, struct work *waiter);
 void buffer_pool_wait_cancel(struct buffer_pool *pool, struct work *waiter);
+/* pressure->run is called, from inside buffer_pool_wait, whenever somebody has to wait:
+ * whoever retains buffers should let some go. NULL: nobody is told. */
+void buffer_pool_on_pressure(struct buffer_pool *pool, struct work *pressure);
 
 struct buffer *buffer_get(struct buffer *buffer);
 void buffer_put(struct buffer *buffer); /* NULL is allowed */

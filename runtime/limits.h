@@ -44,7 +44,8 @@ static_assert((uint64_t)EXTENT_BLOCKS * BLOCK_SIZE >= RETAINED_BYTES_DISK,
 #define NODE_CACHE_BYTES      (64 * MIB)
 #define OVERLAY_BYTES_TOTAL   (96 * MIB)
 #define LOG_BUFFER_BYTES      (32 * MIB)                /* headers, map nodes in flight */
-#define NBD_BUFFER_BYTES      (64 * MIB)
+/* Front ends' payload: what is retained, and 64 MiB that is not committed yet. */
+#define NBD_BUFFER_BYTES      (RETAINED_BYTES_TOTAL + 64 * MIB)
 
 /* --- tasks --- */
 #define TASK_STACKS_MAX       512U
