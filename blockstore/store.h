@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One node's extent store: a file or raw block device plus records in the node's
+ * key-value store. doc/format-store.md, doc/store.md.
+ *
+ *   absent --create--> open --stop--> stopped(n) --finalize(L)--> final(L) --> deleted
+ *
+ * An open extent takes appends at its end only. A stop is durable before it is answered.
+ * Opening a store stops every extent that was open, at its valid prefix, after a sync.
+ * A failed sync or metadata write takes the store out of service: everything but reads
+ * answers -PLX_EFAILED from then on.
+ */
+#ifndef PARALLAX_BLOCKSTORE_STORE_H
+#define PARALLAX_BLOCKSTORE_STORE_H
+
+#include "blockstore/address.h"
+#include "blockstore/header.h"
+#include "runtime/runtime.h"
+
+struct store;
+
+struct store_options {
+    const char *path;        /* file or block device */
+    uint64_t capacity_bytes; /* create: the size (a device: 0 = all of it);
+                                open: grow to it, 0 = keep */
+    struct kv *kv;           /* shared with others; the store's keys begin with e, s */
+    bool no_idle_work;       /* never zero-fill unwritten slabs in the background */
+};
+
+/* Formats. The caller made sure that nothing is there (a file must not exist; a device
+ * must not carry a valid superblock: -PLX_EEXISTS). */
+async int store_create(struct loop *loop, const struct store_options *options,
+                       struct uid cluster, struct error *err);
+/* Opens; runs the restart scan of all open extents in parallel. Errors name path and
+ * cause: not a store, newer format, damaged superblock (both copies), smaller than it
+ * says (truncated), another store's metadata, metadata damaged. */
+async int store_open(struct loop *loop, const struct store_options *options,
+                     struct store **ret_store, struct error *err);
+/* Nothing in flight; no handles in use. */
+async void store_close(struct store *store);
+
+struct store_usage {
+    struct uid cluster, incarnation;
+    uint64_t capacity_bytes, used_bytes, free_bytes; /* used: slabs held by extents, in
+                                                      * part or whole; the superblock's
+                                                      * slab is in neither */
+    uint64_t extent_count;
+    bool failed;
+};
+void store_usage(const struct store *store, struct store_usage *ret_usage);
+struct uid store_cluster(const struct store *store);
+
+/* Guest appends find the store full when fewer bytes than this are free. */
+void store_set_reserve(struct store *store, uint64_t reserve_bytes);
+
+enum extent_state { EXTENT_OPEN, EXTENT_STOPPED, EXTENT_FINAL };
+
+struct extent_info {
+    struct address extent;
+    uint64_t disk, epoch, nonce;
+    enum extent_state state;
+    uint32_t length;        /* blocks: end of an open one, stop or final length */
+    uint32_t durable;       /* known to be synced, blocks; <= length */
+    uint32_t live;          /* blocks not trimmed */
+    bool restart_scanned;   /* its stop length was found by a restart scan */
+    uint32_t create_flags;  /* none is defined yet: 0 */
+};
+/* -PLX_EMISSING if absent. */
+int store_extent_info(const struct store *store, struct address extent,
+                      struct extent_info *ret_info);
+/* All extents of a disk (0: of all), malloc'd and the caller's, sorted by address. */
+int store_list_extents(const struct store *store, uint64_t disk,
+                       struct extent_info **ret_infos, size_t *ret_count);
+
+/* Makes an open extent; its record is durable when this returns. slabs_hint: slabs
+ * (1 to EXTENT_SLABS) to reserve at once, fewer when the store is nearly full; more
+ * follow with demand. -PLX_EEXISTS if the store knows the extent in whatever state;
+ * -PLX_EFULL if not even one slab is free, reserve included. */
+async int store_create_extent(struct store *store, struct address extent, uint64_t disk,
+                              uint64_t epoch, uint64_t nonce, uint32_t slabs_hint);
+
+/* How far an append or a read has been given to the file. Private to the store. */
+struct store_cursor {
+    struct extent *extent;
+    uint32_t issued;    /* blocks given to the file */
+    uint32_t vector;    /* the slice or vector that goes on from there, */
+    uint32_t vector_at; /* and the bytes of it that were given */
+    uint8_t phase;      /* a read: which of the extent's two counts it is in */
+    bool is_whole;      /* all of it was given to the file */
+};
+
+/*
+ * Appends whole blocks at the end of an open extent, straight from the caller's slices
+ * (lengths and offsets multiples of BLOCK_SIZE, at most BATCH_BLOCKS + 1 slices and
+ * blocks). done is called when the data is written (not synced) and its space is durably
+ * reserved, in the order of the blocks, never from inside store_append. So `length` of
+ * extent_info and every stop count only the prefix without a gap. Slices must stay until
+ * done.
+ * Errors: -PLX_ESTOPPED, -PLX_ENOTEND, -PLX_EEPOCH (epoch differs from the create's),
+ * -PLX_EMISSING (an append never creates), -PLX_EFAILED; -PLX_EFULL and -ENOMEM leave the
+ * extent as it was. When the device fails (-EIO, -ENOSPC of a file system), the extent is
+ * stopped before that append, for all later ones, too: they answer -PLX_ESTOPPED, and so
+ * does everything until store_stop_extent makes it a durable fact.
+ */
+struct store_append {
+    struct address extent;
+    uint64_t epoch;
+    uint32_t block; /* where it starts; must be the end of all submitted so far */
+    const struct slice *slices;
+    uint32_t slice_count;
+    bool use_reserve; /* checkpoints and re-appends may go below the reserve */
+    void (*done)(struct store_append *append);
+    int result;
+    /* private: */
+    struct store *store;
+    uint32_t blocks, pending;
+    struct store_cursor cursor;
+    TAILQ_ENTRY(store_append) link;    /* of its extent */
+    STAILQ_ENTRY(store_append) waiting; /* for a part, or to be refused */
+};
+void store_append(struct store *store, struct store_append *append);
+
+/* Makes everything durable whose append was done before this call: data and the records
+ * that reserve its space. One sync serves all that wait; a request that arrives during
+ * a sync waits for the next. */
+struct store_sync {
+    void (*done)(struct store_sync *sync);
+    int result; /* 0 or -PLX_EFAILED */
+    STAILQ_ENTRY(store_sync) link;
+};
+void store_sync(struct store *store, struct store_sync *sync);
+
+/* Ends appends, waits for those in flight, syncs, records the length. Idempotent. An
+ * absent extent becomes stopped(0). */
+async int store_stop_extent(struct store *store, struct address extent,
+                            uint32_t *ret_length, bool *ret_restart_scanned);
+/* Only with a committed length; stops an open extent first. Cuts off what is beyond and
+ * frees its space; an extent shorter than `length` answers -PLX_ENOTHERE and stays
+ * stopped, an absent one -PLX_EMISSING. Length 0 deletes. Idempotent; another length than
+ * before is -PLX_EPRECONDITION. */
+async int store_finalize_extent(struct store *store, struct address extent,
+                                uint32_t length);
+/* In whatever state; an absent one is fine. */
+async int store_delete_extent(struct store *store, struct address extent);
+
+/*
+ * Reads count blocks of one extent into iov (any state; below the end of completed
+ * appends). Checksums are the caller's business. -PLX_ENOTHERE: extent absent or
+ * shorter; -PLX_EDEAD: a block is trimmed or beyond a final length.
+ */
+struct store_read {
+    struct address address;
+    uint32_t count;
+    const struct iovec *iov; /* count * BLOCK_SIZE bytes in all; stays until done */
+    uint32_t iov_count;
+    void (*done)(struct store_read *read);
+    int result;
+    /* private: */
+    struct store *store;
+    uint32_t pending;
+    struct store_cursor cursor;
+    STAILQ_ENTRY(store_read) waiting;
+};
+void store_read(struct store *store, struct store_read *read);
+
+/* Clears live bits of a final extent; durable at the next sync of the key-value store.
+ * blocks: sorted block numbers; those at or above the length are ignored. A whole extent
+ * without live blocks is deleted. -PLX_EMISSING; -PLX_EPRECONDITION: it is not final. */
+async int store_trim(struct store *store, struct address extent, const uint32_t *blocks,
+                     uint32_t count);
+
+/*
+ * Reads all headers of an extent from block 0 on, in order, verifying the chain (not
+ * the data), and calls fn on the task for each; entries/rolls by kind. fn returns 0, or
+ * a code that ends the walk and is returned. Stops without error at the extent's length.
+ * A header that fails its check inside the length is -PLX_EDAMAGED, and *ret_end (may
+ * be NULL) is the block where the sound part ends.
+ */
+typedef int header_fn(void *arg, const struct header *head, const struct entry *entries,
+                      const struct roll_entry *rolls);
+async int store_walk_headers(struct store *store, struct address extent, header_fn *fn,
+                             void *arg, uint32_t *ret_end);
+
+#endif
