@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * All extents of a store in memory: a hash table by address, and the lock that lets one
+ * multi-step operation work on an extent at a time.
+ */
+#include "blockstore/store_internal.h"
+
+int extent_table_init(struct extent_table *table)
+{
+    *table = (struct extent_table){.bucket_count = EXTENT_TABLE_MIN};
+    table->buckets = calloc(table->bucket_count, sizeof *table->buckets);
+    return table->buckets == NULL ? -ENOMEM : 0;
+}
+
+void extent_free(struct extent *e)
+{
+    if (e == NULL)
+        return;
+    assert(e->open == NULL);
+    runs_done(&e->runs);
+    free(e->live_map);
+    free(e->layout);
+    free(e);
+}
+
+void extent_table_done(struct extent_table *table)
+{
+    for (size_t i = 0; i < table->bucket_count; i++) {
+        struct extent *e, *next;
+        SLIST_FOREACH_SAFE (e, &table->buckets[i], link, next)
+            extent_free(e);
+    }
+    free(table->buckets);
+    *table = (struct extent_table){0};
+}
+
+/* Extents of a group are numbered one by one, so a multiplication spreads them well. */
+static struct extent_bucket *bucket_of(const struct extent_table *table,
+                                       struct address address)
+{
+    uint64_t hash = (address.v >> 14) * 0x9e3779b97f4a7c15U;
+    return &table->buckets[(hash >> 32) & (table->bucket_count - 1)];
+}
+
+struct extent *extent_find(const struct extent_table *table, struct address address)
+{
+    struct extent *e;
+    SLIST_FOREACH (e, bucket_of(table, address), link) {
+        if (address_equal(e->address, address))
+            return e;
+    }
+    return NULL;
+}
+
+/* Without memory it stays small and gets slower. */
+static void grow(struct extent_table *table)
+{
+    struct extent_table bigger = {
+        .bucket_count = table->bucket_count * 2,
+        .count = table->count,
+    };
+    bigger.buckets = calloc(bigger.bucket_count, sizeof *bigger.buckets);
+    if (bigger.buckets == NULL)
+        return;
+    for (size_t i = 0; i < table->bucket_count; i++) {
+        struct extent *e, *next;
+        SLIST_FOREACH_SAFE (e, &table->buckets[i], link, next)
+            SLIST_INSERT_HEAD(bucket_of(&bigger, e->address), e, link);
+    }
+    free(table->buckets);
+    *table = bigger;
+}
+
+void extent_insert(struct extent_table *table, struct extent *e)
+{
+    assert(extent_find(table, e->address) == NULL);
+    if (table->count >= table->bucket_count)
+        grow(table);
+    SLIST_INSERT_HEAD(bucket_of(table, e->address), e, link);
+    table->count++;
+}
+
+void extent_remove(struct extent_table *table, struct extent *e)
+{
+    SLIST_REMOVE(bucket_of(table, e->address), e, extent, link);
+    table->count--;
+}
+
+void extent_each(const struct extent_table *table,
+                 void (*fn)(void *arg, struct extent *e), void *arg)
+{
+    for (size_t i = 0; i < table->bucket_count; i++) {
+        struct extent *e;
+        SLIST_FOREACH (e, &table->buckets[i], link)
+            fn(arg, e);
+    }
+}
+
+async struct extent *extent_lock(struct store *store, struct address address)
+{
+    for (;;) {
+        struct extent *e = extent_find(&store->extents, address);
+        if (e == NULL)
+            return NULL;
+        if (!e->is_locked) {
+            e->is_locked = true;
+            return e;
+        }
+        waitlist_wait(&store->unlocked);
+    }
+}
+
+void extent_unlock(struct store *store, struct extent *e)
+{
+    assert(e->is_locked);
+    e->is_locked = false;
+    waitlist_wake_all(&store->unlocked);
+}
+
+int extent_open_start(struct store *store, struct extent *e)
+{
+    assert(e->state == EXTENT_OPEN && e->open == NULL);
+    struct extent_open *open = calloc(1, sizeof *open);
+    if (open == NULL)
+        return -ENOMEM;
+    open->extent = e;
+    open->store = store;
+    open->slabs_next = 1;
+    TAILQ_INIT(&open->appends);
+    waitlist_init(&open->changed);
+    TAILQ_INSERT_TAIL(&store->opens, open, link);
+    e->open = open;
+    return 0;
+}
+
+void extent_open_end(struct store *store, struct extent *e)
+{
+    struct extent_open *open = e->open;
+    assert(TAILQ_EMPTY(&open->appends) && !open->is_recording);
+    assert(waitlist_empty(&open->changed));
+    sync_forget(store, open);
+    TAILQ_REMOVE(&store->opens, open, link);
+    free(open);
+    e->open = NULL;
+}
+
+uint32_t extent_place(const struct extent *e, uint32_t block, uint32_t max,
+                      uint64_t *ret_offset_bytes)
+{
+    return layout_find(&e->runs, e->layout, block, max, ret_offset_bytes);
+}
+
+bool extent_is_live(const struct extent *e, uint32_t block, uint32_t count)
+{
+    const uint8_t *map = e->live_map != NULL ? e->live_map : e->layout;
+    return map == NULL || bitmap_span(map, block, count) == count;
+}
+
+/* --- what callers see --- */
+
+static void info_of(const struct extent *e, struct extent_info *ret)
+{
+    *ret = (struct extent_info){
+        .extent = e->address,
+        .disk = e->disk,
+        .epoch = e->epoch,
+        .nonce = e->nonce,
+        .state = (enum extent_state)e->state,
+        .length = e->length,
+        .durable = e->durable,
+        .live = e->state == EXTENT_OPEN ? e->length : e->live,
+        .restart_scanned = e->restart_scanned,
+        .create_flags = e->create_flags,
+    };
+    assert(ret->durable <= ret->length); /* E2 */
+}
+
+int store_extent_info(const struct store *store, struct address extent,
+                      struct extent_info *ret_info)
+{
+    const struct extent *e = extent_find(&store->extents, extent);
+    if (e == NULL)
+        return -PLX_EMISSING;
+    info_of(e, ret_info);
+    return 0;
+}
+
+struct listing {
+    uint64_t disk;
+    struct extent_info *infos; /* NULL: only count */
+    size_t count;
+};
+
+static void list_one(void *arg, struct extent *e)
+{
+    struct listing *l = arg;
+    if (l->disk != 0 && l->disk != e->disk)
+        return;
+    if (l->infos != NULL)
+        info_of(e, &l->infos[l->count]);
+    l->count++;
+}
+
+static int compare_infos(const void *a, const void *b)
+{
+    const struct extent_info *x = a, *y = b;
+    return x->extent.v < y->extent.v ? -1 : x->extent.v > y->extent.v;
+}
+
+int store_list_extents(const struct store *store, uint64_t disk,
+                       struct extent_info **ret_infos, size_t *ret_count)
+{
+    struct listing l = {.disk = disk};
+    extent_each(&store->extents, list_one, &l);
+    l.infos = malloc((l.count + 1) * sizeof *l.infos);
+    if (l.infos == NULL)
+        return -ENOMEM;
+    l.count = 0;
+    extent_each(&store->extents, list_one, &l);
+    qsort(l.infos, l.count, sizeof *l.infos, compare_infos);
+    *ret_infos = l.infos;
+    *ret_count = l.count;
+    return 0;
+}

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Space of open extents: slabs are reserved 1, 2, 4 ... 64 at a time, side by side where
+ * that can be had, ahead of need.
+ *
+ * Happy path: when half of what an extent has is used, more slabs are taken and a synced
+ * record says so; by the time appends get there it is durable. An append that comes
+ * first writes its data at once and is answered when the record is durable, too.
+ *
+ * What can fail: no slab is free, or only the reserve is left: the append that needs one
+ * answers -PLX_EFULL, nothing else changes; reserving ahead is given up long before.
+ * Memory: as with a full store, but for an append that already waits for the record;
+ * that one ends the extent. A failed record write takes the store out of service.
+ *
+ * On close a record write in flight is waited for. Space that a record in flight was to
+ * reserve is free again after a restart: nothing in it was answered.
+ */
+#include "blockstore/store_internal.h"
+
+/* Reserving ahead leaves this share of the free slabs to others. */
+#define AHEAD_SHARE 8U
+
+static uint32_t slabs_allowed(const struct store *store, bool use_reserve)
+{
+    uint64_t kept = use_reserve ? 0 : div_up_u64(store->reserve_bytes, SLAB_BYTES);
+    uint32_t free_count = store->slabs.free_count;
+    return kept < free_count ? free_count - (uint32_t)kept : 0;
+}
+
+static uint32_t piece_after(const struct runs *runs)
+{
+    if (runs->count == 0)
+        return 0;
+    return runs->at[runs->count - 1].start + runs->at[runs->count - 1].count;
+}
+
+uint32_t space_add(struct store *store, struct extent *e, uint32_t slabs,
+                   bool use_reserve)
+{
+    uint32_t added = 0;
+    slabs = min_u32(slabs, slabs_allowed(store, use_reserve));
+    slabs = min_u32(slabs, EXTENT_SLABS - runs_blocks(&e->runs) / SLAB_BLOCKS);
+    while (added < slabs) {
+        struct run run;
+        uint32_t n = slabs_take(&store->slabs, slabs - added, piece_after(&e->runs),
+                                &run);
+        if (n == 0)
+            break;
+        if (runs_add(&e->runs, run) < 0) {
+            slabs_release(&store->slabs, run);
+            break;
+        }
+        added += n;
+    }
+    if (added > 0)
+        zero_fill_wanted(store);
+    return added;
+}
+
+int space_ensure(struct store *store, struct extent *e, uint32_t end, bool use_reserve)
+{
+    uint32_t have = runs_blocks(&e->runs);
+    assert(end <= EXTENT_BLOCKS);
+    if (end <= have)
+        return 0;
+    uint32_t need = (uint32_t)div_up_u64(end - have, SLAB_BLOCKS);
+    if (need > slabs_allowed(store, use_reserve))
+        return -PLX_EFULL;
+    /* What it got of them stays: a later append will use it. */
+    return space_add(store, e, need, use_reserve) == need ? 0 : -ENOMEM;
+}
+
+static void record_done(struct kv_write *write);
+
+static int record_start(struct store *store, struct extent_open *open)
+{
+    struct extent *e = open->extent;
+    assert(!open->is_recording && e->state == EXTENT_OPEN);
+    kv_batch_init(&open->write.batch);
+    record_put(store, &open->write.batch, e, EXTENT_PIECES);
+    if (open->write.batch.bad) {
+        kv_batch_done(&open->write.batch);
+        return -ENOMEM;
+    }
+    open->recording = runs_blocks(&e->runs);
+    open->is_recording = true;
+    open->write.durability = KV_SYNCED;
+    open->write.done = record_done;
+    kv_submit(store->kv, &open->write);
+    return 0;
+}
+
+static void record_done(struct kv_write *write)
+{
+    struct extent_open *open = container_of(write, struct extent_open, write);
+    struct store *store = open->store;
+    struct extent *e = open->extent;
+    open->is_recording = false;
+    if (write->result < 0) {
+        store_fail(store, "metadata write", write->result);
+    } else {
+        open->recorded = open->recording;
+        if (open->recorded < runs_blocks(&e->runs) && !store->failed &&
+            record_start(store, open) < 0 && open->end > open->recorded)
+            open->cut = -ENOMEM;
+    }
+    append_finish(store, e);
+    waitlist_wake_all(&open->changed);
+    store_settled(store);
+}
+
+int space_ahead(struct store *store, struct extent *e)
+{
+    struct extent_open *open = e->open;
+    uint32_t have = runs_blocks(&e->runs);
+    if (open->end > have / 2 && have < EXTENT_BLOCKS) {
+        uint32_t share = slabs_allowed(store, false) / AHEAD_SHARE;
+        if (space_add(store, e, min_u32(open->slabs_next, share), false) > 0)
+            open->slabs_next = min_u32(open->slabs_next * 2, RESERVE_SLABS);
+    }
+    if (open->is_recording || open->recorded >= runs_blocks(&e->runs))
+        return 0;
+    return record_start(store, open);
+}
+
+void space_cut(struct store *store, struct extent *e, uint32_t pieces)
+{
+    for (;;) {
+        struct run run = runs_cut_last(&e->runs, pieces);
+        if (run.count == 0)
+            break;
+        slabs_release(&store->slabs, run);
+    }
+    if (e->runs.count == 0) {
+        runs_done(&e->runs);
+        return;
+    }
+    /* A smaller array, where memory allows. */
+    struct run *at = realloc(e->runs.at, e->runs.count * sizeof *at);
+    if (at != NULL)
+        e->runs.at = at;
+}

@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the files of the store share. doc/store.md draws the states and lists the
+ * invariants E1 to E9 that the asserts cite.
+ */
+#ifndef PARALLAX_BLOCKSTORE_STORE_INTERNAL_H
+#define PARALLAX_BLOCKSTORE_STORE_INTERNAL_H
+
+#include "blockstore/layout.h"
+#include "blockstore/record_format.h"
+#include "blockstore/slab.h"
+#include "blockstore/store.h"
+#include "runtime/runtime.h"
+
+/* --- bounds --- */
+
+#define IO_PARTS_MAX     512U              /* file operations of a store at once */
+#define IO_PARTS_KEPT    16U               /* made at open: one is never missing */
+#define SCAN_TASKS       8U                /* extents scanned at once after a restart */
+#define WINDOW_BLOCKS    SLAB_BLOCKS       /* of a scan: one read of 1 MiB */
+#define WINDOW_HOP       PIECE_BLOCKS      /* where only headers are wanted: 64 KiB */
+#define RESERVE_SLABS    EXTENT_SLABS      /* reserved at once at most */
+#define ZERO_POOL_SLABS  64U               /* filled ahead of use */
+#define IDLE_NS          (200 * NS_PER_MS) /* quiet for so long is idle */
+#define STORE_BYTES_MIN  (16 * MIB)
+#define EXTENT_TABLE_MIN 64U               /* buckets */
+
+static_assert(IO_PARTS_MAX <= AIO_DEPTH, "a part never waits in the file's queue");
+
+/* --- superblock.c --- */
+
+struct superblock {
+    struct uid cluster, store;
+    uint64_t capacity_bytes;
+    uint64_t created_wall_ns;
+    uint64_t generation;
+};
+void superblock_encode(const struct superblock *sb, void *ret_block);
+/* 0, -PLX_EFORMAT (not one), -PLX_ECHECKSUM, -PLX_ENEWER. */
+int superblock_decode(const void *block, struct superblock *ret);
+/* Writes both copies, one after the other, each with a sync. */
+async int superblock_store(struct file *file, const struct superblock *sb);
+/* The newer of the two. *ret_repair: the other one is damaged or older. */
+async int superblock_load(struct file *file, const char *path, struct superblock *ret,
+                          bool *ret_repair, struct error *err);
+
+/* --- extents --- */
+
+/* About 130 bytes, plus 24 for each run and 2 KiB for each bitmap. */
+struct extent {
+    struct address address;
+    uint64_t disk, epoch, nonce;
+    uint32_t length, durable, live;
+    uint32_t create_flags;
+    uint32_t readers[2]; /* reads in flight that began in each phase */
+    uint8_t phase;       /* of the reads that begin now */
+    uint8_t state;       /* enum extent_state */
+    bool restart_scanned;
+    bool is_locked;
+    struct runs runs;
+    uint8_t *live_map, *layout; /* NULL: all live; place is number */
+    struct extent_open *open;   /* NULL unless open */
+    SLIST_ENTRY(extent) link;   /* in its bucket */
+};
+
+struct extent_open {
+    struct extent *extent;
+    struct store *store;
+    TAILQ_HEAD(, store_append) appends; /* not done yet, in order of block */
+    uint32_t end;                       /* of all submitted */
+    uint32_t recorded;                  /* blocks of space whose record is durable */
+    uint32_t recording;                 /* the same once the write in flight is */
+    uint32_t slabs_next;                /* to reserve next */
+    int cut;                            /* nonzero: why nothing more is appended */
+    bool is_stopping, is_recording, is_dirty, is_syncing;
+    uint32_t sync_length; /* what the sync in flight covers */
+    struct kv_write write;
+    struct waitlist changed; /* an append or a record write is done */
+    TAILQ_ENTRY(extent_open) dirty_link, syncing_link, link;
+};
+TAILQ_HEAD(extent_open_list, extent_open);
+
+SLIST_HEAD(extent_bucket, extent);
+struct extent_table {
+    struct extent_bucket *buckets;
+    size_t bucket_count; /* a power of two */
+    size_t count;
+};
+
+/* One operation on the file: the part of an append or read that is contiguous there. */
+struct part {
+    struct file_io io;
+    struct store *store;
+    union {
+        struct store_append *append;
+        struct store_read *read;
+    } of;
+    SLIST_ENTRY(part) link;
+    struct iovec iov[FILE_IOV_MAX];
+};
+
+/* --- the store --- */
+
+struct store {
+    struct loop *loop;
+    struct file *file;
+    struct kv *kv;
+    char *path;
+    struct superblock super;
+    struct slabs slabs;
+    struct extent_table extents;
+    struct extent_open_list opens;
+    uint64_t reserve_bytes;
+    bool failed, is_closing;
+
+    struct waitlist unlocked;     /* some extent was unlocked */
+    struct waitlist readers_gone; /* a count of readers fell to 0 */
+    struct waitlist quiet;        /* something of the store's own ended */
+
+    SLIST_HEAD(, part) parts;
+    uint32_t parts_made, parts_free;
+    STAILQ_HEAD(append_list, store_append) starved_appends, refused_appends;
+    STAILQ_HEAD(read_list, store_read) starved_reads, refused_reads;
+    STAILQ_HEAD(sync_list, store_sync) sync_waiting, sync_running, answered_syncs;
+    struct work answer;
+    struct work fail;
+
+    struct file_io sync_io;
+    bool sync_busy;
+    struct extent_open_list dirty, syncing;
+
+    uint32_t fresh_recorded; /* slabs.fresh in the newest record */
+    uint64_t used_ns;        /* when an append or read came last */
+    struct timer idle;
+    struct file_io fill_io;
+    struct iovec fill_iov[SLAB_PIECES];
+    void *zeros; /* one piece of them; NULL: nothing is filled */
+    struct run fill_run;
+    bool fill_busy;
+
+    struct metric *append_count, *append_bytes, *read_count, *sync_count, *sync_ns;
+    uint64_t sync_started_ns;
+};
+
+/* store.c */
+/* Takes the store out of service; logs once. */
+void store_fail(struct store *store, const char *what, int code);
+/* Something that store_close waits for has ended. */
+void store_settled(struct store *store);
+
+/* extent_table.c */
+int extent_table_init(struct extent_table *table);
+void extent_table_done(struct extent_table *table); /* frees the extents, too */
+struct extent *extent_find(const struct extent_table *table, struct address address);
+void extent_insert(struct extent_table *table, struct extent *e);
+void extent_remove(struct extent_table *table, struct extent *e);
+void extent_free(struct extent *e);
+/* Calls fn for every extent; fn may not insert or remove. */
+void extent_each(const struct extent_table *table,
+                 void (*fn)(void *arg, struct extent *e), void *arg);
+/* One multi-step operation of an extent at a time. NULL: there is no such extent (any
+ * more). */
+async struct extent *extent_lock(struct store *store, struct address address);
+void extent_unlock(struct store *store, struct extent *e);
+/* -ENOMEM. For an extent in state open. */
+int extent_open_start(struct store *store, struct extent *e);
+void extent_open_end(struct store *store, struct extent *e);
+/* Where a block lies, and how many after it follow it there; 0: nowhere. */
+uint32_t extent_place(const struct extent *e, uint32_t block, uint32_t max,
+                      uint64_t *ret_offset_bytes);
+bool extent_is_live(const struct extent *e, uint32_t block, uint32_t count);
+
+/* record.c */
+void extent_key(struct address address, uint8_t ret_key[EXTENT_KEY_BYTES]);
+/* pieces: how much of the extent's space the record keeps. */
+void record_encode(const struct extent *e, uint32_t pieces, struct writer *w);
+/* Fills a zeroed extent; what it allocated is freed by extent_free also on failure. */
+int record_decode(const uint8_t *key, size_t key_len, const void *value, size_t value_len,
+                  struct extent *ret);
+/* Puts the extent's record, and that of fresh slabs if it changed, into a batch; the
+ * caller looks at batch->bad. */
+void record_put(struct store *store, struct kv_batch *batch, const struct extent *e,
+                uint32_t pieces);
+/* Puts it alone and waits; a failure of the key-value store is the store's. -ENOMEM
+ * changed nothing. */
+async int record_write(struct store *store, const struct extent *e, uint32_t pieces,
+                       enum kv_durability durability);
+async int record_delete(struct store *store, const struct extent *e);
+void identity_encode(const struct superblock *sb, struct identity_format *ret);
+int identity_decode(const void *value, size_t len, struct uid *ret_cluster,
+                    struct uid *ret_store);
+void fresh_put(struct store *store, struct kv_batch *batch);
+/* 0 if the record says nothing. */
+uint32_t fresh_decode(const void *value, size_t len);
+
+/* space.c */
+/* Sees to it that the extent has space up to block `end`. -PLX_EFULL, -ENOMEM. */
+int space_ensure(struct store *store, struct extent *e, uint32_t end, bool use_reserve);
+/* Up to `slabs` more, as the reserve allows; returns how many. */
+uint32_t space_add(struct store *store, struct extent *e, uint32_t slabs,
+                   bool use_reserve);
+/* Reserves more when half is used, and starts a record write if one is due. */
+int space_ahead(struct store *store, struct extent *e);
+/* Gives back what lies behind the first `pieces` pieces. */
+void space_cut(struct store *store, struct extent *e, uint32_t pieces);
+static inline uint32_t pieces_of(uint32_t blocks)
+{
+    return (uint32_t)div_up_u64(blocks, PIECE_BLOCKS);
+}
+
+/* part.c */
+int parts_init(struct store *store);
+void parts_done(struct store *store);
+struct part *part_get(struct store *store); /* NULL: wait for one */
+void part_put(struct store *store, struct part *part);
+/* Goes on with those who waited for a part. */
+void parts_resume(struct store *store);
+/* Has `answer` run soon, which calls done of what was refused. */
+void answer_soon(struct store *store);
+
+/* append.c */
+void append_issue(struct store *store, struct store_append *append);
+/* Answers all appends at the front of the extent that are through. */
+void append_finish(struct store *store, struct extent *e);
+
+/* read.c */
+void read_issue(struct store *store, struct store_read *read);
+/* Reads that begin after this are in the new phase; waits for those before it. */
+async void readers_drain(struct store *store, struct extent *e);
+void reader_left(struct store *store, struct extent *e, uint8_t phase);
+
+/* sync.c */
+void sync_init(struct store *store);
+void sync_mark_dirty(struct store *store, struct extent *e);
+/* Also when the extent goes away. */
+void sync_forget(struct store *store, struct extent_open *open);
+async int sync_wait(struct store *store);
+
+/* zero_fill.c */
+int zero_fill_init(struct store *store);
+void zero_fill_done(struct store *store);
+/* The pool may have shrunk. */
+void zero_fill_wanted(struct store *store);
+
+/* --- scans --- */
+
+/* Which header may come next. Pure. */
+struct chain {
+    struct uid cluster;
+    uint64_t disk, epoch, nonce;
+    struct address extent;
+    uint32_t block;        /* where the next header stands */
+    uint32_t previous_crc; /* of the header before */
+    uint64_t number;       /* of the batch before; 0: none yet */
+};
+bool chain_accepts(const struct chain *chain, const struct header *head);
+void chain_advance(struct chain *chain, const struct header *head, uint32_t data_blocks);
+
+/* walk.c: a reader of one extent's headers, with a window of at most 1 MiB. */
+struct walk {
+    struct store *store;
+    const struct extent *extent;
+    struct chain chain;
+    uint32_t limit; /* no block at or above it is read */
+    uint8_t *window;
+    uint32_t window_start, window_count; /* blocks */
+    uint32_t window_want, heads_in_window;
+    bool wants_data; /* the data is read, too: whole windows */
+    struct header head;
+    struct entry entries[BATCH_BLOCKS];
+    struct roll_entry rolls[ROLL_ENTRIES_MAX];
+    uint32_t data_blocks; /* behind head */
+};
+/* NULL when memory is out. */
+struct walk *walk_create(struct store *store, const struct extent *e, uint32_t limit);
+void walk_destroy(struct walk *walk);
+/* Reads the header at chain.block into head. -PLX_EDAMAGED if it is not the one that
+ * must stand there; an error of the file as it is. */
+async int walk_head(struct walk *walk);
+/* Checks the data behind head. -PLX_ECHECKSUM. */
+async int walk_data(struct walk *walk);
+/* Goes on to the next header. */
+void walk_next(struct walk *walk);
+
+/* restart.c: stops all extents that a former process left open. */
+async int restart_scan(struct store *store, struct error *err);
+
+#endif

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Slabs of a file that were never written are filled with zeros while nothing else
+ * happens, because a sync after the first write into such space costs the file system a
+ * journal commit.
+ *
+ * Happy path: when fewer than ZERO_POOL_SLABS written slabs are free and the store was
+ * quiet for a while, one slab after the other is filled, then all are synced together.
+ *
+ * What can fail: a write (the file system may be full): filling ends until the next
+ * start, and the slab is used as it is. A failed sync is the store's end, like any.
+ *
+ * On close the timer ends and the write in flight is waited for.
+ */
+#include "blockstore/store_internal.h"
+
+static bool is_wanted(const struct store *store)
+{
+    uint64_t kept = div_up_u64(store->reserve_bytes, SLAB_BYTES) + ZERO_POOL_SLABS;
+    return store->zeros != NULL && !store->failed && !store->is_closing &&
+           store->slabs.ready_count < ZERO_POOL_SLABS &&
+           store->slabs.fresh < store->slabs.count && store->slabs.free_count > kept;
+}
+
+static bool is_idle(const struct store *store)
+{
+    return loop_now_ns(store->loop) - store->used_ns >= IDLE_NS;
+}
+
+static void fill_synced(struct file_io *io)
+{
+    struct store *store = container_of(io, struct store, fill_io);
+    store->fill_busy = false;
+    if (io->result < 0)
+        store_fail(store, "sync", io->result);
+    zero_fill_wanted(store);
+    store_settled(store);
+}
+
+static void fill_written(struct file_io *io);
+
+/* The next slab, or the sync after the last one. */
+static void fill_on(struct store *store)
+{
+    struct file_io *io = &store->fill_io;
+    store->fill_busy = true;
+    if (is_wanted(store) && is_idle(store) &&
+        slabs_take_fresh(&store->slabs, &store->fill_run)) {
+        *io = (struct file_io){
+            .op = FILE_WRITE,
+            .offset_bytes = store->fill_run.start * PIECE_BYTES,
+            .iov = store->fill_iov,
+            .iov_count = SLAB_PIECES,
+            .done = fill_written,
+        };
+    } else {
+        *io = (struct file_io){.op = FILE_SYNC, .done = fill_synced};
+    }
+    file_submit(store->file, io);
+}
+
+static void fill_written(struct file_io *io)
+{
+    struct store *store = container_of(io, struct store, fill_io);
+    slabs_release(&store->slabs, store->fill_run);
+    if (io->result < 0) {
+        log_warning(store->loop, "store %s: filling unused space with zeros: %s; no more",
+                    store->path, err_text(io->result));
+        free(store->zeros);
+        store->zeros = NULL;
+    }
+    fill_on(store);
+}
+
+static void idle_fired(struct timer *timer)
+{
+    struct store *store = container_of(timer, struct store, idle);
+    if (store->fill_busy || !is_wanted(store))
+        return;
+    if (is_idle(store))
+        fill_on(store);
+    else
+        timer_start(store->loop, timer, IDLE_NS);
+}
+
+void zero_fill_wanted(struct store *store)
+{
+    if (!store->fill_busy && !store->idle.armed && is_wanted(store))
+        timer_start(store->loop, &store->idle, IDLE_NS);
+}
+
+int zero_fill_init(struct store *store)
+{
+    store->idle.fire = idle_fired;
+    store->zeros = aligned_alloc(BLOCK_SIZE, PIECE_BYTES);
+    if (store->zeros == NULL)
+        return -ENOMEM;
+    memset(store->zeros, 0, PIECE_BYTES);
+    for (uint32_t i = 0; i < SLAB_PIECES; i++)
+        store->fill_iov[i] = (struct iovec){store->zeros, PIECE_BYTES};
+    return 0;
+}
+
+void zero_fill_done(struct store *store)
+{
+    assert(!store->fill_busy);
+    timer_stop(store->loop, &store->idle);
+    free(store->zeros);
+    store->zeros = NULL;
+}
