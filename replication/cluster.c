@@ -48,13 +48,13 @@ struct cluster {
     struct cluster_state *state;
     uint64_t client, sequence; /* of the commands of this process */
     struct submissions queued, inflight;
-    bool writing;              /* `write` is under way */
+    bool writing; /* `write` is under way */
     bool failed;
     struct kv_write write;
-    uint64_t log_first;        /* lowest index the log still has */
-    uint64_t log_bytes;        /* of commands in the log */
-    uint32_t piece_count;      /* of the snapshot */
-    uint32_t users;            /* tasks inside cluster_submit */
+    uint64_t log_first;   /* lowest index the log still has */
+    uint64_t log_bytes;   /* of commands in the log */
+    uint32_t piece_count; /* of the snapshot */
+    uint32_t users;       /* tasks inside cluster_submit */
     struct waitlist idle;
     struct metric *commands, *writes;
 };
@@ -126,8 +126,7 @@ static void add_command(struct kv_batch *batch, const struct submission *submiss
     uint8_t key[LOG_KEY_BYTES];
     struct writer value = {0};
     log_key(submission->index, key);
-    write_u32(&value,
-              record_crc(key, submission->bytes.bytes, submission->bytes.len));
+    write_u32(&value, record_crc(key, submission->bytes.bytes, submission->bytes.len));
     write_bytes(&value, submission->bytes.bytes, submission->bytes.len);
     if (value.bad)
         batch->bad = true;
@@ -164,8 +163,7 @@ static void pump(struct cluster *cluster)
     STAILQ_CONCAT(&cluster->inflight, &cluster->queued);
     uint64_t index = cluster_state_applied(cluster->state);
     struct submission *submission;
-    STAILQ_FOREACH(submission, &cluster->inflight, link)
-    {
+    STAILQ_FOREACH (submission, &cluster->inflight, link) {
         submission->index = ++index;
         add_command(batch, submission);
     }

@@ -187,8 +187,8 @@ static const struct operation OPERATIONS[] = {
                                 F_CHECKPOINT | F_ROOT | F_ROOTS | F_FINALS,
                             LEASE_HELD, apply_checkpoint},
     [CLUSTER_SNAPSHOT] = {"snapshot",
-                          F_DISK | F_EPOCH | F_NAME | F_WALL | F_GENERATION |
-                              F_FLUSHED | F_MARKER | F_FINALS,
+                          F_DISK | F_EPOCH | F_NAME | F_WALL | F_GENERATION | F_FLUSHED |
+                              F_MARKER | F_FINALS,
                           LEASE_HELD, apply_snapshot},
     [CLUSTER_SNAPSHOT_ABANDON] = {"snapshot abandon", F_DISK | F_EPOCH | F_MARKER,
                                   LEASE_HELD, apply_snapshot_abandon},

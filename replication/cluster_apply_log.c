@@ -70,7 +70,7 @@ int finals_check(struct apply *apply, uint64_t covers, enum empty_extents empty,
         }
         if (wrong != NULL)
             return apply_refuse(apply, code, "disk %s: extent %llx: %s", disk->name,
-                                (unsigned long long)final->extent.v, wrong);
+                                (unsigned long long) final->extent.v, wrong);
         const struct log_extent *extent = extent_find(disk, final->extent);
         if (extent == NULL)
             continue;
@@ -162,8 +162,7 @@ int apply_lease_close(struct apply *apply)
     /* An import that failed is closed only to be discarded, log and all. */
     if (open != 0 && (disk->flags & DISK_IMPORTING) == 0)
         return apply_refuse(apply, -PLX_EPRECONDITION,
-                            "disk %s: %u extents have no final length", disk->name,
-                            open);
+                            "disk %s: %u extents have no final length", disk->name, open);
     finals_apply(apply, EMPTY_STAY);
     disk->owner = 0;
     apply->result->id = disk->id;
@@ -195,8 +194,8 @@ static int check_members(struct apply *apply)
 static void extent_append(struct cluster_state *state, struct cluster_disk *disk,
                           const struct cluster_command *command)
 {
-    disk->extents = cluster_grow(disk->extents, &disk->extent_cap,
-                                 disk->extent_count + 1, sizeof *disk->extents);
+    disk->extents = cluster_grow(disk->extents, &disk->extent_cap, disk->extent_count + 1,
+                                 sizeof *disk->extents);
     struct log_extent *extent = &disk->extents[disk->extent_count++];
     *extent = (struct log_extent){.extent = address_of(1, state->next_sequence++, 0),
                                   .epoch = disk->epoch,
@@ -220,8 +219,8 @@ int apply_extent_open(struct apply *apply)
         return apply_refuse(apply, -EINVAL, "disk %s: no extents to open", disk->name);
     if (count > LOG_EXTENTS_MAX || left > LOG_EXTENTS_MAX - count)
         return apply_refuse(apply, -PLX_ELIMIT,
-                            "disk %s: its log has %u extents; %u is the most",
-                            disk->name, left, LOG_EXTENTS_MAX);
+                            "disk %s: its log has %u extents; %u is the most", disk->name,
+                            left, LOG_EXTENTS_MAX);
     if (state->next_sequence > EXTENT_SEQUENCE_MAX - count)
         return apply_refuse(apply, -PLX_ELIMIT, "disk %s: extent numbers are used up",
                             disk->name);
@@ -245,15 +244,15 @@ int apply_cut(struct apply *apply)
     int rc = finals_check(apply, disk->checkpoint.covers, EMPTY_LEAVE, &left, &open);
     if (rc != 0)
         return rc;
-    struct cluster_cut *newest =
-        disk->cut_count == 0 ? NULL : &disk->cuts[disk->cut_count - 1];
+    struct cluster_cut *newest = disk->cut_count == 0 ? NULL
+                                                      : &disk->cuts[disk->cut_count - 1];
     if (newest != NULL && newest->number == number) {
         newest->epoch = disk->epoch - 1;
     } else {
         disk->cuts = cluster_grow(disk->cuts, &disk->cut_cap, disk->cut_count + 1,
                                   sizeof *disk->cuts);
-        disk->cuts[disk->cut_count++] =
-            (struct cluster_cut){.epoch = disk->epoch - 1, .number = number};
+        disk->cuts[disk->cut_count++] = (struct cluster_cut){.epoch = disk->epoch - 1,
+                                                             .number = number};
     }
     finals_apply(apply, EMPTY_LEAVE);
     apply->result->id = disk->id;
@@ -282,7 +281,7 @@ static int check_roots(struct apply *apply)
     }
     uint32_t passed = 0;
     const struct cluster_version *pending;
-    TAILQ_FOREACH(pending, &disk->pending, pending_link)
+    TAILQ_FOREACH (pending, &disk->pending, pending_link)
         passed += pending->marker <= covers;
     if (passed != command->root_count)
         return apply_refuse(apply, -PLX_EPRECONDITION,
@@ -316,8 +315,8 @@ int apply_checkpoint(struct apply *apply)
     if (rc != 0)
         return rc;
     for (uint32_t i = 0; i < command->root_count; i++) {
-        struct cluster_version *version =
-            cluster_version_find(apply->state, command->roots[i].version);
+        struct cluster_version *version = cluster_version_find(apply->state,
+                                                               command->roots[i].version);
         cluster_version_set_root(apply->state, version, &command->roots[i].root);
     }
     disk->checkpoint = *checkpoint;

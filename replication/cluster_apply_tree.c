@@ -108,7 +108,7 @@ int apply_snapshot_abandon(struct apply *apply)
     uint64_t marker = apply->command->marker;
     bool committed = marker != 0 && marker == disk->newest_marker;
     const struct cluster_version *pending;
-    TAILQ_FOREACH(pending, &disk->pending, pending_link)
+    TAILQ_FOREACH (pending, &disk->pending, pending_link)
         committed = committed || pending->marker == marker;
     if (committed)
         return apply_refuse(apply, -PLX_EPRECONDITION,
@@ -205,8 +205,8 @@ static int check_rollback(struct apply *apply, const struct cluster_version *ver
 int apply_rollback(struct apply *apply)
 {
     struct cluster_disk *disk = apply->disk;
-    const struct cluster_version *version =
-        cluster_version_find(apply->state, apply->command->version);
+    const struct cluster_version *version = cluster_version_find(apply->state,
+                                                                 apply->command->version);
     int rc = check_rollback(apply, version);
     if (rc != 0)
         return rc;

@@ -6,10 +6,13 @@
 
 #include "replication/cluster_internal.h"
 
+/* Disks and versions are numbered one by one: more than this is nonsense. */
+#define NUMBERS_MAX ((uint64_t)1 << 62)
+
 /* What is counted again, to compare. */
 struct tally {
     uint64_t id;
-    uint32_t children;             /* of a version */
+    uint32_t children;                     /* of a version */
     uint32_t snapshots, versions, pending; /* of a disk */
 };
 
@@ -129,8 +132,8 @@ static int check_log(struct check *check, const struct cluster_disk *disk)
         return wrong(check, "disk %s: its checkpoint is not flushed", disk->name);
     for (uint32_t i = 0; i < disk->extent_count; i++) {
         const struct log_extent *extent = &disk->extents[i];
-        if (i > 0 && (extent[-1].extent.v >= extent->extent.v ||
-                      extent[-1].epoch > extent->epoch))
+        if (i > 0 &&
+            (extent[-1].extent.v >= extent->extent.v || extent[-1].epoch > extent->epoch))
             return wrong(check, "disk %s: its extents are out of order", disk->name);
         int rc = check_extent(check, disk, extent);
         if (rc != 0)
@@ -174,8 +177,7 @@ static int check_counts(struct check *check)
 {
     const struct cluster_disk *disk = NULL;
     while ((disk = cluster_disk_next_id(check->state, disk)) != NULL) {
-        const struct tally *tally =
-            tally_find(check->disks, check->disk_count, disk->id);
+        const struct tally *tally = tally_find(check->disks, check->disk_count, disk->id);
         if (disk->snapshot_count != tally->snapshots ||
             disk->version_count != tally->versions ||
             disk->pending_count != tally->pending ||
@@ -183,8 +185,7 @@ static int check_counts(struct check *check)
             return wrong(check, "disk %s: its snapshots are miscounted", disk->name);
         uint64_t marker = 0;
         const struct cluster_version *pending;
-        TAILQ_FOREACH(pending, &disk->pending, pending_link)
-        {
+        TAILQ_FOREACH (pending, &disk->pending, pending_link) {
             if (pending->marker <= marker)
                 return wrong(check, "disk %s: its markers are out of order", disk->name);
             marker = pending->marker;
@@ -192,8 +193,8 @@ static int check_counts(struct check *check)
     }
     const struct cluster_version *version = NULL;
     while ((version = cluster_version_next(check->state, version)) != NULL) {
-        const struct tally *tally =
-            tally_find(check->versions, check->version_count, version->id);
+        const struct tally *tally = tally_find(check->versions, check->version_count,
+                                               version->id);
         if (version->child_count != tally->children)
             return wrong(check, "version %llu: its children are miscounted",
                          (unsigned long long)version->id);
@@ -226,8 +227,9 @@ static int check_all(struct check *check)
         if (state->nodes[i].id <= (i > 0 ? state->nodes[i - 1].id : 0))
             return wrong(check, "nodes are out of order");
     }
-    if (state->next_disk == 0 || state->next_version == 0 || state->next_sequence == 0 ||
-        state->next_sequence > EXTENT_SEQUENCE_MAX)
+    if (state->next_disk == 0 || state->next_disk > NUMBERS_MAX ||
+        state->next_version == 0 || state->next_version > NUMBERS_MAX ||
+        state->next_sequence == 0 || state->next_sequence > EXTENT_SEQUENCE_MAX)
         return wrong(check, "an impossible next number");
     int rc = 0;
     const struct cluster_version *version = NULL;

@@ -41,7 +41,7 @@ struct cluster_state {
     struct uid uid;
     uint64_t created_wall_ns;
     uint64_t next_disk, next_version, next_sequence; /* never reused */
-    uint32_t node_count; /* 0 until INIT */
+    uint32_t node_count;                             /* 0 until INIT */
     struct cluster_node *nodes;
     struct cluster_disk_ids disks_by_id;
     struct cluster_disk_names disks_by_name;
@@ -100,9 +100,9 @@ struct map_root cluster_root_read(struct reader *r);
 /* What a command of a disk must have; checked before its handler runs. */
 enum lease_need {
     LEASE_NONE,
-    LEASE_EPOCH, /* the disk's epoch, whether held or not */
-    LEASE_HELD,  /* the disk's epoch, and the lease is held */
-    LEASE_FREE,  /* the disk's epoch, and nobody holds the lease */
+    LEASE_EPOCH,  /* the disk's epoch, whether held or not */
+    LEASE_HELD,   /* the disk's epoch, and the lease is held */
+    LEASE_FREE,   /* the disk's epoch, and nobody holds the lease */
     LEASE_TAKING, /* the disk's epoch, and nobody but command->node holds it */
 };
 

@@ -101,14 +101,12 @@ void cluster_state_destroy(struct cluster_state *state)
     if (state == NULL)
         return;
     struct cluster_disk *disk, *next_disk;
-    RB_FOREACH_SAFE(disk, cluster_disk_ids, &state->disks_by_id, next_disk)
-    {
+    RB_FOREACH_SAFE (disk, cluster_disk_ids, &state->disks_by_id, next_disk) {
         RB_REMOVE(cluster_disk_ids, &state->disks_by_id, disk);
         cluster_disk_destroy(disk);
     }
     struct cluster_version *version, *next_version;
-    RB_FOREACH_SAFE(version, cluster_version_ids, &state->versions_by_id, next_version)
-    {
+    RB_FOREACH_SAFE (version, cluster_version_ids, &state->versions_by_id, next_version) {
         RB_REMOVE(cluster_version_ids, &state->versions_by_id, version);
         free(version);
     }
@@ -177,14 +175,12 @@ static bool version_count_in(struct cluster_state *state, struct cluster_version
 bool cluster_state_count(struct cluster_state *state)
 {
     struct cluster_version *version;
-    RB_FOREACH(version, cluster_version_ids, &state->versions_by_id)
-    {
+    RB_FOREACH (version, cluster_version_ids, &state->versions_by_id) {
         if (!version_count_in(state, version))
             return false;
     }
     struct cluster_disk *disk;
-    RB_FOREACH(disk, cluster_disk_ids, &state->disks_by_id)
-    {
+    RB_FOREACH (disk, cluster_disk_ids, &state->disks_by_id) {
         if (!disk_count_in(state, disk))
             return false;
     }
@@ -193,7 +189,8 @@ bool cluster_state_count(struct cluster_state *state)
 
 void cluster_version_add(struct cluster_state *state, struct cluster_version *version)
 {
-    bool fits = cluster_version_insert(state, version) && version_count_in(state, version);
+    bool fits = cluster_version_insert(state, version) &&
+                version_count_in(state, version);
     assert(fits);
 }
 
@@ -225,8 +222,8 @@ void cluster_disk_set_name(struct cluster_state *state, struct cluster_disk *dis
 {
     RB_REMOVE(cluster_disk_names, &state->disks_by_name, disk);
     snprintf(disk->name, sizeof disk->name, "%s", name);
-    struct cluster_disk *other =
-        RB_INSERT(cluster_disk_names, &state->disks_by_name, disk);
+    struct cluster_disk *other = RB_INSERT(cluster_disk_names, &state->disks_by_name,
+                                           disk);
     assert(other == NULL);
 }
 
@@ -245,8 +242,8 @@ void cluster_version_set_root(struct cluster_state *state,
 void cluster_node_add(struct cluster_state *state, const struct cluster_node *node)
 {
     uint32_t cap = state->node_count;
-    state->nodes =
-        cluster_grow(state->nodes, &cap, state->node_count + 1, sizeof *state->nodes);
+    state->nodes = cluster_grow(state->nodes, &cap, state->node_count + 1,
+                                sizeof *state->nodes);
     state->nodes[state->node_count++] = *node;
 }
 
@@ -315,8 +312,8 @@ const struct cluster_version *cluster_version_by_name(const struct cluster_state
 const struct cluster_disk *cluster_disk_next(const struct cluster_state *state,
                                              const struct cluster_disk *disk)
 {
-    struct cluster_disk_names *names =
-        UNCONST(struct cluster_disk_names, &state->disks_by_name);
+    struct cluster_disk_names *names = UNCONST(struct cluster_disk_names,
+                                               &state->disks_by_name);
     if (disk == NULL)
         return RB_MIN(cluster_disk_names, names);
     return RB_NEXT(cluster_disk_names, names, UNCONST(struct cluster_disk, disk));
@@ -334,8 +331,8 @@ const struct cluster_disk *cluster_disk_next_id(const struct cluster_state *stat
 const struct cluster_version *cluster_version_next(const struct cluster_state *state,
                                                    const struct cluster_version *version)
 {
-    struct cluster_version_ids *ids =
-        UNCONST(struct cluster_version_ids, &state->versions_by_id);
+    struct cluster_version_ids *ids = UNCONST(struct cluster_version_ids,
+                                              &state->versions_by_id);
     if (version == NULL)
         return RB_MIN(cluster_version_ids, ids);
     return RB_NEXT(cluster_version_ids, ids, UNCONST(struct cluster_version, version));

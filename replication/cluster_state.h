@@ -152,9 +152,9 @@ struct version_root {
 };
 
 /*
- * One command, decoded. An epoch below the disk's, or one whose lease was given up, is
- * refused with -PLX_EEPOCH. Only the fields named beside its op count. client and sequence
- * make a repeated command harmless: the machine keeps each client's last answer.
+ * One command, decoded. Only the fields named beside its op count. An epoch below the
+ * disk's, or one whose lease was given up, is refused with -PLX_EEPOCH. client and
+ * sequence make a repeated command harmless: each client's last answer is kept.
  */
 struct cluster_command {
     enum cluster_op op;

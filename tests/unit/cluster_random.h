@@ -79,14 +79,15 @@ static inline void random_roots(struct random_commands *r,
 {
     struct cluster_command *c = &r->command;
     const struct cluster_version *version;
-    TAILQ_FOREACH(version, &disk->pending, pending_link)
-    {
+    TAILQ_FOREACH (version, &disk->pending, pending_link) {
         if (version->marker > c->checkpoint.covers || random_one_in(r, 50))
             continue;
         r->roots[c->root_count++] = (struct version_root){
             version->id,
-            {{random_below(r, 1u << 20)}, (uint32_t)random_below(r, 1u << 30),
-             version->generation, 2}};
+            {{random_below(r, 1u << 20)},
+             (uint32_t)random_below(r, 1u << 30),
+             version->generation,
+             2}};
     }
     c->roots = r->roots;
 }

@@ -23,18 +23,18 @@ static struct cluster *open_all(struct body *body, struct kv **ret_kv)
 static int init(struct cluster *cluster)
 {
     struct cluster_result result;
-    return cluster_submit(cluster,
-                          &(struct cluster_command){.op = CLUSTER_INIT, .node = 1,
-                                                    .cluster = {{1, 2, 3}}},
-                          &result);
+    return cluster_submit(
+        cluster,
+        &(struct cluster_command){.op = CLUSTER_INIT, .node = 1, .cluster = {{1, 2, 3}}},
+        &result);
 }
 
 static int create(struct cluster *cluster, const char *name,
                   struct cluster_result *ret_result)
 {
     return cluster_submit(cluster,
-                          &(struct cluster_command){.op = CLUSTER_DISK_CREATE,
-                                                    .name = name, .size_bytes = MIB},
+                          &(struct cluster_command){
+                              .op = CLUSTER_DISK_CREATE, .name = name, .size_bytes = MIB},
                           ret_result);
 }
 
@@ -170,8 +170,8 @@ static void test_group(struct body *body)
     struct kv *kv;
     static struct submitter submitters[100];
     struct cluster *cluster = open_all(body, &kv);
-    const struct metric *writes =
-        metric_counter(body->loop, "parallax_cluster_writes_total", "");
+    const struct metric *writes = metric_counter(body->loop,
+                                                 "parallax_cluster_writes_total", "");
     CHECK_EQ(init(cluster), 0);
     uint64_t before = writes->value;
     run_submitters(body, cluster, submitters, 100, 1);
@@ -224,11 +224,15 @@ static void test_pieces(struct body *body)
     CHECK_EQ(init(cluster), 0);
     CHECK_EQ(create(cluster, "gold", &result), 0);
     CHECK_EQ(cluster_submit(cluster, &command, &result), 0);
-    command = (struct cluster_command){.op = CLUSTER_SNAPSHOT, .disk = 1, .epoch = 1,
-                                       .marker = 1, .generation = 1, .name = "s"};
+    command = (struct cluster_command){.op = CLUSTER_SNAPSHOT,
+                                       .disk = 1,
+                                       .epoch = 1,
+                                       .marker = 1,
+                                       .generation = 1,
+                                       .name = "s"};
     CHECK_EQ(cluster_submit(cluster, &command, &result), 0);
-    command = (struct cluster_command){.op = CLUSTER_CLONE, .version = 1, .name = "vm",
-                                       .count = 10000};
+    command = (struct cluster_command){
+        .op = CLUSTER_CLONE, .version = 1, .name = "vm", .count = 10000};
     CHECK_EQ(cluster_submit(cluster, &command, &result), 0);
     run_submitters(body, cluster, submitters, 100, 41);
     CHECK_EQ(create(cluster, "one-more", &result), 0);
@@ -391,7 +395,10 @@ static void run_lives(uint64_t seed)
 {
     static struct life life;
     struct sim_world *world = sim_world_create(seed);
-    struct body body = {.world = world, .arg = &life, .run = life_body, .folder = "sim",
+    struct body body = {.world = world,
+                        .arg = &life,
+                        .run = life_body,
+                        .folder = "sim",
                         .call = {.main = body_main, .name = "life"}};
     uint64_t steps = 20 + sim_world_random(world, 12000);
     body.loop = sim_process_create(world);

@@ -8,10 +8,10 @@ static void test_names(void)
         const char *name;
         bool valid;
     } NAMES[] = {
-        {"a", true},       {"web01", true},       {"a.b_c-d+e:f", true}, {"_a", true},
-        {"9", true},       {":a", true},          {"", false},           {".a", false},
-        {"-a", false},     {"+a", false},         {"a b", false},        {"a/b", false},
-        {"a@b", false},    {"a\nb", false},       {"\xc3\xa4", false},   {"a,b", false},
+        {"a", true},    {"web01", true}, {"a.b_c-d+e:f", true}, {"_a", true},
+        {"9", true},    {":a", true},    {"", false},           {".a", false},
+        {"-a", false},  {"+a", false},   {"a b", false},        {"a/b", false},
+        {"a@b", false}, {"a\nb", false}, {"\xc3\xa4", false},   {"a,b", false},
     };
     for (size_t i = 0; i < ARRAY_LEN(NAMES); i++)
         CHECK_EQ(cluster_name_valid(NAMES[i].name), NAMES[i].valid);
@@ -117,8 +117,7 @@ static void test_size(void)
     CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_RESIZE, .disk = 1, .epoch = 1,
                  .size_bytes = 5 * MIB + 1),
              -EINVAL);
-    CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_RESIZE, .disk = 1, .epoch = 1,
-                 .size_bytes = MIB),
+    CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_RESIZE, .disk = 1, .epoch = 1, .size_bytes = MIB),
              0);
     CHECK_EQ(disk_of(&m, "a")->size_bytes, MIB);
     machine_done(&m);
@@ -133,14 +132,13 @@ static void test_import(void)
     CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_PUBLISH, .disk = 1, .size_bytes = MIB),
              -PLX_EEPOCH);
     CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_PUBLISH, .disk = 1, .epoch = 1), -EINVAL);
-    CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_PUBLISH, .disk = 1, .epoch = 1,
-                 .size_bytes = MIB),
-             0);
+    CHECK_EQ(
+        RUN(&m, .op = CLUSTER_DISK_PUBLISH, .disk = 1, .epoch = 1, .size_bytes = MIB), 0);
     CHECK_EQ(disk_of(&m, "a")->flags, 0);
     CHECK_EQ(disk_of(&m, "a")->size_bytes, MIB);
-    CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_PUBLISH, .disk = 1, .epoch = 1,
-                 .size_bytes = MIB),
-             -PLX_EPRECONDITION);
+    CHECK_EQ(
+        RUN(&m, .op = CLUSTER_DISK_PUBLISH, .disk = 1, .epoch = 1, .size_bytes = MIB),
+        -PLX_EPRECONDITION);
     CHECK_EQ(RUN(&m, .op = CLUSTER_LEASE_TAKE, .disk = 2, .node = 1), 0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_DISCARD, .disk = 2), -PLX_EOWNED);
     machine_extent(&m, 2); /* left open by an import that died */
@@ -212,9 +210,9 @@ static void test_extents(void)
         uint64_t members[2];
         int code;
     } BAD[] = {
-        {0, 1, {1}, -EINVAL},        {1, 0, {0}, -EINVAL},
-        {1, 2, {1, 1}, -EINVAL},     {1, 1, {2}, -PLX_EPRECONDITION},
-        {98, 1, {1}, -PLX_ELIMIT},   {UINT32_MAX, 1, {1}, -PLX_ELIMIT},
+        {0, 1, {1}, -EINVAL},      {1, 0, {0}, -EINVAL},
+        {1, 2, {1, 1}, -EINVAL},   {1, 1, {2}, -PLX_EPRECONDITION},
+        {98, 1, {1}, -PLX_ELIMIT}, {UINT32_MAX, 1, {1}, -PLX_ELIMIT},
     };
     for (size_t i = 0; i < ARRAY_LEN(BAD); i++)
         CHECK_EQ(RUN(&m, .op = CLUSTER_EXTENT_OPEN, .disk = a, .epoch = 1,
@@ -292,9 +290,9 @@ static void test_cuts(void)
                                     {.extent = unused, .length = 0}};
     CHECK_EQ(RUN(&m, .op = CLUSTER_CUT, .disk = id, .epoch = 1, .number = 21),
              -PLX_EEPOCH);
-    CHECK_EQ(RUN(&m, .op = CLUSTER_CUT, .disk = id, .epoch = 2, .number = 21,
-                 .flushed = 22),
-             -PLX_EPRECONDITION);
+    CHECK_EQ(
+        RUN(&m, .op = CLUSTER_CUT, .disk = id, .epoch = 2, .number = 21, .flushed = 22),
+        -PLX_EPRECONDITION);
     CHECK_EQ(RUN(&m, .op = CLUSTER_CUT, .disk = id, .epoch = 2, .number = 21,
                  .flushed = 21, .finals = finals, .final_count = 2),
              0);
@@ -336,7 +334,7 @@ static void test_cuts(void)
     machine_done(&m);
 }
 
-/* As many take-overs without a checkpoint as there may be extents: never too many cuts. */
+/* As many take-overs without a checkpoint as there may be extents. */
 static void test_many_cuts(void)
 {
     struct machine m = machine_create();
@@ -354,16 +352,16 @@ static void test_checkpoint(void)
 {
     struct machine m = machine_create();
     uint64_t id = machine_disk(&m, "a");
-    struct map_root root = {.address = address_of(1, 1, 7), .crc = 5, .generation = 1,
-                            .height = 2};
+    struct map_root root = {
+        .address = address_of(1, 1, 7), .crc = 5, .generation = 1, .height = 2};
     CHECK_EQ(RUN(&m, .op = CLUSTER_CHECKPOINT, .disk = id, .epoch = 1,
                  .checkpoint = {3, 10, 12}, .root = root),
              0);
     const struct cluster_disk *disk = disk_of(&m, "a");
     CHECK(disk->has_root);
     CHECK_EQ(disk->root.address.v, root.address.v);
-    static const struct cluster_checkpoint BAD[] = {{3, 11, 12}, {2, 11, 12}, {4, 9, 12},
-                                                    {4, 14, 13}};
+    static const struct cluster_checkpoint BAD[] = {
+        {3, 11, 12}, {2, 11, 12}, {4, 9, 12}, {4, 14, 13}};
     for (size_t i = 0; i < ARRAY_LEN(BAD); i++)
         CHECK_EQ(RUN(&m, .op = CLUSTER_CHECKPOINT, .disk = id, .epoch = 1,
                      .checkpoint = BAD[i], .root = root),
@@ -469,8 +467,8 @@ static void test_snapshot(void)
     CHECK_EQ(disk->version_count, 4);
     CHECK_EQ(cluster_version_by_id(m.state, disk->head_parent)->marker, 15);
     for (uint32_t i = disk->pending_count; i < PENDING_VERSIONS_MAX; i++)
-        CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT, .disk = id, .epoch = 1,
-                     .marker = 20 + i, .generation = 10 + i),
+        CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT, .disk = id, .epoch = 1, .marker = 20 + i,
+                     .generation = 10 + i),
                  0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT, .disk = id, .epoch = 1, .marker = 100,
                  .generation = 100),
@@ -482,11 +480,9 @@ static void test_abandon(void)
 {
     struct machine m = machine_create();
     uint64_t id = machine_disk(&m, "a");
-    CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT_ABANDON, .disk = id, .epoch = 1,
-                 .marker = 5),
+    CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT_ABANDON, .disk = id, .epoch = 1, .marker = 5),
              0);
-    CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT_ABANDON, .disk = id, .epoch = 1,
-                 .marker = 3),
+    CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT_ABANDON, .disk = id, .epoch = 1, .marker = 3),
              0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT, .disk = id, .epoch = 1, .name = "s",
                  .marker = 5, .generation = 1),
@@ -495,8 +491,7 @@ static void test_abandon(void)
     CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT, .disk = id, .epoch = 1, .name = "s",
                  .marker = 6, .generation = 1),
              0);
-    CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT_ABANDON, .disk = id, .epoch = 1,
-                 .marker = 6),
+    CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT_ABANDON, .disk = id, .epoch = 1, .marker = 6),
              -PLX_EPRECONDITION);
     CHECK_EQ(disk_of(&m, "a")->abandoned_marker, 5);
     machine_done(&m);
@@ -561,9 +556,9 @@ static void test_rollback(void)
     CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT, .disk = id, .epoch = 1, .name = "s",
                  .marker = 6, .generation = 1),
              0);
-    CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_RESIZE, .disk = id, .epoch = 1,
-                 .size_bytes = 2 * GIB),
-             0);
+    CHECK_EQ(
+        RUN(&m, .op = CLUSTER_DISK_RESIZE, .disk = id, .epoch = 1, .size_bytes = 2 * GIB),
+        0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_ROLLBACK, .disk = id, .epoch = 1, .version = 1),
              -PLX_EOWNED);
     struct final_length final = {.extent = extent, .length = 60, .last_number = 30};
@@ -600,8 +595,11 @@ static void test_rollback(void)
 static void test_repeated(void)
 {
     struct machine m = machine_create();
-    struct cluster_command command = {.op = CLUSTER_DISK_CREATE, .name = "a",
-                                      .size_bytes = MIB, .client = 7, .sequence = 3};
+    struct cluster_command command = {.op = CLUSTER_DISK_CREATE,
+                                      .name = "a",
+                                      .size_bytes = MIB,
+                                      .client = 7,
+                                      .sequence = 3};
     CHECK_EQ(machine_run(&m, &command), 0);
     CHECK_EQ(machine_run(&m, &command), 0);
     CHECK_EQ(m.result.id, 1);
