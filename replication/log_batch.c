@@ -139,6 +139,8 @@ static struct share share_of(const struct disk_log *log)
     struct share share = {.blocks = (uint32_t)min_u64(blocks_left(head), limit),
                           .entries = (uint32_t)min_u64(entries_left(head), limit)};
     const struct log_record *record = head;
+    if (blocks_left(head) > limit)
+        return share;
     while (record->kind != ENTRY_MARKER &&
            (record = STAILQ_NEXT(record, link)) != NULL) {
         if (!same_header(head, record) || share.blocks + blocks_left(record) > limit ||
