@@ -9,7 +9,7 @@
  * An attempt whose nodes a forced roll moved is begun again under a new K, unless already
  * proposed; one refused because of a newer snapshot is proposed again unchanged. If it
  * fails (no space, unreadable node) nothing has changed: the layers stay, and it is tried
- * again when there is cause.
+ * again (checkpoint_due.c).
  *
  * Closing a disk runs one last checkpoint; see disk_open.c.
  */
@@ -17,9 +17,7 @@
 
 #define NODES_INFLIGHT 64U   /* written, not committed: 256 KiB */
 #define ATTEMPTS       16U
-#define BEHIND_FACTOR  3U    /* times the log between checkpoints */
-#define THIN_LEAVES    16384U /* a disk of less than 16 GiB is not large */
-#define THIN_FACTOR    4U    /* wanted writes a leaf; times the log at most */
+#define NODES_A_FLUSH  1024U /* what is not flushed is retained */
 
 struct sink {
     struct map_sink map;     /* first: handed to map_merge */
@@ -27,6 +25,7 @@ struct sink {
     uint64_t checkpoint;     /* K */
     uint32_t generation;
     uint32_t inflight;
+    uint64_t written;        /* nodes, in all */
     int result;
     struct waitlist waiting;
 };
@@ -76,6 +75,11 @@ static async int sink_write(struct map_sink *map, unsigned level, uint64_t index
 
     while (sink->inflight >= NODES_INFLIGHT)
         waitlist_wait(&sink->waiting);
+    if (++sink->written % NODES_A_FLUSH == 0) {
+        int rc = disk_flush_wait(sink->disk);
+        if (rc < 0)
+            return rc;
+    }
     if (sink->result < 0)
         return sink->result;
     if (sink->disk->down)
@@ -116,8 +120,10 @@ struct merge_plan {
     uint32_t count;              /* frozen layers to merge: the oldest ones */
     uint64_t covers;             /* P */
     struct map_root root;
-    struct version_root roots[FROZEN_LAYERS_MAX * 4];
+    struct version_root roots[PENDING_VERSIONS_MAX];
     uint32_t root_count;
+    uint64_t nodes;              /* written by the last attempt */
+    bool is_partial;             /* the top could not be frozen as well */
 };
 
 /* Steps of one attempt: merge, durable. */
@@ -130,7 +136,7 @@ static async int merge_layers(struct disk *disk, struct merge_plan *todo)
         .checkpoint = disk->next_checkpoint,
     };
     struct layer *layer = TAILQ_LAST(&disk->layers, layer_list);
-    uint64_t blocks = disk->size_bytes / BLOCK_SIZE;
+    uint64_t blocks = div_up_u64(disk->size_bytes, BLOCK_SIZE);
 
     waitlist_init(&sink.waiting);
     todo->root = disk->root;
@@ -149,6 +155,7 @@ static async int merge_layers(struct disk *disk, struct merge_plan *todo)
         }
         layer = TAILQ_PREV(layer, layer_list, link);
     }
+    todo->nodes = sink.written;
     return disk_flush_wait(disk);
 }
 
@@ -208,18 +215,37 @@ static bool all_settled(const struct disk *disk, uint32_t count)
     return true;
 }
 
-static async int checkpoint_locked(struct disk *disk, struct error *err)
+/* Puts all that is committed under a frozen layer and says what is to be merged. Layers
+ * that earlier attempts froze in vain are not added to without end. */
+static int freeze(struct disk *disk, struct merge_plan *todo)
 {
-    struct merge_plan todo = {.covers = log_committed_number(disk->log)};
-    uint64_t at_bytes = log_appended_bytes(disk->log);
     struct layer *top = layer_top(disk);
-    int rc;
 
-    if (!overlay_empty(&top->overlay) && !layer_push(disk, top->overlay.generation))
-        return err_set(err, -ENOMEM, "out of memory");
-    todo.count = disk->frozen_count;
-    if (todo.count == 0)
+    todo->covers = log_committed_number(disk->log);
+    if (!overlay_empty(&top->overlay)) {
+        todo->is_partial = disk->frozen_count >= FROZEN_LAYERS_MAX;
+        if (todo->is_partial)
+            todo->covers = TAILQ_NEXT(top, link)->covers;
+        else if (!layer_push(disk, top->overlay.generation, todo->covers))
+            return -ENOMEM;
+    }
+    todo->count = disk->frozen_count;
+    return 0;
+}
+
+static async int checkpoint_locked(struct disk *disk, bool *ret_again, struct error *err)
+{
+    struct merge_plan todo = {0};
+    uint64_t at_bytes = log_appended_bytes(disk->log);
+    int rc = freeze(disk, &todo);
+
+    *ret_again = todo.is_partial;
+    if (rc < 0)
+        return err_set(err, rc, "out of memory");
+    if (todo.count == 0) {
+        disk->checkpoint_at_bytes = at_bytes;
         return 0;
+    }
     while (!disk->down && !all_settled(disk, todo.count)) /* D4 */
         waitlist_wait(&disk->settled);
     if (disk->down)
@@ -240,151 +266,34 @@ static async int checkpoint_locked(struct disk *disk, struct error *err)
     if (rc < 0)
         return rc;
     drop_merged(disk, &todo);
-    disk->checkpoint_at_bytes = at_bytes;
+    /* Its own nodes are no reason for the next one. */
+    disk->checkpoint_at_bytes = at_bytes + todo.nodes * BLOCK_SIZE;
     return 0;
-}
-
-/* Changes of any disk may have waited for the budget. */
-static void resume_all(struct host *host)
-{
-    struct disk *disk;
-
-    RB_FOREACH (disk, disk_tree, &host->disks)
-        if (disk->waiting_count > 0)
-            disk_resume(disk);
 }
 
 async int disk_checkpoint(struct disk *disk, struct error *err)
 {
     struct host *host = disk->host;
+    bool again;
     int rc;
 
     mutex_lock(&disk->checkpoint_lock); /* D5 */
     uint64_t started_ns = loop_now_ns(disk->loop);
     disk->checkpoint_running = true;
     trace(disk->loop, "checkpoint", disk->id, disk->next_checkpoint, 0);
-    rc = disk->down ? err_set(err, disk->down, "%s", err_text(disk->down))
-                    : checkpoint_locked(disk, err);
+    do {
+        again = false;
+        rc = disk->down ? err_set(err, disk->down, "%s", err_text(disk->down))
+                        : checkpoint_locked(disk, &again, err);
+    } while (rc == 0 && again);
     trace(disk->loop, "checkpoint done", disk->id, disk->next_checkpoint, (uint64_t)-rc);
     disk->checkpoint_running = false;
     mutex_unlock(&disk->checkpoint_lock);
     metric_add(host->checkpoints, 1);
     metric_observe_ns(host->checkpoint_ns, loop_now_ns(disk->loop) - started_ns);
-    host->relieving = false;
+    if (disk->down)
+        layers_clear(disk);
     host_update_reserve(host);
-    resume_all(host);
+    checkpoint_settled(disk, rc);
     return rc;
-}
-
-static async void checkpoint_main(struct task_call *call)
-{
-    struct disk *disk = container_of(call, struct disk, checkpoint_task);
-    struct error err = {0};
-
-    if (disk_checkpoint(disk, &err) < 0) {
-        log_warning(disk->loop, "disk %s: %s", disk->name, err.text);
-        task_sleep_ns(NS_PER_S); /* whatever the cause: not in a tight loop */
-    }
-    disk->checkpoint_wanted = false;
-    checkpoint_consider(disk);
-    disk_release(disk);
-}
-
-void checkpoint_request(struct disk *disk)
-{
-    if (disk->checkpoint_wanted || disk->down || disk->state != DISK_OPEN)
-        return;
-    disk->checkpoint_wanted = true;
-    disk->users++; /* stays open while it runs */
-    disk->checkpoint_task = (struct task_call){
-        .main = checkpoint_main, .name = "checkpoint", .system = true,
-    };
-    task_start(disk->loop, &disk->checkpoint_task);
-}
-
-static uint64_t log_since(const struct disk *disk)
-{
-    return log_appended_bytes(disk->log) - disk->checkpoint_at_bytes;
-}
-
-/* Log after which a checkpoint is due. On a large disk written all over each write costs
- * the checkpoint a leaf; waiting longer, leaves are shared by several writes. */
-static uint64_t log_limit(const struct disk *disk)
-{
-    uint64_t bytes = disk->host->options.checkpoint_log_bytes;
-    uint64_t leaves = disk->size_bytes / (BLOCK_SIZE * MAP_FANOUT);
-    uint64_t intervals = layer_top(disk)->overlay.interval_count;
-    bool scattered = intervals > log_since(disk) / (8 * BLOCK_SIZE);
-
-    return leaves >= THIN_LEAVES && scattered && intervals < leaves * THIN_FACTOR
-               ? bytes * THIN_FACTOR
-               : bytes;
-}
-
-static uint64_t layers_bytes(const struct disk *disk)
-{
-    const struct layer *layer;
-    uint64_t bytes = 0;
-
-    TAILQ_FOREACH (layer, &disk->layers, link)
-        bytes += layer->overlay.bytes;
-    return bytes;
-}
-
-/* The overlays of all disks share a budget: when it is half used, the disk with the most
- * is asked for a checkpoint, whoever wrote last. */
-static void relieve_budget(struct host *host)
-{
-    struct disk *disk, *heaviest = NULL;
-    uint64_t most = 0;
-
-    if (host->relieving || host->overlay.used_bytes < host->overlay.limit_bytes / 2)
-        return;
-    RB_FOREACH (disk, disk_tree, &host->disks) {
-        uint64_t bytes = disk->log && !disk->down ? layers_bytes(disk) : 0;
-        if (bytes > most && disk->state == DISK_OPEN) {
-            most = bytes;
-            heaviest = disk;
-        }
-    }
-    if (!heaviest)
-        return;
-    host->relieving = true;
-    checkpoint_request(heaviest);
-}
-
-void checkpoint_consider(struct disk *disk)
-{
-    relieve_budget(disk->host);
-    if (disk->checkpoint_wanted || !disk->log)
-        return;
-    if (log_since(disk) >= log_limit(disk) ||
-        disk->frozen_count >= FROZEN_LAYERS_SOON)
-        checkpoint_request(disk);
-}
-
-static void timer_fired(struct timer *timer)
-{
-    struct disk *disk = container_of(timer, struct disk, checkpoint_timer);
-
-    if (layers_bytes(disk) > 0)
-        checkpoint_request(disk);
-    checkpoint_timer_start(disk);
-}
-
-void checkpoint_timer_start(struct disk *disk)
-{
-    if (disk->host->options.no_idle_work)
-        return;
-    disk->checkpoint_timer.fire = timer_fired;
-    timer_start(disk->loop, &disk->checkpoint_timer, CHECKPOINT_EVERY_MS * NS_PER_MS);
-}
-
-bool checkpoint_behind(const struct disk *disk)
-{
-    const struct host *host = disk->host;
-
-    return log_since(disk) >= BEHIND_FACTOR * log_limit(disk) ||
-           (host->overlay.used_bytes >= host->overlay.limit_bytes &&
-            !overlay_empty(&layer_top(disk)->overlay));
 }

@@ -212,6 +212,8 @@ void disk_go_down(struct disk *disk, int code);
 /* --- checkpoint_due.c --- */
 void checkpoint_consider(struct disk *disk); /* starts one if it is time */
 void checkpoint_request(struct disk *disk);  /* starts one soon */
+/* What was replayed may be reason enough. */
+void checkpoint_after_open(struct disk *disk);
 /* One at least every CHECKPOINT_EVERY_MS, if there is something to do. */
 void checkpoint_timer_start(struct disk *disk);
 /* Notes the result of one; those who wait for it go on, or fail. */
@@ -233,9 +235,6 @@ void marker_committed(struct disk *disk, struct log_record *record,
 void marker_failed(struct log_record *record, int code);
 
 /* --- host.c --- */
-/* A buffer from the pool; waits for room. -ENOMEM if there is room and no memory. */
-async int buffer_await(struct buffer_pool *pool, uint64_t size_bytes,
-                       struct buffer **ret_buffer);
 /* Tells the store how much space checkpoints may need. */
 void host_update_reserve(struct host *host);
 #define RESERVE_BYTES          (8 * MIB)

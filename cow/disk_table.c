@@ -11,6 +11,10 @@
  */
 #include "cow/disk_internal.h"
 
+/* Each holds a task while it waits for its log. */
+#define CLOSES_MAX     16U
+#define CLOSE_RETRY_NS (20 * NS_PER_MS)
+
 static int disk_compare(const struct disk *a, const struct disk *b)
 {
     if (a->id != b->id)
@@ -89,6 +93,7 @@ static async int open_new(struct host *host, uint64_t id, uint64_t version,
     disk->users = 1;
     waitlist_wake_all(&host->disks_changed);
     host_update_reserve(host);
+    checkpoint_after_open(disk);
     *ret_disk = disk;
     return 0;
 }
@@ -131,32 +136,38 @@ static async int close_now(struct disk *disk, struct error *err)
 static async void close_main(struct task_call *call)
 {
     struct disk *disk = container_of(call, struct disk, close_task);
-    struct loop *loop = disk->loop;
+    struct host *host = disk->host;
     struct error err = {0};
 
-    if (disk->users > 0 || disk->state != DISK_OPEN) {
-        disk->closing_soon = false;
-        waitlist_wake_all(&disk->host->disks_changed);
-        return; /* somebody came meanwhile */
-    }
-    if (close_now(disk, &err) < 0)
-        log_warning(loop, "%s", err.text);
+    disk->closing_soon = false;
+    if (disk->users == 0 && disk->state == DISK_OPEN && close_now(disk, &err) < 0)
+        log_warning(host->loop, "%s", err.text);
+    host->closes_running--;
+    waitlist_wake_all(&host->disks_changed);
 }
 
-static void close_soon(struct disk *disk)
+static void idle_fired(struct timer *timer)
 {
+    disk_close_soon(container_of(timer, struct disk, idle_timer));
+}
+
+void disk_close_soon(struct disk *disk)
+{
+    struct host *host = disk->host;
+
     if (disk->closing_soon)
         return;
+    if (host->closes_running == CLOSES_MAX) {
+        disk->idle_timer.fire = idle_fired;
+        timer_start(disk->loop, &disk->idle_timer, CLOSE_RETRY_NS);
+        return;
+    }
+    host->closes_running++;
     disk->closing_soon = true;
     disk->close_task = (struct task_call){
         .main = close_main, .name = "close", .system = true,
     };
     task_start(disk->loop, &disk->close_task);
-}
-
-static void idle_fired(struct timer *timer)
-{
-    close_soon(container_of(timer, struct disk, idle_timer));
 }
 
 void disk_release(struct disk *disk)
@@ -166,7 +177,7 @@ void disk_release(struct disk *disk)
         return;
     waitlist_wake_all(&disk->host->disks_changed);
     if (disk->down) {
-        close_soon(disk);
+        disk_close_soon(disk);
         return;
     }
     disk->idle_timer.fire = idle_fired;
@@ -207,8 +218,8 @@ async void disk_table_close(struct host *host)
     host->closing = true;
     while (!RB_EMPTY(&host->disks)) {
         struct disk *disk;
-        while ((disk = next_idle(host)))
-            close_soon(disk);
+        while (host->closes_running < CLOSES_MAX && (disk = next_idle(host)))
+            disk_close_soon(disk);
         waitlist_wait(&host->disks_changed);
     }
 }

@@ -8,7 +8,7 @@
  *
  * What the log cannot take (no space, log down) fails the whole change; parts of it may
  * be on the disk, as on any disk. While the log or the overlay is too far ahead of the
- * checkpoint, changes wait at the door.
+ * checkpoint, changes wait at the door; if that checkpoint fails, so do they.
  *
  * A closing disk has no clients, so nothing is in flight here.
  */
@@ -128,13 +128,11 @@ void write_committed(struct disk *disk, struct log_record *record,
                      const struct log_piece *piece, bool last)
 {
     struct write_part *part = container_of(record, struct write_part, record);
-    int rc = layers_take(disk, piece);
+    int rc = disk->down ? 0 : layers_take(disk, piece);
 
-    if (rc < 0 && !disk->down) {
-        /* In the log, but not to be seen: only a fresh replay can show it. */
-        disk->down = rc;
-        log_error(disk->loop, "disk %s: out of memory for its overlay", disk->name);
-    }
+    /* In the log, but not to be seen: only a fresh replay can show it. */
+    if (rc < 0)
+        disk_go_down(disk, rc);
     if (last)
         part_done(disk, part, disk->down);
 }
@@ -247,14 +245,14 @@ static async int merge_edges(struct disk *disk, struct disk_io *io)
 /* The edge blocks of a zero, with zeros merged in, written one by one. */
 static async int zero_edge(struct disk *disk, struct disk_io *io, uint64_t block)
 {
-    struct buffer *buffer = buffer_create(disk->host->log_buffers, BLOCK_SIZE);
     uint64_t start = block * BLOCK_SIZE;
     uint64_t from = max_u64(io->offset_bytes, start);
     uint64_t to = min_u64(io->offset_bytes + io->len_bytes, start + BLOCK_SIZE);
-    int rc;
+    struct buffer *buffer;
+    int rc = buffer_await(disk->host->log_buffers, BLOCK_SIZE, &buffer);
 
-    if (!buffer)
-        return -ENOMEM;
+    if (rc < 0)
+        return rc;
     rc = read_blocks(disk, block, 1, buffer->data);
     if (rc == 0) {
         memset(buffer->data + (from - start), 0, to - from);
@@ -321,6 +319,26 @@ static void begin(struct disk *disk, struct disk_io *io)
     }
 }
 
+/* 0: changes may start; 1: they wait for a checkpoint; or why they fail. */
+static int door(const struct disk *disk)
+{
+    if (disk->down)
+        return disk->down;
+    if (!checkpoint_behind(disk))
+        return 0;
+    return disk->checkpoint_error < 0 ? disk->checkpoint_error : 1;
+}
+
+static void refuse(struct disk *disk, struct disk_io *io, int code)
+{
+    TAILQ_REMOVE(&disk->ranges, io, link);
+    io->listed = false;
+    disk->change_count--;
+    if (io->partial)
+        disk->partial_count--;
+    disk_finish(disk, io, code);
+}
+
 void disk_change(struct disk *disk, struct disk_io *io)
 {
     if (io->op == DISK_TRIM) {
@@ -338,13 +356,16 @@ void disk_change(struct disk *disk, struct disk_io *io)
     disk->change_count++;
     if (io->partial)
         disk->partial_count++;
-    if (checkpoint_behind(disk) || !range_is_free(disk, io)) {
+    int rc = door(disk);
+    if (rc < 0) {
+        refuse(disk, io, rc);
+    } else if (rc > 0 || !range_is_free(disk, io)) {
         io->waiting = true;
         disk->waiting_count++;
         checkpoint_consider(disk);
-        return;
+    } else {
+        begin(disk, io);
     }
-    begin(disk, io);
 }
 
 /* The first waiting change that may start now, or NULL. */
@@ -353,7 +374,7 @@ static struct disk_io *next_startable(struct disk *disk)
     struct disk_io *io;
 
     TAILQ_FOREACH (io, &disk->ranges, link)
-        if (io->waiting && (disk->down || range_is_free(disk, io)))
+        if (io->waiting && range_is_free(disk, io))
             return io;
     return NULL;
 }
@@ -361,22 +382,21 @@ static struct disk_io *next_startable(struct disk *disk)
 void disk_resume(struct disk *disk)
 {
     struct disk_io *io;
+    int rc;
 
-    while (disk->waiting_count > 0 && (disk->down || !checkpoint_behind(disk)) &&
+    if (disk->resuming) /* a change that failed at once left its range */
+        return;
+    disk->resuming = true;
+    while (disk->waiting_count > 0 && (rc = door(disk)) <= 0 &&
            (io = next_startable(disk))) {
         io->waiting = false;
         disk->waiting_count--;
-        if (!disk->down) {
+        if (rc < 0)
+            refuse(disk, io, rc);
+        else
             begin(disk, io);
-            continue;
-        }
-        TAILQ_REMOVE(&disk->ranges, io, link);
-        io->listed = false;
-        disk->change_count--;
-        if (io->partial)
-            disk->partial_count--;
-        disk_finish(disk, io, disk->down);
     }
+    disk->resuming = false;
 }
 
 struct flush_wait {

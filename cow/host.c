@@ -150,19 +150,21 @@ static struct host *host_new(struct loop *loop, const struct host_options *optio
     waitlist_init(&host->retained.waiting);
     waitlist_init(&host->disks_changed);
     RB_INIT(&host->disks);
+    TAILQ_INIT(&host->checkpoint_queue);
     host->front_buffers = buffer_pool_create(NBD_BUFFER_BYTES);
     host->log_buffers = buffer_pool_create(LOG_BUFFER_BYTES);
     host->pressure.run = pressure_run;
     host->relief.run = relief_run;
-    if (host->front_buffers)
-        buffer_pool_on_pressure(host->front_buffers, &host->pressure);
     register_metrics(host);
-    if (host->front_buffers && host->log_buffers)
-        return host;
-    if (host->front_buffers)
+    if (!host->front_buffers || !host->log_buffers) {
         buffer_pool_destroy(host->front_buffers);
-    free(host);
-    return NULL;
+        buffer_pool_destroy(host->log_buffers);
+        free(host);
+        return NULL;
+    }
+    buffer_pool_on_pressure(host->front_buffers, &host->pressure);
+    buffer_pool_on_pressure(host->log_buffers, &host->pressure);
+    return host;
 }
 
 static async int open_parts(struct host *host, const struct host_options *options,
@@ -202,7 +204,8 @@ static async int open_parts(struct host *host, const struct host_options *option
 static async void host_free(struct host *host)
 {
     loop_post_cancel(host->loop, &host->relief);
-    node_cache_destroy(host->nodes);
+    if (host->nodes)
+        node_cache_destroy(host->nodes);
     if (host->cluster)
         cluster_close(host->cluster);
     if (host->store)

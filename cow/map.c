@@ -40,6 +40,12 @@ uint8_t map_height(uint64_t block_count)
     return height;
 }
 
+bool map_root_sound(const struct map_root *root)
+{
+    return root->height <= MAP_HEIGHT_MAX &&
+           (root->height == 0) == address_is_null(root->address);
+}
+
 /* One step of a lookup: what is known of the way down so far. */
 struct descent {
     struct map_entry entry; /* of the node to look at next */
@@ -89,8 +95,9 @@ static bool descent_is_null(const struct descent *descent, const struct map_root
 int map_try(struct node_cache *cache, const struct map_root *root, uint64_t block,
             struct map_span *ret_span)
 {
+    if (!map_root_sound(root))
+        return -PLX_EFORMAT;
     struct descent at = descent_begin(root);
-
     while (!descent_is_null(&at, root, block, ret_span)) {
         const struct node *node = node_try(cache, at.entry.address);
         if (!node)
@@ -108,8 +115,9 @@ int map_try(struct node_cache *cache, const struct map_root *root, uint64_t bloc
 async int map_get(struct node_cache *cache, const struct map_root *root, uint64_t block,
                   struct map_span *ret_span)
 {
+    if (!map_root_sound(root))
+        return -PLX_EFORMAT;
     struct descent at = descent_begin(root);
-
     while (!descent_is_null(&at, root, block, ret_span)) {
         const struct node *node;
         int rc = node_get(cache, at.entry.address, at.entry.crc, &node);

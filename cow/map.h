@@ -27,6 +27,9 @@ struct map_entry map_entry_at(const struct map_node_format *format, unsigned ind
 /* The entry for `block`, which lies in span and span has a leaf. */
 struct map_entry map_span_entry(const struct map_span *span, uint64_t block);
 
+/* False for a root that no checkpoint writes; lookups and merges answer -PLX_EFORMAT. */
+bool map_root_sound(const struct map_root *root);
+
 /* The span that holds `block`. map_try does not suspend: -EAGAIN if a node would have
  * to be read. */
 int map_try(struct node_cache *cache, const struct map_root *root, uint64_t block,
@@ -38,6 +41,10 @@ async int map_get(struct node_cache *cache, const struct map_root *root, uint64_
 uint8_t map_height(uint64_t block_count);
 /* Blocks under one entry of a node at `level` (a leaf's level is 0). */
 uint64_t map_entry_blocks(unsigned level);
+
+/* A buffer from the pool; waits for room. -ENOMEM if there is room and no memory. */
+async int buffer_await(struct buffer_pool *pool, uint64_t size_bytes,
+                       struct buffer **ret_buffer);
 
 /* Where merged nodes go. */
 struct map_sink {

@@ -137,6 +137,33 @@ static async int merge_children(struct merge *merge, unsigned level, uint64_t st
     return merge->sink->wait(merge->sink);
 }
 
+struct buffer_wait {
+    struct work work;
+    struct event told;
+};
+
+static void room_came(struct work *work)
+{
+    event_set(&container_of(work, struct buffer_wait, work)->told);
+}
+
+async int buffer_await(struct buffer_pool *pool, uint64_t size_bytes,
+                       struct buffer **ret_buffer)
+{
+    struct buffer *buffer;
+
+    while (!(buffer = buffer_create(pool, size_bytes))) {
+        struct buffer_wait wait = {.work = {.run = room_came}};
+        if (buffer_pool_used_bytes(pool) + size_bytes <= buffer_pool_limit_bytes(pool))
+            return -ENOMEM;
+        event_init(&wait.told);
+        buffer_pool_wait(pool, &wait.work);
+        event_wait(&wait.told);
+    }
+    *ret_buffer = buffer;
+    return 0;
+}
+
 static bool node_is_null(const struct map_node_format *node)
 {
     return bytes_are_zero(node, sizeof *node);
@@ -147,12 +174,12 @@ static bool node_is_null(const struct map_node_format *node)
 static async int open_node(struct merge *merge, unsigned level, struct map_entry old,
                            unsigned old_level, struct buffer **ret_buffer)
 {
-    struct buffer *buffer = buffer_create(merge->sink->buffers, BLOCK_SIZE);
     const struct node *node;
-    int rc;
+    struct buffer *buffer;
+    int rc = buffer_await(merge->sink->buffers, BLOCK_SIZE, &buffer);
 
-    if (!buffer)
-        return -ENOMEM;
+    if (rc < 0)
+        return rc;
     if (address_is_null(old.address) || old_level < level) {
         memset(buffer->data, 0, BLOCK_SIZE);
     } else {
@@ -228,6 +255,8 @@ async int map_merge(struct node_cache *cache, const struct map_root *old,
     struct map_entry root = {old->address, old->crc, old->generation}, merged;
     int rc;
 
+    if (!map_root_sound(old))
+        return -PLX_EFORMAT;
     if (height < old->height)
         height = old->height;
     if (overlay_empty(overlay)) {

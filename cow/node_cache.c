@@ -22,10 +22,24 @@ struct cached {
 
 LIST_HEAD(chain_head, cached);
 
+/* Memory for nodes comes in chunks, which live as long as the cache: malloc would spend
+ * two pages on each. */
+struct free_block {
+    SLIST_ENTRY(free_block) link;
+};
+struct chunk {
+    SLIST_ENTRY(chunk) link;
+    uint8_t *bytes;
+};
+#define CHUNK_BLOCKS 64U
+
 struct node_cache {
     struct store *store;
     uint64_t limit_bytes, used_bytes;
     uint32_t load_count;       /* reads under way */
+    struct waitlist loads_over;
+    SLIST_HEAD(, free_block) free_blocks;
+    SLIST_HEAD(, chunk) chunks;
     uint64_t bucket_count;     /* a power of two */
     struct chain_head *buckets;
     TAILQ_HEAD(, cached) by_use; /* least recently used first */
@@ -47,7 +61,43 @@ struct node_cache *node_cache_create(struct store *store, uint64_t limit_bytes)
         return NULL;
     }
     TAILQ_INIT(&cache->by_use);
+    SLIST_INIT(&cache->free_blocks);
+    SLIST_INIT(&cache->chunks);
+    waitlist_init(&cache->loads_over);
     return cache;
+}
+
+static void block_put(struct node_cache *cache, uint8_t *bytes)
+{
+    struct free_block *block = (void *)bytes;
+
+    SLIST_INSERT_HEAD(&cache->free_blocks, block, link);
+}
+
+static bool add_chunk(struct node_cache *cache)
+{
+    struct chunk *chunk = malloc(sizeof *chunk);
+
+    if (!chunk)
+        return false;
+    chunk->bytes = aligned_alloc(BLOCK_SIZE, CHUNK_BLOCKS * BLOCK_SIZE);
+    if (!chunk->bytes) {
+        free(chunk);
+        return false;
+    }
+    SLIST_INSERT_HEAD(&cache->chunks, chunk, link);
+    for (uint32_t i = CHUNK_BLOCKS; i-- > 0;)
+        block_put(cache, chunk->bytes + (size_t)i * BLOCK_SIZE);
+    return true;
+}
+
+static uint8_t *block_get(struct node_cache *cache)
+{
+    if (SLIST_EMPTY(&cache->free_blocks) && !add_chunk(cache))
+        return NULL;
+    struct free_block *block = SLIST_FIRST(&cache->free_blocks);
+    SLIST_REMOVE_HEAD(&cache->free_blocks, link);
+    return (uint8_t *)block;
 }
 
 static void evict(struct node_cache *cache, struct cached *cached)
@@ -56,18 +106,24 @@ static void evict(struct node_cache *cache, struct cached *cached)
     LIST_REMOVE(cached, chain);
     TAILQ_REMOVE(&cache->by_use, cached, used);
     cache->used_bytes -= BLOCK_SIZE;
-    free(cached->bytes);
+    block_put(cache, cached->bytes);
     free(cached);
 }
 
-void node_cache_destroy(struct node_cache *cache)
+async void node_cache_destroy(struct node_cache *cache)
 {
     struct cached *cached;
+    struct chunk *chunk;
 
-    if (!cache)
-        return;
+    while (cache->load_count > 0) /* read ahead in vain */
+        waitlist_wait(&cache->loads_over);
     while ((cached = TAILQ_FIRST(&cache->by_use)))
         evict(cache, cached);
+    while ((chunk = SLIST_FIRST(&cache->chunks))) {
+        SLIST_REMOVE_HEAD(&cache->chunks, link);
+        free(chunk->bytes);
+        free(chunk);
+    }
     free(cache->buckets);
     free(cache);
 }
@@ -112,7 +168,7 @@ static struct cached *add(struct node_cache *cache, struct address address)
     struct cached *cached = calloc(1, sizeof *cached);
     if (!cached)
         return NULL;
-    cached->bytes = aligned_alloc(BLOCK_SIZE, BLOCK_SIZE);
+    cached->bytes = block_get(cache);
     if (!cached->bytes) {
         free(cached);
         return NULL;
@@ -180,7 +236,8 @@ static void loaded(struct log_read *read)
     else
         cached->ready = true;
     free(load);
-    cache->load_count--;
+    if (--cache->load_count == 0)
+        waitlist_wake_all(&cache->loads_over);
     waitlist_wake_all(&cached->loading);
     unpin(cache, cached);
 }

@@ -18,7 +18,8 @@ struct node {
 };
 
 struct node_cache *node_cache_create(struct store *store, uint64_t limit_bytes);
-void node_cache_destroy(struct node_cache *cache);
+/* Waits for reads that were started ahead. No node may be pinned. */
+async void node_cache_destroy(struct node_cache *cache);
 uint64_t node_cache_used_bytes(const struct node_cache *cache);
 
 /* The node if it is in memory, pinned; else NULL. */

@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * When a checkpoint is due: after so much log, when the overlays of all disks have used
+ * half of their budget, when layers pile up, and at least every ten minutes. The disks
+ * that want one stand in a queue; a few run at a time, because each retains nodes and
+ * holds a task while it waits for the log.
+ *
+ * What can fail is the checkpoint. It is tried again after a while; until then changes
+ * that would wait for it fail with its error instead of waiting for ever.
+ *
+ * A disk that wants a checkpoint stays open until it had one. On close none is started
+ * here any more; closing runs one of its own.
+ */
+#include "cow/disk_internal.h"
+
+#define RUNNING_MAX   4U
+#define RETRY_NS      NS_PER_S
+#define BEHIND_FACTOR 3U     /* times the log between checkpoints */
+#define THIN_LEAVES   16384U /* a disk of less than 16 GiB is not large */
+#define THIN_FACTOR   4U     /* wanted writes a leaf; times the log at most */
+#define EXTENTS_SOON  (LOG_EXTENTS_MAX / 4)
+
+static void start_next(struct host *host);
+
+static async void checkpoint_main(struct task_call *call)
+{
+    struct disk *disk = container_of(call, struct disk, checkpoint_task);
+    struct host *host = disk->host;
+    struct error err = {0};
+
+    if (disk_checkpoint(disk, &err) < 0)
+        log_warning(disk->loop, "disk %s: %s", disk->name, err.text);
+    disk->checkpoint_wanted = false;
+    host->checkpoints_running--;
+    start_next(host);
+    checkpoint_consider(disk);
+    disk_release(disk);
+}
+
+static void start_next(struct host *host)
+{
+    struct disk *disk;
+
+    while (host->checkpoints_running < RUNNING_MAX &&
+           (disk = TAILQ_FIRST(&host->checkpoint_queue))) {
+        TAILQ_REMOVE(&host->checkpoint_queue, disk, checkpoint_link);
+        host->checkpoints_running++;
+        disk->checkpoint_task = (struct task_call){
+            .main = checkpoint_main, .name = "checkpoint", .system = true,
+        };
+        task_start(disk->loop, &disk->checkpoint_task);
+    }
+}
+
+void checkpoint_request(struct disk *disk)
+{
+    if (disk->checkpoint_wanted || disk->checkpoint_error || disk->down ||
+        disk->state != DISK_OPEN || disk->host->closing)
+        return;
+    disk->checkpoint_wanted = true;
+    disk->users++; /* stays open until it has run */
+    TAILQ_INSERT_TAIL(&disk->host->checkpoint_queue, disk, checkpoint_link);
+    start_next(disk->host);
+}
+
+static uint64_t log_since(const struct disk *disk)
+{
+    uint64_t since = log_appended_bytes(disk->log) - disk->checkpoint_at_bytes;
+
+    /* What was in flight at the freeze may have been taken back for want of space. */
+    return since <= INT64_MAX ? since : 0;
+}
+
+/* Log after which a checkpoint is due. On a large disk written all over each write costs
+ * the checkpoint a leaf; waiting longer, leaves are shared by several writes. */
+static uint64_t log_limit(const struct disk *disk)
+{
+    uint64_t bytes = disk->host->options.checkpoint_log_bytes;
+    uint64_t leaves = disk->size_bytes / (BLOCK_SIZE * MAP_FANOUT);
+    uint64_t intervals = layer_top(disk)->overlay.interval_count;
+    bool scattered = intervals > log_since(disk) / (8 * BLOCK_SIZE);
+
+    return leaves >= THIN_LEAVES && scattered && intervals < leaves * THIN_FACTOR
+               ? bytes * THIN_FACTOR
+               : bytes;
+}
+
+/* The overlays of all disks share a budget: when it is half used, the disk with the most
+ * is asked for a checkpoint, whoever wrote last. */
+static void relieve_budget(struct host *host)
+{
+    struct disk *disk, *heaviest = NULL;
+    uint64_t most = 0;
+
+    if (host->relieving || host->overlay.used_bytes < host->overlay.limit_bytes / 2)
+        return;
+    RB_FOREACH (disk, disk_tree, &host->disks) {
+        if (!disk->log || disk->down || disk->checkpoint_error ||
+            disk->state != DISK_OPEN)
+            continue;
+        uint64_t bytes = layers_bytes(disk);
+        if (bytes > most) {
+            most = bytes;
+            heaviest = disk;
+        }
+    }
+    if (!heaviest)
+        return;
+    checkpoint_request(heaviest);
+    host->relieving = heaviest->checkpoint_wanted;
+}
+
+void checkpoint_consider(struct disk *disk)
+{
+    relieve_budget(disk->host);
+    if (disk->checkpoint_wanted || !disk->log)
+        return;
+    if (log_since(disk) >= log_limit(disk) || disk->frozen_count >= FROZEN_LAYERS_SOON)
+        checkpoint_request(disk);
+}
+
+void checkpoint_after_open(struct disk *disk)
+{
+    const struct cluster_disk *state =
+        cluster_disk_by_id(cluster_state(disk->host->cluster), disk->id);
+
+    if (!disk->log)
+        return;
+    /* Each process that was killed left some: the list must not grow full of them. */
+    if (state && state->extent_count >= EXTENTS_SOON && layers_bytes(disk) > 0)
+        checkpoint_request(disk);
+    checkpoint_consider(disk);
+}
+
+static void timer_fired(struct timer *timer)
+{
+    struct disk *disk = container_of(timer, struct disk, checkpoint_timer);
+
+    disk->checkpoint_error = 0;
+    if (layers_bytes(disk) > 0)
+        checkpoint_request(disk);
+    checkpoint_timer_start(disk);
+}
+
+void checkpoint_timer_start(struct disk *disk)
+{
+    if (disk->host->options.no_idle_work)
+        return;
+    disk->checkpoint_timer.fire = timer_fired;
+    timer_start(disk->loop, &disk->checkpoint_timer, CHECKPOINT_EVERY_MS * NS_PER_MS);
+}
+
+bool checkpoint_behind(const struct disk *disk)
+{
+    const struct host *host = disk->host;
+
+    return log_since(disk) >= BEHIND_FACTOR * log_limit(disk) ||
+           (host->overlay.used_bytes >= host->overlay.limit_bytes &&
+            !overlay_empty(&layer_top(disk)->overlay));
+}
+
+void checkpoint_settled(struct disk *disk, int result)
+{
+    struct host *host = disk->host;
+    struct disk *other;
+
+    disk->checkpoint_error = result;
+    if (result < 0 && disk->state == DISK_OPEN && !disk->down) {
+        disk->checkpoint_timer.fire = timer_fired;
+        timer_start(disk->loop, &disk->checkpoint_timer, RETRY_NS);
+    }
+    host->relieving = false;
+    /* Changes of any disk may have waited for the budget. */
+    RB_FOREACH (other, disk_tree, &host->disks)
+        if (other->waiting_count > 0)
+            disk_resume(other);
+}
