@@ -46,7 +46,8 @@ struct stretch {
     uint64_t count;
     bool in_layers, zeros;
 };
-#define STRETCHES_MAX 512U
+#define STRETCHES_MAX   512U
+#define SPANS_PER_YIELD 64U
 
 static uint32_t ask_layers(const struct disk *disk, uint64_t first, uint64_t end,
                            struct stretch *stretches)
@@ -66,6 +67,8 @@ static uint32_t ask_layers(const struct disk *disk, uint64_t first, uint64_t end
 static async int add_mapped(struct disk *disk, const struct map_root *root,
                             struct status *status, uint64_t block, uint64_t end)
 {
+    uint32_t spans = 0;
+
     while (block < end) {
         struct map_span span;
         int rc = map_get(disk->host->nodes, root, block, &span);
@@ -78,6 +81,8 @@ static async int add_mapped(struct disk *disk, const struct map_root *root,
         if (!more)
             return 1;
         block = to;
+        if (++spans % SPANS_PER_YIELD == 0)
+            task_yield();
     }
     return 0;
 }
