@@ -135,24 +135,24 @@ static async int shrink(struct disk *disk, uint64_t size_bytes, struct error *er
 
 static async int resize_open(struct disk *disk, uint64_t size_bytes, struct error *err)
 {
+    bool shrinks = size_bytes < disk->size_bytes;
     int rc = 0;
 
-    if (size_bytes < disk->size_bytes) {
-        if (disk->clients > 0)
-            return err_set(err, -PLX_EBUSY,
-                           "disk %s: cannot shrink while clients are attached",
-                           disk->name);
-        if (disk->exclusive)
-            return err_set(err, -PLX_EBUSY, "disk %s: is being changed", disk->name);
-        disk->exclusive = true;
+    if (shrinks && disk->clients > 0)
+        return err_set(err, -PLX_EBUSY,
+                       "disk %s: cannot shrink while clients are attached", disk->name);
+    if (disk->exclusive)
+        return err_set(err, -PLX_EBUSY, "disk %s: is being changed", disk->name);
+    disk->exclusive = shrinks;
+    if (shrinks)
         rc = shrink(disk, size_bytes, err);
-    }
     if (rc == 0)
         rc = commit_size(disk->host, disk->id, log_epoch(disk->log), CLUSTER_DISK_RESIZE,
                          size_bytes, err);
     if (rc == 0)
         disk->size_bytes = size_bytes;
-    disk->exclusive = false;
+    if (shrinks)
+        disk->exclusive = false;
     return rc;
 }
 
@@ -233,7 +233,8 @@ async int snapshot_rollback(struct host *host, const char *disk_name, const char
         cluster_disk_by_id(cluster_state(host->cluster), command.disk);
     if (!state)
         return err_set(err, -PLX_EMISSING, "disk %s: no such disk", disk_name);
-    if (state->owner) /* left by a process that was killed: close its log first */
+    /* Left by a process that was killed, or closed without a checkpoint. */
+    if (state->owner || state->pending_count > 0)
         rc = settle_lease(host, command.disk, err);
     state = cluster_disk_by_id(cluster_state(host->cluster), command.disk);
     if (rc < 0 || !state)
@@ -343,5 +344,7 @@ async int import_discard(struct host *host, const char *name, struct error *err)
         return -PLX_EMISSING;
     id = state->id;
     rc = disk_shut(host, id, err);
-    return rc < 0 ? rc : disk_discard(host, id, err);
+    if (rc < 0 && disk_find(host, id, 0)) /* else it does not matter how it closed */
+        return rc;
+    return disk_discard(host, id, err);
 }
