@@ -3,7 +3,7 @@
  * The check reads everything that any disk or snapshot can reach and verifies it: the
  * cluster state's own rules, every map node, every block of data. Disks that an earlier
  * process left open are opened first, which replays their logs; every open disk is
- * checkpointed, so that its map tells the whole.
+ * checkpointed, so that its map tells the whole; the others are read by their roots.
  *
  * Subtrees that versions share are read once: the addresses of visited nodes are kept,
  * eight bytes each (2 MiB for 1 TiB of written data). Damage is reported, by disk,
@@ -191,53 +191,95 @@ static async int check_root(struct check *check, const struct map_root *root)
 {
     struct map_entry entry = {root->address, root->crc, root->generation};
 
-    if (address_is_null(root->address))
+    if (!map_root_sound(root))
+        finding(check, "%s: not a map root", check->name);
+    if (!map_root_sound(root) || address_is_null(root->address))
         return 0;
     return check_node(check, entry, root->height - 1U, 0);
 }
 
-/* Opens the disk, brings its map up to date and walks it. */
-static async int check_head(struct check *check, uint64_t id)
+/* True if the committed root tells all of a disk that nobody has open. */
+static bool head_is_settled(const struct check *check, uint64_t id,
+                            struct map_root *ret_root)
 {
-    struct error err = {0};
-    struct disk *disk;
-    int rc = disk_acquire(check->host, id, 0, &disk, &err);
+    const struct cluster_state *state = cluster_state(check->host->cluster);
+    const struct cluster_disk *disk = cluster_disk_by_id(state, id);
+    uint64_t pending;
 
-    check->report.disks++;
-    if (rc == 0) {
-        rc = disk_checkpoint(disk, &err);
-        if (rc == 0) {
-            struct map_root root = disk->root;
-            snprintf(check->name, sizeof check->name, "disk %.200s", disk->name);
-            check->size_blocks = disk->size_bytes / BLOCK_SIZE;
-            rc = check_root(check, &root);
-        } else {
-            finding(check, "disk %s: %s", disk->name, err.text);
-            rc = 0;
-        }
-        disk_release(disk);
-        return rc;
-    }
-    finding(check, "%s", err.text);
-    return rc == -ENOMEM ? rc : 0;
+    if (!disk || disk->owner || disk_find(check->host, id, 0))
+        return false;
+    for (uint32_t i = 0; i < disk->extent_count; i++)
+        if (!disk->extents[i].final ||
+            disk->extents[i].last_number > disk->checkpoint.covers)
+            return false;
+    return disk_base_root(state, disk, ret_root, &pending) == 0;
 }
 
-/* Versions are immutable, so a copy of the record is enough across suspensions. */
-static async int check_version(struct check *check, const struct cluster_version *at)
+static async int walk_open(struct check *check, struct disk *disk)
 {
-    struct cluster_version version = *at;
-    const struct cluster_disk *disk =
-        cluster_disk_by_id(cluster_state(check->host->cluster), version.disk);
+    struct error err = {0};
+    int rc = disk_checkpoint(disk, &err);
+
+    if (rc < 0) {
+        finding(check, "disk %s: %s", disk->name, err.text);
+        return rc == -ENOMEM ? rc : 0;
+    }
+    struct map_root root = disk->root;
+    check->size_blocks = disk->size_bytes / BLOCK_SIZE;
+    return check_root(check, &root);
+}
+
+/* Brings the disk's map up to date, for which it may have to be opened, and walks it. */
+static async int check_head(struct check *check, uint64_t id)
+{
+    const struct cluster_disk *state =
+        cluster_disk_by_id(cluster_state(check->host->cluster), id);
+    bool was_open = disk_find(check->host, id, 0) != NULL;
+    struct error err = {0};
+    struct map_root root;
+    struct disk *disk;
+    int rc;
+
+    check->report.disks++;
+    snprintf(check->name, sizeof check->name, "disk %.200s", state ? state->name : "?");
+    if (head_is_settled(check, id, &root)) {
+        check->size_blocks = state->size_bytes / BLOCK_SIZE;
+        return check_root(check, &root);
+    }
+    rc = disk_acquire(check->host, id, 0, &disk, &err);
+    if (rc < 0) {
+        finding(check, "%s", err.text);
+        return rc == -ENOMEM ? rc : 0;
+    }
+    rc = walk_open(check, disk);
+    disk_release(disk);
+    if (!was_open) /* many may have been left by a process that was killed */
+        (void)disk_shut(check->host, id, &err);
+    return rc;
+}
+
+static async int check_version(struct check *check, uint64_t id)
+{
+    const struct cluster_state *state = cluster_state(check->host->cluster);
+    const struct cluster_version *version = cluster_version_by_id(state, id);
+    const struct cluster_disk *disk = cluster_disk_by_id(state, version->disk);
+    struct error err = {0};
 
     check->report.snapshots++;
     snprintf(check->name, sizeof check->name, "disk %.120s@%.120s",
-             disk ? disk->name : "?", version.name[0] ? version.name : "(unnamed)");
-    if (version.pending) {
-        finding(check, "%s: its map was never written", check->name);
-        return 0;
+             disk ? disk->name : "?", version->name[0] ? version->name : "(unnamed)");
+    /* It may have been made since its disk was walked. */
+    int rc = version->pending ? version_settle(check->host, id, &err) : 0;
+    if (rc < 0) {
+        finding(check, "%s: its map cannot be written: %s", check->name, err.text);
+        return rc == -ENOMEM ? rc : 0;
     }
-    check->size_blocks = version.size_bytes / BLOCK_SIZE;
-    return check_root(check, &version.root);
+    version = cluster_version_by_id(state, id);
+    if (!version)
+        return 0;
+    struct map_root root = version->root;
+    check->size_blocks = version->size_bytes / BLOCK_SIZE;
+    return check_root(check, &root);
 }
 
 /* The next disk after this id, 0 at the end: iteration that survives suspensions. */
@@ -278,7 +320,7 @@ static async int check_all(struct check *check)
         rc = check_head(check, id);
     for (id = 0; rc == 0 && (version = version_after(state, id)); ) {
         id = version->id;
-        rc = check_version(check, version);
+        rc = check_version(check, id);
     }
     return rc;
 }
