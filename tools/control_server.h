@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The daemon's control socket: requests and replies are lines of JSON, documented in
+ * doc/control.md. Everything runs on the loop given; functions marked async need a task.
+ */
+#ifndef PARALLAX_TOOLS_CONTROL_SERVER_H
+#define PARALLAX_TOOLS_CONTROL_SERVER_H
+
+#include "runtime/runtime.h"
+#include "tools/address.h"
+
+struct host;
+struct control_server;
+
+/* What the operations work on; strings stay the caller's and must outlive the server. */
+struct control_services {
+    struct loop *loop;
+    struct host *host;
+    const char *directory;
+    const char *nbd_uri;          /* "nbd+unix:///?socket=..." */
+    void (*shut_down)(void *arg); /* asked for by a client; returns at once */
+    void *arg;
+};
+
+/* NULL when memory is out. */
+struct control_server *control_server_create(const struct control_services *services);
+int control_server_listen(struct control_server *server, const struct address *address,
+                          struct error *err);
+/* Takes no more connections and requests, and waits for the requests at work. */
+async void control_server_stop(struct control_server *server);
+/* Closes what connections are left; no request may be at work. */
+void control_server_destroy(struct control_server *server);
+
+#endif

@@ -1,0 +1,419 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * parallaxd: one store, its disks over NBD, its control socket.
+ *
+ * The folder is locked first, then a task opens the store and starts listening; from
+ * then on the loop runs until SIGTERM, SIGINT or a command asks it to stop: no new
+ * connections, what is in flight ends, disks and store are closed. A second signal ends
+ * the process at once, which loses nothing that was acknowledged.
+ *
+ * What fails before the daemon is ready is one line on standard error. A detached daemon
+ * sends it through a pipe to the process that started it, which prints it and fails.
+ */
+#include <fcntl.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cow/host.h"
+#include "nbdserver/nbd.h"
+#include "tools/address.h"
+#include "tools/control_server.h"
+#include "tools/control_wire.h"
+#include "tools/directory.h"
+#include "tools/size.h"
+#include "tools/uri.h"
+
+#define READY     "ready\n"
+#define EXIT_FAIL 1
+#define EXIT_USE  2
+
+struct daemon_options {
+    const char *argument; /* DIR or DEVICE */
+    struct address nbd, control;
+    bool has_nbd, has_control;
+    uint64_t capacity_bytes; /* 0: not given */
+    bool detach;
+};
+
+struct daemon {
+    struct daemon_options options;
+    struct directory dir;
+    struct address nbd, control_socket;
+    char *nbd_uri;
+    struct loop *loop;
+    struct host *host;
+    struct nbd_server *nbd_server;
+    struct control_server *control;
+    struct task_call task;
+    int ready_fd; /* to the process that started us; -1: none, or told already */
+    bool running; /* opened; the stop task may start */
+    bool stop_wanted, stopping;
+    int exit_code;
+};
+
+/* --- what a starting daemon says --- */
+
+static void write_all(int fd, const char *text, size_t len)
+{
+    while (len > 0) {
+        ssize_t n = write(fd, text, len);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return; /* nobody listens any more */
+        text += n;
+        len -= (size_t)n;
+    }
+}
+
+/* One line, to whoever started us, and to our log if there is one. */
+static void attr_printf(2, 3) say(struct daemon *d, const char *fmt, ...)
+{
+    char text[1024];
+    int n = snprintf(text, sizeof text, "parallaxd: ");
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text + n, sizeof text - (size_t)n - 1, fmt, args);
+    va_end(args);
+    strcat(text, "\n");
+    if (d->ready_fd >= 0)
+        write_all(d->ready_fd, text, strlen(text));
+    if (d->ready_fd < 0 || d->dir.lock_fd >= 0)
+        write_all(STDERR_FILENO, text, strlen(text));
+}
+
+static void tell_ready(struct daemon *d)
+{
+    if (d->ready_fd < 0)
+        return;
+    write_all(d->ready_fd, READY, strlen(READY));
+    close(d->ready_fd);
+    d->ready_fd = -1;
+}
+
+/* The process that was started by hand: waits for the daemon, which is its child. */
+static int wait_ready(int fd)
+{
+    char text[1024];
+    size_t len = 0;
+    for (;;) {
+        ssize_t n = read(fd, text + len, sizeof text - 1 - len);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            break;
+        len += (size_t)n;
+    }
+    text[len] = '\0';
+    if (strcmp(text, READY) == 0)
+        return 0;
+    if (len == 0)
+        fprintf(stderr, "parallaxd: ended before it was ready; its log may say why\n");
+    else
+        fputs(text, stderr);
+    return EXIT_FAIL;
+}
+
+/* Returns in the daemon only. */
+static void detach(struct daemon *d)
+{
+    int fds[2];
+    pid_t pid = pipe2(fds, O_CLOEXEC) < 0 ? -1 : fork();
+    if (pid < 0) {
+        say(d, "cannot detach: %s", strerror(errno));
+        exit(EXIT_FAIL);
+    }
+    if (pid > 0) {
+        close(fds[1]);
+        exit(wait_ready(fds[0]));
+    }
+    close(fds[0]);
+    d->ready_fd = fds[1];
+    setsid();
+}
+
+/* --- stopping --- */
+
+static async void stop_main(struct task_call *task)
+{
+    struct daemon *d = container_of(task, struct daemon, task);
+    /* Imports are discarded when their NBD clients are gone. */
+    if (d->nbd_server != NULL)
+        nbd_server_destroy(take(d->nbd_server));
+    if (d->control != NULL)
+        control_server_stop(d->control);
+    if (d->host != NULL)
+        host_close(take(d->host));
+    /* Last: a command that waits for our end sees it when its connection ends. */
+    control_server_destroy(take(d->control));
+    loop_stop(d->loop);
+}
+
+static void stop_start(struct daemon *d)
+{
+    d->stop_wanted = true;
+    if (!d->running || d->stopping)
+        return;
+    d->stopping = true;
+    d->task = (struct task_call){
+        .main = stop_main, .name = "daemon stop", .system = true};
+    task_start(d->loop, &d->task);
+}
+
+static void on_signal(void *arg, int signo)
+{
+    struct daemon *d = arg;
+    if (d->stop_wanted)
+        _exit(128 + signo);
+    log_info(d->loop, "%s: stopping", strsignal(signo));
+    stop_start(d);
+}
+
+static void on_shut_down(void *arg)
+{
+    struct daemon *d = arg;
+    log_info(d->loop, "asked to stop");
+    stop_start(d);
+}
+
+/* --- starting --- */
+
+static async int create_store(struct daemon *d, struct host_options *options,
+                              struct error *err)
+{
+    bool empty;
+    int r = directory_is_empty(&d->dir, &empty, err);
+    if (r < 0 || !empty)
+        return r;
+    struct host_options create = *options;
+    if (create.capacity_bytes == 0)
+        r = directory_capacity(&d->dir, &create.capacity_bytes, err);
+    if (r == 0)
+        r = directory_create_begin(&d->dir, err);
+    if (r < 0)
+        return r;
+    r = host_create(d->loop, &create, err);
+    int end = directory_create_end(&d->dir, r < 0 ? NULL : err);
+    if (r == 0 && end == 0)
+        log_info(d->loop, "new store %s of %s", d->dir.store,
+                 size_text(create.capacity_bytes).text);
+    options->capacity_bytes = 0;
+    return r < 0 ? r : end;
+}
+
+static async int open_host(struct daemon *d, struct error *err)
+{
+    struct host_options options = {
+        .store_path = d->dir.store,
+        .kv_path = d->dir.meta,
+        .capacity_bytes = d->options.capacity_bytes,
+    };
+    int r = create_store(d, &options, err);
+    return r < 0 ? r : host_open(d->loop, &options, &d->host, err);
+}
+
+static async int listen_nbd(struct daemon *d, struct error *err)
+{
+    d->nbd_server = nbd_server_create(d->loop, d->host, NULL);
+    if (d->nbd_server == NULL)
+        return err_set(err, -ENOMEM, "nbd: %s", err_text(-ENOMEM));
+    if (d->nbd.kind == ADDRESS_TCP)
+        return nbd_server_listen_tcp(d->nbd_server, d->nbd.host,
+                                     (uint16_t)strtoul(d->nbd.port, NULL, 10), NULL, err);
+    return nbd_server_listen_unix(d->nbd_server, d->nbd.path, err);
+}
+
+static int listen_control(struct daemon *d, struct error *err)
+{
+    const struct control_services services = {
+        .loop = d->loop,
+        .host = d->host,
+        .directory = d->dir.path,
+        .nbd_uri = d->nbd_uri,
+        .shut_down = on_shut_down,
+        .arg = d,
+    };
+    d->control = control_server_create(&services);
+    if (d->control == NULL)
+        return err_set(err, -ENOMEM, "control: %s", err_text(-ENOMEM));
+    int r = control_server_listen(d->control, &d->control_socket, err);
+    if (r == 0 && d->options.has_control)
+        r = control_server_listen(d->control, &d->options.control, err);
+    return r;
+}
+
+static async void start_main(struct task_call *task)
+{
+    struct daemon *d = container_of(task, struct daemon, task);
+    struct error err = {0};
+    int r = open_host(d, &err);
+    if (r == 0)
+        r = listen_nbd(d, &err);
+    if (r == 0)
+        r = listen_control(d, &err);
+    if (r == 0)
+        r = directory_write_pid(&d->dir, &err);
+    d->running = true;
+    if (r < 0) {
+        say(d, "%s", err.code != 0 ? err.text : err_text(r));
+        d->exit_code = EXIT_FAIL;
+        d->stop_wanted = true;
+    } else {
+        log_info(d->loop, "%s: ready, NBD on %s", d->dir.path,
+                 address_text(&d->nbd).text);
+        tell_ready(d);
+    }
+    if (d->stop_wanted)
+        stop_start(d);
+}
+
+static int choose_addresses(struct daemon *d, struct error *err)
+{
+    char path[PATH_MAX];
+    int r = directory_path(&d->dir, CONTROL_SOCKET_NAME, path, err);
+    if (r == 0)
+        r = address_of_path(path, &d->control_socket, err);
+    d->nbd = d->options.nbd;
+    if (r == 0 && !d->options.has_nbd)
+        r = directory_path(&d->dir, "nbd.sock", path, err);
+    if (r == 0 && !d->options.has_nbd)
+        r = address_of_path(path, &d->nbd, err);
+    if (r < 0)
+        return r;
+    d->nbd_uri = uri_of_address(&d->nbd, "");
+    return d->nbd_uri != NULL ? 0 : -ENOMEM;
+}
+
+static int run(struct daemon *d, struct error *err)
+{
+    int r = directory_open(&d->dir, d->options.argument, err);
+    if (r == 0 && d->options.detach)
+        r = directory_redirect(&d->dir, err);
+    if (r == 0)
+        r = choose_addresses(d, err);
+    if (r < 0)
+        return r;
+    if (!crc32c_self_test())
+        return err_set(err, -EIO, "this processor computes CRC32C wrongly; not starting");
+    trace_dump_on_abort();
+    d->loop = loop_create();
+    if (d->loop == NULL)
+        return err_set(err, -ENOMEM, "cannot make the event loop");
+    r = loop_on_signal(d->loop, on_signal, d);
+    if (r < 0)
+        return err_set(err, r, "cannot catch signals: %s", err_text(r));
+    d->task = (struct task_call){
+        .main = start_main, .name = "daemon start", .system = true};
+    task_start(d->loop, &d->task);
+    loop_run(d->loop);
+    return 0;
+}
+
+/* --- the command line --- */
+
+static const char usage_text[] =
+    "usage: parallaxd [OPTION]... DIR|DEVICE\n"
+    "Serves the virtual disks of the store in folder DIR, or on a block device.\n"
+    "\n"
+    "  --nbd ADDR        NBD on unix:PATH or, loopback only, HOST:PORT\n"
+    "                    (default: DIR/nbd.sock)\n"
+    "  --control ADDR    take commands on HOST:PORT, too (loopback only)\n"
+    "  --capacity SIZE   of a new store (default: half of the free space, or the\n"
+    "                    whole device); an old one grows to it\n"
+    "  --detach          return when the daemon is ready; it goes on in the background\n"
+    "  --help, --version\n";
+
+enum { OPT_NBD = 256, OPT_CONTROL, OPT_CAPACITY, OPT_DETACH, OPT_HELP, OPT_VERSION };
+
+static const struct option long_options[] = {
+    {"nbd", required_argument, NULL, OPT_NBD},
+    {"control", required_argument, NULL, OPT_CONTROL},
+    {"capacity", required_argument, NULL, OPT_CAPACITY},
+    {"detach", no_argument, NULL, OPT_DETACH},
+    {"help", no_argument, NULL, OPT_HELP},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {NULL, 0, NULL, 0},
+};
+
+static int parse_capacity(const char *text, uint64_t *ret_bytes, struct error *err)
+{
+    int r = size_parse(text, ret_bytes, err);
+    if (r == 0 && *ret_bytes < BLOCK_SIZE)
+        return err_set(err, -EINVAL, "--capacity %s: too small for a store", text);
+    *ret_bytes = round_down_u64(*ret_bytes, BLOCK_SIZE);
+    return r;
+}
+
+static int parse_option(struct daemon_options *o, int opt, struct error *err)
+{
+    switch (opt) {
+    case OPT_NBD:
+        o->has_nbd = true;
+        return address_parse(optarg, &o->nbd, err);
+    case OPT_CONTROL:
+        o->has_control = true;
+        return address_parse(optarg, &o->control, err);
+    case OPT_CAPACITY:
+        return parse_capacity(optarg, &o->capacity_bytes, err);
+    case OPT_DETACH:
+        o->detach = true;
+        return 0;
+    case OPT_HELP:
+        fputs(usage_text, stdout);
+        exit(0);
+    case OPT_VERSION:
+        printf("parallaxd %s\n", PARALLAX_VERSION);
+        exit(0);
+    default:
+        exit(EXIT_USE); /* getopt has said why */
+    }
+}
+
+static int parse(int argc, char **argv, struct daemon_options *o, struct error *err)
+{
+    int r = 0;
+    for (int opt;
+         r == 0 && (opt = getopt_long(argc, argv, "", long_options, NULL)) != -1;)
+        r = parse_option(o, opt, err);
+    if (r == 0 && argc - optind != 1)
+        r = err_set(err, -EINVAL, "give one folder or block device; see --help");
+    if (r == 0 && o->has_nbd)
+        r = address_check_loopback(&o->nbd, err);
+    if (r == 0 && o->has_control && o->control.kind != ADDRESS_TCP)
+        r = err_set(err, -EINVAL,
+                    "--control takes HOST:PORT; DIR/control.sock is always "
+                    "there");
+    if (r == 0 && o->has_control)
+        r = address_check_loopback(&o->control, err);
+    if (r == 0 && o->has_nbd)
+        r = address_make_absolute(&o->nbd, err);
+    o->argument = argv[optind];
+    return r;
+}
+
+int main(int argc, char **argv)
+{
+    struct daemon d = {.dir.lock_fd = -1, .ready_fd = -1};
+    struct error err = {0};
+    int r = parse(argc, argv, &d.options, &err);
+    if (r < 0) {
+        say(&d, "%s", err.text);
+        return EXIT_USE;
+    }
+    umask(0077);
+    if (d.options.detach)
+        detach(&d);
+    r = run(&d, &err);
+    if (r < 0) {
+        say(&d, "%s", err.code != 0 ? err.text : err_text(r));
+        d.exit_code = EXIT_FAIL;
+    }
+    if (d.loop != NULL)
+        loop_destroy(d.loop);
+    free(d.nbd_uri);
+    directory_close(&d.dir);
+    return d.exit_code;
+}
