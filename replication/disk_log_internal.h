@@ -13,7 +13,7 @@
  *
  * An extent of the tail (who moves it):
  *
- *   OPENING --created--> AHEAD --its turn--> CURRENT --full--> ENDED --all flushed-+
+ *   OPENING --created--> AHEAD --its turn--> CURRENT --full--> ENDED -all flushed-+
  *      |     opener        |      roll          |     roll       |       flush     |
  *      | failed            | close              | forced roll,   | forced roll     |
  *      |                   |                    | close          |                 |
@@ -31,10 +31,10 @@
  * L1  flushed <= placed, flushed <= committed <= sealed. `placed` is the last batch that
  *     lies in order on all members where it is now; after a forced roll it falls back to
  *     flushed, while committed never falls.
- * L2  The lists `committed`, `inflight`, `moving`, in this order, hold exactly the batches
- *     flushed + 1 to sealed, in order of number.
- * L3  A batch in `committed` has the acknowledgement of every member of its extent, and so
- *     has its extent's roll record.
+ * L2  The lists `committed`, `inflight`, `moving`, in this order, hold exactly the
+ *     batches flushed + 1 to sealed, in order of number.
+ * L3  A batch in `committed` has the acknowledgement of every member of its extent, and
+ *     so has its extent's roll record.
  * L4  Only the current extent takes appends; a batch lies wholly in one extent.
  * L5  flushed_length <= placed_end <= end <= EXTENT_BLOCKS, of every extent.
  * L6  A decided length is a flushed length and does not change.

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Where a log ends, as tables: what was found, what is decided. */
+#include "replication/take_over_plan.h"
+#include "tests/unit/check.h"
+
+/* A copy: numbers first to last. Every batch takes 10 blocks, after the roll record. */
+#define COPY(f, l)                                                                       \
+    {                                                                                    \
+        .node = 1, .first = (f), .last = (l), .end_number = (l),                         \
+        .end = (l) == 0 ? 1 : 1 + 10 * ((l) - (f) + 1)                                   \
+    }
+#define OPEN(e, f, l)                                                                    \
+    {                                                                                    \
+        .epoch = (e), .copy_count = 1, .member_count = 1, .copies = {COPY(f, l)}         \
+    }
+#define FINAL(e, f, l, committed)                                                        \
+    {                                                                                    \
+        .epoch = (e), .is_final = true, .last_number = (committed),                      \
+        .length = 1 + 10 * ((committed) - (f) + 1), .copy_count = 1, .member_count = 1,  \
+        .copies = {COPY(f, l)}                                                           \
+    }
+#define ROLLED(e, f, l, number)                                                          \
+    {                                                                                    \
+        .epoch = (e), .is_rolled = true, .rolled_number = (number), .copy_count = 1,     \
+        .member_count = 1, .copies = {COPY(f, l)}                                        \
+    }
+
+struct row {
+    const char *story;
+    uint64_t covers, flushed;
+    struct cluster_cut cuts[2];
+    struct plan_extent extents[4];
+    uint32_t count;
+    int code;
+    uint64_t last;
+    uint64_t keep[4];
+};
+
+static const struct row ROWS[] = {
+    {.story = "nothing was ever written",
+     .last = 0,
+     .keep = {0}},
+    {.story = "nothing since the checkpoint",
+     .covers = 7, .flushed = 7,
+     .last = 7,
+     .keep = {0}},
+    {.story = "one extent",
+     .flushed = 3,
+     .extents = {OPEN(1, 1, 5)},
+     .count = 1,
+     .last = 5,
+     .keep = {5}},
+    {.story = "one opened ahead, unused",
+     .flushed = 3,
+     .extents = {OPEN(1, 1, 5), OPEN(1, 0, 0)},
+     .count = 2,
+     .last = 5,
+     .keep = {5, 0}},
+    {.story = "a planned roll",
+     .flushed = 3,
+     .extents = {OPEN(1, 1, 5), OPEN(1, 6, 9)},
+     .count = 2,
+     .last = 9,
+     .keep = {5, 9}},
+    {.story = "a gap: the first one's unflushed tail was lost",
+     .flushed = 3,
+     .extents = {OPEN(1, 1, 4), OPEN(1, 6, 9)},
+     .count = 2,
+     .last = 4,
+     .keep = {4, 0}},
+    {.story = "a gap below what was flushed",
+     .flushed = 8,
+     .extents = {OPEN(1, 1, 4), OPEN(1, 6, 9)},
+     .count = 2,
+     .code = -PLX_EDAMAGED},
+    {.story = "a forced roll, copies in both",
+     .flushed = 3,
+     .extents = {ROLLED(1, 1, 6, 3), OPEN(1, 4, 9)},
+     .count = 2,
+     .last = 9,
+     .keep = {6, 9}},
+    {.story = "a forced roll half done",
+     .flushed = 3,
+     .extents = {ROLLED(1, 1, 9, 3), OPEN(1, 4, 6)},
+     .count = 2,
+     .last = 9,
+     .keep = {9, 6}},
+    {.story = "a roll record never hides a batch",
+     .flushed = 3,
+     .extents = {ROLLED(1, 1, 9, 3), OPEN(1, 0, 0)},
+     .count = 2,
+     .last = 9,
+     .keep = {9, 0}},
+    {.story = "two forced rolls without a flush between",
+     .flushed = 3,
+     .extents = {ROLLED(1, 1, 6, 3), ROLLED(1, 4, 5, 0), OPEN(1, 4, 8)},
+     .count = 3,
+     .last = 8,
+     .keep = {6, 5, 8}},
+    {.story = "a committed length hides what is beyond",
+     .flushed = 3,
+     .extents = {FINAL(1, 1, 6, 3), OPEN(1, 7, 9)},
+     .count = 2,
+     .last = 3,
+     .keep = {3, 0}},
+    {.story = "a final one and its successor",
+     .flushed = 3,
+     .extents = {FINAL(1, 1, 6, 3), OPEN(1, 4, 9)},
+     .count = 2,
+     .last = 9,
+     .keep = {3, 9}},
+    {.story = "rot in a final one",
+     .flushed = 3,
+     .extents = {FINAL(1, 1, 2, 3), OPEN(1, 4, 9)},
+     .count = 2,
+     .code = -PLX_EDAMAGED},
+    {.story = "rot below F, known by the next extent",
+     .flushed = 9,
+     .extents = {OPEN(1, 1, 3), OPEN(1, 6, 9)},
+     .count = 2,
+     .code = -PLX_EDAMAGED},
+    {.story = "rot below F that the checkpoint covers would cut off what the map needs",
+     .covers = 9, .flushed = 9,
+     .extents = {OPEN(1, 1, 3), OPEN(1, 6, 9)},
+     .count = 2,
+     .code = -PLX_EDAMAGED},
+    {.story = "rot below F, known by a roll record",
+     .flushed = 5,
+     .extents = {ROLLED(1, 1, 3, 5), OPEN(1, 4, 9)},
+     .count = 2,
+     .code = -PLX_EDAMAGED},
+    {.story = "rot below F in the last extent",
+     .flushed = 7,
+     .extents = {OPEN(1, 1, 5)},
+     .count = 1,
+     .code = -PLX_EDAMAGED},
+    {.story = "an empty one that should have had the flushed numbers",
+     .flushed = 7,
+     .extents = {OPEN(1, 1, 5), OPEN(1, 0, 0)},
+     .count = 2,
+     .code = -PLX_EDAMAGED},
+    {.story = "a cut voids what an older epoch wrote above it",
+     .flushed = 4,
+     .cuts = {{.epoch = 1, .number = 4}},
+     .extents = {OPEN(1, 1, 9), OPEN(2, 5, 6)},
+     .count = 2,
+     .last = 6,
+     .keep = {4, 6}},
+    {.story = "void as a whole",
+     .flushed = 4,
+     .cuts = {{.epoch = 1, .number = 4}},
+     .extents = {OPEN(1, 1, 4), OPEN(1, 6, 9), OPEN(2, 5, 6)},
+     .count = 3,
+     .last = 6,
+     .keep = {4, 0, 6}},
+    {.story = "a newer epoch is not void",
+     .flushed = 4,
+     .cuts = {{.epoch = 1, .number = 4}},
+     .extents = {OPEN(2, 1, 6)},
+     .count = 1,
+     .last = 6,
+     .keep = {6}},
+    {.story = "batches covered by the checkpoint are kept, too",
+     .covers = 4, .flushed = 4,
+     .extents = {OPEN(1, 1, 6)},
+     .count = 1,
+     .last = 6,
+     .keep = {6}},
+    {.story = "after a checkpoint nothing was written into the new one",
+     .covers = 9, .flushed = 9,
+     .extents = {OPEN(2, 0, 0)},
+     .count = 1,
+     .last = 9,
+     .keep = {0}},
+};
+
+static void check_row(const struct row *row)
+{
+    struct plan_extent extents[4];
+    memcpy(extents, row->extents, sizeof extents);
+    for (uint32_t i = 0; i < row->count; i++)
+        extents[i].extent = address_of(1, i + 1, 0);
+    uint32_t cut_count = 0;
+    while (cut_count < 2 && row->cuts[cut_count].epoch != 0)
+        cut_count++;
+    struct take_over_plan plan = {.covers = row->covers,
+                                  .known_flushed = row->flushed,
+                                  .cuts = row->cuts,
+                                  .cut_count = cut_count,
+                                  .extents = extents,
+                                  .extent_count = row->count};
+    struct error err = {0};
+    int code = take_over_decide(&plan, &err);
+    bool good = code == row->code && (code != 0 || plan.last == row->last);
+    for (uint32_t i = 0; good && code == 0 && i < row->count; i++)
+        good = extents[i].keep == row->keep[i];
+    if (!good)
+        fprintf(stderr, "%s: %d %s, last %llu\n", row->story, code, err.text,
+                (unsigned long long)plan.last);
+    CHECK(good);
+    CHECK(code == 0 || err.text[0] != '\0');
+    if (code == 0)
+        CHECK_EQ(plan.flushed, plan.last); /* one member has what all have */
+}
+
+/* The longest copy counts, a damaged one does not. */
+static void check_copies(void)
+{
+    struct plan_extent extent = {.extent = address_of(1, 1, 0),
+                                 .epoch = 1,
+                                 .copy_count = 3,
+                                 .member_count = 3,
+                                 .copies = {COPY(1, 2), COPY(1, 6), COPY(1, 5)}};
+    struct take_over_plan plan = {
+        .known_flushed = 4, .extents = &extent, .extent_count = 1};
+    CHECK_EQ(take_over_decide(&plan, NULL), 0);
+    CHECK_EQ(plan.last, 6);
+    CHECK_EQ(plan.flushed, 4); /* the damaged one has 2 of them, but F is known */
+    CHECK_EQ(extent.source, 1);
+    CHECK(extent.copies[0].is_damaged && !extent.copies[2].is_damaged);
+    extent.copies[1].is_broken = true;
+    CHECK_EQ(take_over_decide(&plan, NULL), 0);
+    CHECK_EQ(plan.last, 5);
+}
+
+int main(void)
+{
+    for (size_t i = 0; i < ARRAY_LEN(ROWS); i++)
+        check_row(&ROWS[i]);
+    check_copies();
+    return 0;
+}
