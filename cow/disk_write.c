@@ -315,7 +315,8 @@ static void begin(struct disk *disk, struct disk_io *io)
         log_write(disk, io);
     } else {
         io->parts = 1;
-        release_start(disk, io, log_blocks(disk, io, io->first, io->end - io->first, true));
+        bool ok = log_blocks(disk, io, io->first, io->end - io->first, true);
+        release_start(disk, io, ok);
     }
 }
 

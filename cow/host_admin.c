@@ -38,8 +38,10 @@ static const struct cluster_disk *find_disk(struct host *host, const char *name,
     return NULL;
 }
 
-static const struct cluster_version *find_version(struct host *host, const char *disk_name,
-                                                  const char *snapshot, struct error *err)
+static const struct cluster_version *find_version(struct host *host,
+                                                  const char *disk_name,
+                                                  const char *snapshot,
+                                                  struct error *err)
 {
     const struct cluster_disk *disk = find_disk(host, disk_name, err);
     const struct cluster_version *version;
@@ -212,8 +214,8 @@ static async int settle_lease(struct host *host, uint64_t id, struct error *err)
     return disk_shut(host, id, err);
 }
 
-async int snapshot_rollback(struct host *host, const char *disk_name, const char *snapshot,
-                            struct error *err)
+async int snapshot_rollback(struct host *host, const char *disk_name,
+                            const char *snapshot, struct error *err)
 {
     const struct cluster_version *version = find_version(host, disk_name, snapshot, err);
     struct cluster_command command = {.op = CLUSTER_ROLLBACK};

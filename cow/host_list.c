@@ -64,7 +64,8 @@ static int add_used(struct host *host, struct disk_info *infos, size_t count)
         return rc;
     for (size_t i = 0; i < extent_count; i++) {
         struct disk_info key = {.id = extents[i].disk}, *key_at = &key;
-        struct disk_info **at = bsearch(&key_at, by_id, count, sizeof *by_id, compare_ids);
+        struct disk_info **at =
+            bsearch(&key_at, by_id, count, sizeof *by_id, compare_ids);
         if (at)
             (*at)->used_bytes += (uint64_t)extents[i].live * BLOCK_SIZE;
     }

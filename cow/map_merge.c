@@ -81,10 +81,12 @@ static unsigned read_ahead(struct merge *merge, uint64_t start, unsigned child,
             break;
         if (at->start > start + child * under)
             child = (unsigned)((at->start - start) / under);
-        if (!address_is_null(entries[child].address))
+        if (!address_is_null(entries[child].address) &&
+            !covered_by_zeros(merge->overlay, start + child * under, under)) {
             node_prefetch(merge->cache, entries[child].address, entries[child].crc);
+            ahead++;
+        }
         child++;
-        ahead++;
     }
     return child;
 }
@@ -110,29 +112,24 @@ static async int merge_children(struct merge *merge, unsigned level, uint64_t st
                 return rc;
         }
     }
-    while (at && at->start < end) {
-        unsigned child = (unsigned)((max_u64(at->start, start) - start) / under);
-        for (;;) {
-            uint64_t from = start + child * under;
-            if (level == 1 && child >= ahead)
-                ahead = read_ahead(merge, start, child, entries);
-            unsigned below = child == 0 && lift_level < level ? lift_level : level - 1;
-            int rc = 0;
-
-            if (covered_by_zeros(merge->overlay, from, under))
-                entries[child] = (struct map_entry){.address = ADDRESS_NULL};
-            else
-                rc = merge_node(merge, level - 1, from / under, entries[child], below,
-                                &entries[child]);
-            if (rc < 0)
-                return rc;
-            child++;
-            if (child == MAP_FANOUT || start + child * under >= interval_end(at))
-                break;
-        }
-        if (child == MAP_FANOUT)
-            break;
+    for (unsigned child = 0; child < MAP_FANOUT; child++) {
         at = overlay_at_or_after(merge->overlay, start + child * under);
+        if (!at || at->start >= end)
+            break;
+        if (at->start > start + child * under)
+            child = (unsigned)((at->start - start) / under);
+        uint64_t from = start + child * under;
+        if (level == 1 && child >= ahead)
+            ahead = read_ahead(merge, start, child, entries);
+        unsigned below = child == 0 && lift_level < level ? lift_level : level - 1;
+        int rc = 0;
+        if (covered_by_zeros(merge->overlay, from, under))
+            entries[child] = (struct map_entry){.address = ADDRESS_NULL};
+        else
+            rc = merge_node(merge, level - 1, from / under, entries[child], below,
+                            &entries[child]);
+        if (rc < 0)
+            return rc;
     }
     return merge->sink->wait(merge->sink);
 }
