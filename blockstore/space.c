@@ -52,8 +52,11 @@ uint32_t space_add(struct store *store, struct extent *e, uint32_t slabs,
         }
         added += n;
     }
-    if (added > 0)
+    if (added > 0) {
+        zero_fill_slabs_taken(store, added);
         zero_fill_wanted(store);
+        allocate_wanted(store);
+    }
     return added;
 }
 
@@ -115,6 +118,8 @@ int space_ahead(struct store *store, struct extent *e)
     uint32_t have = runs_blocks(&e->runs);
     if (open->end > have / 2 && have < EXTENT_BLOCKS) {
         uint32_t share = slabs_allowed(store, false) / AHEAD_SHARE;
+        if (store->sync_heavy && store->slabs.ready_count > 0)
+            share = min_u32(share, store->slabs.ready_count);
         if (space_add(store, e, min_u32(open->slabs_next, share), false) > 0)
             open->slabs_next = min_u32(open->slabs_next * 2, RESERVE_SLABS);
     }

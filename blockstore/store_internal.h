@@ -137,6 +137,12 @@ struct store {
     void *zeros; /* one piece of them; NULL: nothing is filled */
     struct run fill_run;
     bool fill_busy;
+    bool sync_heavy;          /* the load syncs often for what it writes */
+    uint64_t syncs_since_slab;
+
+    uint32_t allocated;   /* slabs below have space in the file system */
+    bool allocating;
+    struct task_call allocate_task;
 
     struct metric *append_count, *append_bytes, *read_count, *sync_count, *sync_ns;
     uint64_t sync_started_ns;
@@ -241,6 +247,12 @@ int zero_fill_init(struct store *store);
 void zero_fill_done(struct store *store);
 /* The pool may have shrunk. */
 void zero_fill_wanted(struct store *store);
+/* An extent got `count` slabs. */
+void zero_fill_slabs_taken(struct store *store, uint32_t count);
+
+/* allocate.c */
+/* Slabs were taken: more space of the file may be wanted. */
+void allocate_wanted(struct store *store);
 
 /* --- scans --- */
 

@@ -76,6 +76,7 @@ static void sync_issue(struct store *store)
     STAILQ_CONCAT(&store->sync_running, &store->sync_waiting);
     store->sync_busy = true;
     store->sync_started_ns = loop_now_ns(store->loop);
+    store->syncs_since_slab++;
     metric_add(store->sync_count, 1);
     file_submit(store->file, &store->sync_io);
 }

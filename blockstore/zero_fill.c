@@ -6,6 +6,8 @@
  *
  * Happy path: when fewer than ZERO_POOL_SLABS written slabs are free and the store was
  * quiet for a while, one slab after the other is filled, then all are synced together.
+ * The same goes on under load as long as that load syncs so often that it gains more
+ * than the filling costs.
  *
  * What can fail: a write (the file system may be full): filling ends until the next
  * start, and the slab is used as it is. A failed sync is the store's end, like any.
@@ -13,6 +15,9 @@
  * On close the timer ends and the write in flight is waited for.
  */
 #include "blockstore/store_internal.h"
+
+/* A slab in 1 MiB of zeros costs about a millisecond; a journal commit some 50 us. */
+#define SYNCS_PER_SLAB_HEAVY 8U
 
 static bool is_wanted(const struct store *store)
 {
@@ -22,9 +27,16 @@ static bool is_wanted(const struct store *store)
            store->slabs.fresh < store->slabs.count && store->slabs.free_count > kept;
 }
 
-static bool is_idle(const struct store *store)
+static bool may_fill(const struct store *store)
 {
-    return loop_now_ns(store->loop) - store->used_ns >= IDLE_NS;
+    return store->sync_heavy || loop_now_ns(store->loop) - store->used_ns >= IDLE_NS;
+}
+
+void zero_fill_slabs_taken(struct store *store, uint32_t count)
+{
+    store->sync_heavy = store->zeros != NULL &&
+                        store->syncs_since_slab >= (uint64_t)count * SYNCS_PER_SLAB_HEAVY;
+    store->syncs_since_slab = 0;
 }
 
 static void fill_synced(struct file_io *io)
@@ -44,7 +56,7 @@ static void fill_on(struct store *store)
 {
     struct file_io *io = &store->fill_io;
     store->fill_busy = true;
-    if (is_wanted(store) && is_idle(store) &&
+    if (is_wanted(store) && may_fill(store) &&
         slabs_take_fresh(&store->slabs, &store->fill_run)) {
         *io = (struct file_io){
             .op = FILE_WRITE,
@@ -77,7 +89,7 @@ static void idle_fired(struct timer *timer)
     struct store *store = container_of(timer, struct store, idle);
     if (store->fill_busy || !is_wanted(store))
         return;
-    if (is_idle(store))
+    if (may_fill(store))
         fill_on(store);
     else
         timer_start(store->loop, timer, IDLE_NS);
@@ -85,7 +97,11 @@ static void idle_fired(struct timer *timer)
 
 void zero_fill_wanted(struct store *store)
 {
-    if (!store->fill_busy && !store->idle.armed && is_wanted(store))
+    if (store->fill_busy || !is_wanted(store))
+        return;
+    if (store->sync_heavy)
+        timer_start(store->loop, &store->idle, 0);
+    else if (!store->idle.armed)
         timer_start(store->loop, &store->idle, IDLE_NS);
 }
 

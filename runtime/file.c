@@ -53,6 +53,17 @@ async int file_punch(struct file *file, uint64_t offset_bytes, uint64_t len_byte
     return len_bytes == 0 ? 0 : file->ops->punch(file, offset_bytes, len_bytes);
 }
 
+async int file_allocate(struct file *file, uint64_t offset_bytes, uint64_t len_bytes)
+{
+    uint64_t end;
+    bool fits = add_u64(offset_bytes, len_bytes, &end) && end <= file->size_bytes;
+    if (!fits)
+        return -EINVAL;
+    return len_bytes == 0 || file->is_device
+               ? 0
+               : file->ops->allocate(file, offset_bytes, len_bytes);
+}
+
 /* The length of all vectors; O_DIRECT needs each of them aligned. */
 static uint64_t vectors_bytes(const struct file_io *io)
 {

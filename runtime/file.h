@@ -56,6 +56,10 @@ async int file_grow(struct file *file, uint64_t size_bytes);
 /* Gives the space of a range back to the file system, where it can; best effort. */
 async int file_punch(struct file *file, uint64_t offset_bytes, uint64_t len_bytes);
 
+/* Has the file system set space aside for a range, so that the first write into it does
+ * not have to. A device, and a file system that cannot, give 0 and do nothing. */
+async int file_allocate(struct file *file, uint64_t offset_bytes, uint64_t len_bytes);
+
 /* Starts io. done is never called from inside file_submit. Operations beyond
  * AIO_DEPTH wait in a queue. */
 void file_submit(struct file *file, struct file_io *io);

@@ -497,6 +497,26 @@ static async int punch(struct file *file, uint64_t offset_bytes, uint64_t len_by
     return j.result;
 }
 
+static void allocate_run(struct worker_job *job)
+{
+    struct range_job *j = container_of(job, struct range_job, job);
+    int rc = fallocate(j->fd, 0, (off_t)j->offset_bytes, (off_t)j->len_bytes);
+    j->result = rc == 0 || errno == EOPNOTSUPP ? 0 : -errno;
+}
+
+static async int allocate(struct file *file, uint64_t offset_bytes, uint64_t len_bytes)
+{
+    struct aio_file *f = aio_file_of(file);
+    struct range_job j = {
+        .job.run = allocate_run,
+        .fd = f->fd,
+        .offset_bytes = offset_bytes,
+        .len_bytes = len_bytes,
+    };
+    worker_call(f->aio->worker, &j.job);
+    return j.result;
+}
+
 static void close_file(struct file *file)
 {
     struct aio_file *f = aio_file_of(file);
@@ -509,6 +529,7 @@ static const struct file_ops aio_file_ops = {
     .submit = submit,
     .grow = grow,
     .punch = punch,
+    .allocate = allocate,
     .close = close_file,
 };
 

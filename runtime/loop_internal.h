@@ -83,6 +83,7 @@ struct file_ops {
     void (*submit)(struct file *file, struct file_io *io);
     async int (*grow)(struct file *file, uint64_t size_bytes);
     async int (*punch)(struct file *file, uint64_t offset_bytes, uint64_t len_bytes);
+    async int (*allocate)(struct file *file, uint64_t offset_bytes, uint64_t len_bytes);
     void (*close)(struct file *file);
 };
 struct file {

@@ -427,6 +427,15 @@ static async int grow(struct file *file, uint64_t size_bytes)
     return 0;
 }
 
+/* Space is not modelled apart from size. */
+static async int allocate(struct file *file, uint64_t offset_bytes, uint64_t len_bytes)
+{
+    (void)file;
+    (void)offset_bytes;
+    (void)len_bytes;
+    return 0;
+}
+
 static async int punch(struct file *file, uint64_t offset_bytes, uint64_t len_bytes)
 {
     struct sim_process *process = process_of(file);
@@ -469,6 +478,7 @@ static const struct file_ops sim_file_ops = {
     .submit = submit,
     .grow = grow,
     .punch = punch,
+    .allocate = allocate,
     .close = close_file,
 };
 
