@@ -241,6 +241,13 @@ static void record_done(struct log_record *record)
     free(mine);
 }
 
+/* A promise was just made: a good moment to end. */
+static void maybe_end(struct test *t, uint64_t one_in)
+{
+    if ((t->end == END_KILL || t->end == END_CUT) && pick(t, one_in) == 0)
+        t->is_over = true;
+}
+
 static void on_committed(struct log_callbacks *self, struct log_record *record,
                          const struct log_piece *piece, bool last)
 {
@@ -253,6 +260,7 @@ static void on_committed(struct log_callbacks *self, struct log_record *record,
     CHECK(known != NULL && known->generation == record->generation);
     known->address = piece->address;
     CHECK(readable(t, known));
+    maybe_end(t, piece->address.v % EXTENT_BLOCKS < 40 ? 10 : 1000);
     if (last)
         record_done(record);
 }
@@ -340,10 +348,12 @@ static void flush_done(struct log_flush *flush)
     struct test_flush *mine = container_of(flush, struct test_flush, flush);
     struct test *t = mine->t;
     t->flushing--;
-    if (flush->result == 0)
+    if (flush->result == 0) {
         t->model.flushed = max_u64(t->model.flushed, mine->number);
-    else if (!t->is_closing)
+        maybe_end(t, 100);
+    } else if (!t->is_closing) {
         CHECK_EQ(flush->result, t->script->allowed);
+    }
     waitlist_wake_all(&t->settled);
     free(mine);
 }
