@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Every bound of the NBD server, and how they hang together. What a client can make the
+ * server hold, beyond the buffers of the host's pool:
+ *
+ *   per connection  NBD_REQUESTS_MAX requests and pieces (about 100 KiB), and at most
+ *                   NBD_AREA_BYTES that came in but cannot be taken up yet;
+ *   in handshake    NBD_OPTION_BYTES_MAX of an option and the answer to one.
+ */
+#ifndef PARALLAX_NBDSERVER_NBD_LIMITS_H
+#define PARALLAX_NBDSERVER_NBD_LIMITS_H
+
+#include "cow/disk.h"
+
+/* --- connections --- */
+#define NBD_CONNECTIONS_MAX      512U
+#define NBD_CLIENTS_PER_DISK_MAX 32U
+#define NBD_LISTENERS_MAX        16U
+#define NBD_ACCEPTS_AT_ONCE      16U /* then the loop sees to the others */
+#define NBD_LISTEN_BACKLOG       128
+#define NBD_SOCKET_BUFFER_BYTES  (1024 * 1024)
+
+/* --- handshake --- */
+#define NBD_EXPORT_NAME_MAX      (2 * DISK_NAME_MAX + 1) /* DISK@SNAP */
+#define NBD_OPTION_BYTES_MAX     (16 * 1024U)
+#define NBD_OPTION_SKIP_MAX      (256 * 1024U) /* longer options end the connection */
+#define NBD_LIST_MAX             4096U         /* exports in one answer to LIST */
+#define NBD_LISTS_MAX            8U            /* such answers in one handshake */
+#define NBD_OPTIONS_MAX          (4 * NBD_LIST_MAX) /* a client may ask about each export */
+
+/* --- requests --- */
+#define NBD_REQUEST_BYTES_MAX    (32 * MIB) /* of a read or write, advertised */
+#define NBD_SKIP_BYTES_MAX       (64 * MIB) /* refused payload; more ends the connection */
+#define NBD_REQUESTS_MAX         128U       /* unanswered, per connection */
+#define NBD_PIECES_MAX           NBD_REQUESTS_MAX
+#define NBD_PAYLOAD_BYTES_MAX    (8 * MIB) /* in buffers, per connection */
+#define NBD_STATUS_MAX           4U        /* block status at work, per connection */
+#define NBD_STATUS_RANGES_MAX    2048U
+#define NBD_ERROR_TEXT_MAX       160U
+
+/* --- the socket --- */
+#define NBD_AREA_BYTES           (128 * KIB) /* taken from a socket at once */
+#define NBD_AREA_SMALL_BYTES     (4 * KIB)   /* when large payload is expected */
+#define NBD_LARGE_PAYLOAD_BYTES  (32 * KIB)
+#define NBD_IOV_MAX              128U
+
+/* --- time --- */
+#define NBD_TICK_MS              500U
+#define NBD_HANDSHAKE_MS         10000U
+#define NBD_STALL_MS             120000U /* a client that takes or gives nothing */
+#define NBD_STALL_PRESSED_MS     2000U   /* the same while others lack buffers */
+#define NBD_STOP_MS              3000U   /* for last answers when the server stops */
+
+static_assert(NBD_CLIENTS_PER_DISK_MAX * NBD_PIECES_MAX <= DISK_IO_INFLIGHT_MAX,
+              "the disk never refuses for a full queue");
+static_assert(NBD_PAYLOAD_BYTES_MAX + DISK_IO_BYTES_MAX <= NBD_BUFFER_BYTES / 4,
+              "one connection leaves most of the pool to others");
+static_assert(NBD_REQUEST_BYTES_MAX <= NBD_SKIP_BYTES_MAX,
+              "whatever length is allowed can be refused politely");
+static_assert(NBD_OPTION_BYTES_MAX + 64 <= NBD_AREA_BYTES,
+              "an option fits the area it is received in");
+static_assert(NBD_EXPORT_NAME_MAX + 64 <= NBD_OPTION_BYTES_MAX, "a name fits an option");
+static_assert(NBD_LARGE_PAYLOAD_BYTES < NBD_AREA_BYTES, "small payload comes with others");
+
+#endif
