@@ -21,8 +21,8 @@
 
 set -eu -o pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-PARALLAX_SOURCE=$(cd "$here/../.." && pwd)
+TESTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) # where programs of tests lie
+PARALLAX_SOURCE=$(cd "$TESTS/../.." && pwd)
 PARALLAX_BUILD=${PARALLAX_BUILD:-$PARALLAX_SOURCE/build/release}
 export PARALLAX_SOURCE PARALLAX_BUILD
 export PATH="$PARALLAX_BUILD/tools:$PATH:/usr/sbin:/sbin"
@@ -63,7 +63,7 @@ lib_exit()
     for store in "${lib_stores[@]}"; do
         end_daemon KILL "$store"
         if [ "$status" -ne 0 ] && [ "$status" -ne 77 ]; then
-            tail -n 30 "$store/parallaxd.log" >&2
+            tail -n 30 "$store/log" >&2
         fi
     done
     rm -rf "$T"
