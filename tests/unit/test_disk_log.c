@@ -726,13 +726,13 @@ struct story {
 };
 
 static const struct story STORIES[] = {
-    {"crashes", crashes, 150},
-    {"crashes with errors", crashes_with_errors, 150},
+    {"crashes", crashes, 80},
+    {"crashes with errors", crashes_with_errors, 80},
     {"rolls", rolls, 12},
     {"nth failure", nth_failure, 10},
-    {"full", full, 60},
-    {"crashes on a store", store_crashes, 60},
-    {"write errors on a store", store_rolls, 20},
+    {"full", full, 30},
+    {"crashes on a store", store_crashes, 40},
+    {"write errors on a store", store_rolls, 10},
 };
 
 /* A killed process leaves memory behind: a few seeds for each child. */
