@@ -119,7 +119,7 @@ static int check(const struct disk *disk, const struct disk_io *io)
         return -EROFS;
     if (!add_u64(io->offset_bytes, io->len_bytes, &end) || end > disk->size_bytes)
         return io->op == DISK_WRITE || io->op == DISK_ZERO ? -ENOSPC : -EINVAL;
-    if (io->op == DISK_READ || io->op == DISK_WRITE) {
+    if ((io->op == DISK_READ || io->op == DISK_WRITE) && io->len_bytes > 0) {
         uint64_t start = round_down_u64(io->offset_bytes, BLOCK_SIZE);
         if (!io->buffer ||
             round_up_u64(end, BLOCK_SIZE) - start > io->buffer->capacity)

@@ -1,0 +1,334 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Disks from one end to the other, on a simulated machine, against a model. */
+#include "tests/unit/disk_machine.h"
+
+#include <sys/wait.h>
+
+#define SIZE (2 * MIB)
+
+/* --- reading and writing --- */
+
+static async void body_alignments(struct machine *m)
+{
+    static const uint64_t edges[] = {0, 1, 511, 512, 4095, 4096, 4097, 8191, 8192, 12288};
+    struct model *model = model_create(64 * KIB);
+    static uint8_t data[64 * KIB];
+    DO(disk_create(m->host, "d", model->size_bytes, &err));
+    struct disk *disk = attach(m, "d");
+    check_content(disk, model);
+    for (size_t i = 0; i < ARRAY_LEN(edges); i++) {
+        for (size_t j = i + 1; j < ARRAY_LEN(edges); j++) {
+            uint64_t offset = edges[i], len = edges[j] - edges[i];
+            fill(m, data, len);
+            memcpy(model->bytes + offset, data, len);
+            CHECK_EQ(write_bytes_at(disk, offset, len, data, 0), 0);
+            static uint8_t back[64 * KIB];
+            CHECK_EQ(read_bytes_at(disk, offset, len, back), 0);
+            CHECK(memcmp(back, data, len) == 0);
+            uint64_t hole = chance(m, 3);
+            if (hole > 0) {
+                enum disk_op kind = hole == 1 ? DISK_TRIM : DISK_ZERO;
+                offset += len / 2;
+                len = chance(m, 20000);
+                model_zero(model, kind, offset, len);
+                CHECK_EQ(change(disk, kind, offset, len), 0);
+            }
+            check_content(disk, model);
+            check_status(disk, model, 0, model->size_bytes, 1 + (uint32_t)chance(m, 60));
+            check_status(disk, model, offset, 4097, 3);
+        }
+    }
+    CHECK_EQ(flush(disk), 0);
+    disk_close(disk);
+    free(model);
+}
+
+static async void body_refusals(struct machine *m)
+{
+    static uint8_t data[8192] = {1};
+    struct disk *disk;
+    DO(disk_create(m->host, "d", 64 * KIB, &err));
+    DO_FAILS(disk_create(m->host, "d", 64 * KIB, &err), -PLX_EEXISTS);
+    DO_FAILS(disk_create(m->host, "a@b", 64 * KIB, &err), -PLX_ENAME);
+    DO_FAILS(disk_create(m->host, "e", 0, &err), -EINVAL);
+    DO_FAILS(disk_create(m->host, "e", 1000, &err), -EINVAL);
+    DO_FAILS(disk_create(m->host, "e", DISK_BYTES_MAX + BLOCK_SIZE, &err), -EINVAL);
+    DO_FAILS(disk_open(m->host, "nobody", DISK_READ_WRITE, &disk, &err), -PLX_EMISSING);
+    DO_FAILS(disk_open(m->host, "d@nobody", DISK_READ_ONLY, &disk, &err), -PLX_EMISSING);
+    disk = attach(m, "d");
+    CHECK_EQ(write_bytes_at(disk, 64 * KIB - 100, 101, data, 0), -ENOSPC);
+    CHECK_EQ(read_bytes_at(disk, 64 * KIB, 1, data), -EINVAL);
+    CHECK_EQ(change(disk, DISK_ZERO, 64 * KIB, 1), -ENOSPC);
+    CHECK_EQ(change(disk, DISK_TRIM, UINT64_MAX, 2), -EINVAL);
+    CHECK_EQ(write_bytes_at(disk, 64 * KIB, 0, data, 0), 0);
+    DO(snapshot_create(m->host, "d", "s", &err));
+    DO_FAILS(snapshot_create(m->host, "d", "s", &err), -PLX_EEXISTS);
+    DO_FAILS(disk_open(m->host, "d@s", DISK_READ_WRITE, &disk, &err), -EROFS);
+    struct disk *snapshot = attach(m, "d@s");
+    CHECK_EQ(write_bytes_at(snapshot, 0, 1, data, 0), -EROFS);
+    CHECK_EQ(flush(snapshot), 0);
+    disk_close(snapshot);
+    disk_close(disk);
+}
+
+static async void body_random(struct machine *m)
+{
+    struct model *model = m->arg;
+    if (cluster_disk_by_name(cluster_state(m->host->cluster), "d") == NULL)
+        DO(disk_create(m->host, "d", model->size_bytes, &err));
+    struct disk *disk = attach(m, "d");
+    check_content(disk, model);
+    for (uint32_t i = 0; i < 12; i++) {
+        random_rounds(m, disk, model, 20);
+        uint64_t offset = chance(m, SIZE);
+        check_status(disk, model, offset, 1 + chance(m, SIZE - offset), 64);
+        check_content(disk, model);
+    }
+    disk_close(disk);
+    check_clean(m);
+    CHECK(m->host->checkpoints->value > 0);
+}
+
+/* Small budgets: checkpoints run all the time, and changes wait for them. */
+static void test_random(void)
+{
+    for (uint64_t seed = 1; seed <= 6; seed++) {
+        struct machine *m = machine_create(seed);
+        m->options.checkpoint_log_bytes = (64 * KIB) << seed;
+        if (seed % 2 == 0)
+            m->options.overlay_bytes = 8 * KIB;
+        if (seed % 3 == 0)
+            m->options.node_cache_bytes = 4 * BLOCK_SIZE;
+        m->arg = model_create(SIZE);
+        for (uint32_t i = 0; i < 3; i++)
+            machine_run(m, body_random);
+        free(m->arg);
+        machine_destroy(m);
+    }
+}
+
+static uint64_t find_id(struct machine *m, const char *name)
+{
+    const struct cluster_disk *disk =
+        cluster_disk_by_name(cluster_state(m->host->cluster), name);
+    CHECK(disk != NULL);
+    return disk->id;
+}
+
+/* Everything is given back: overlay, buffers, retained batches. */
+static async void body_budgets(struct machine *m)
+{
+    struct model *model = model_create(SIZE);
+    DO(disk_create(m->host, "d", SIZE, &err));
+    random_named(m, "d", model, 30);
+    check_named(m, "d", model);
+    DO(disk_shut(m->host, find_id(m, "d"), &err));
+    CHECK_EQ(m->host->overlay.used_bytes, 0);
+    CHECK_EQ(m->host->overlay.interval_count, 0);
+    CHECK_EQ(m->host->retained.used_bytes, 0);
+    CHECK_EQ(buffer_pool_used_bytes(m->host->front_buffers), 0);
+    CHECK_EQ(buffer_pool_used_bytes(m->host->log_buffers), 0);
+    check_named(m, "d", model);
+    free(model);
+}
+
+/* An idle disk closes by itself, and a lone checkpoint does not run for ever. */
+static async void body_idle(struct machine *m)
+{
+    struct model *model = model_create(SIZE);
+    struct host_status status;
+    DO(disk_create(m->host, "d", SIZE, &err));
+    random_named(m, "d", model, 60);
+    host_status(m->host, &status);
+    CHECK_EQ(status.open_disk_count, 1);
+    uint64_t before = m->host->checkpoints->value;
+    task_sleep_ns(30 * NS_PER_S);
+    host_status(m->host, &status);
+    CHECK_EQ(status.open_disk_count, 0);
+    CHECK(m->host->checkpoints->value <= before + 3);
+    check_named(m, "d", model);
+    free(model);
+}
+
+/* --- full --- */
+
+static async void body_full(struct machine *m)
+{
+    struct model *model = m->arg;
+    static uint8_t data[64 * KIB];
+    bool is_first = cluster_disk_by_name(cluster_state(m->host->cluster), "d") == NULL;
+    if (is_first)
+        DO(disk_create(m->host, "d", SIZE, &err));
+    struct disk *disk = attach(m, "d");
+    check_content(disk, model);
+    int rc = 0;
+    for (uint32_t i = 0; i < 2000 && rc == 0; i++) {
+        uint64_t offset = chance(m, SIZE / sizeof data) * sizeof data;
+        fill(m, data, sizeof data);
+        rc = write_bytes_at(disk, offset, sizeof data, data, 0);
+        if (rc == 0)
+            memcpy(model->bytes + offset, data, sizeof data);
+        else /* parts of it may be there */
+            CHECK_EQ(read_bytes_at(disk, offset, sizeof data, model->bytes + offset), 0);
+    }
+    CHECK_EQ(err_to_errno(rc), ENOSPC);
+    check_content(disk, model);
+    /* Discards may use the reserve; a snapshot may, too. */
+    DO(snapshot_create(m->host, "d", is_first ? "one" : "two", &err));
+    CHECK_EQ(flush(disk), 0);
+    disk_close(disk);
+    task_sleep_ns(30 * NS_PER_S);
+    check_named(m, "d", model);
+}
+
+static void test_full(void)
+{
+    struct machine *m = machine_create(1);
+    m->options.capacity_bytes = 24 * MIB;
+    m->arg = model_create(SIZE);
+    machine_run(m, body_full);
+    m->options.capacity_bytes = 40 * MIB;
+    machine_run(m, body_full);
+    free(m->arg);
+    machine_destroy(m);
+}
+
+/* --- damage --- */
+
+#define MARK "a block that will rot"
+
+/* Where in the store's file the marked block is. */
+static uint64_t find_mark(struct machine *m, const char *mark)
+{
+    uint8_t block[BLOCK_SIZE];
+    uint64_t size = sim_file_size_bytes(m->world, m->options.store_path);
+    for (uint64_t at = 0; at < size; at += BLOCK_SIZE) {
+        CHECK_EQ(sim_file_peek(m->world, m->options.store_path, at, block, BLOCK_SIZE), 0);
+        if (memcmp(block, mark, strlen(mark)) == 0)
+            return at;
+    }
+    CHECK(false && "no such block");
+    return 0;
+}
+
+static async void body_mark(struct machine *m)
+{
+    static uint8_t data[BLOCK_SIZE];
+    struct model *model = m->arg;
+    DO(disk_create(m->host, "d", SIZE, &err));
+    struct disk *disk = attach(m, "d");
+    random_rounds(m, disk, model, 10);
+    memcpy(data, MARK, sizeof MARK);
+    memcpy(model->bytes + 77 * BLOCK_SIZE, data, sizeof data);
+    CHECK_EQ(write_bytes_at(disk, 77 * BLOCK_SIZE, BLOCK_SIZE, data, 0), 0);
+    disk_close(disk);
+    DO(snapshot_create(m->host, "d", "s", &err));
+    DO(disk_clone(m->host, "d", "s", "c", 1, &err));
+}
+
+static async void body_rotten(struct machine *m)
+{
+    static uint8_t data[4 * BLOCK_SIZE];
+    struct model *model = m->arg;
+    struct findings findings;
+    struct check_report report;
+    run_check(m, &findings, &report);
+    CHECK_EQ(findings.count, 1); /* once, though three see it */
+    CHECK(strstr(findings.first, "disk d: offset 315392: ") == findings.first);
+    CHECK_EQ(report.disks, 2);
+    CHECK_EQ(report.snapshots, 1);
+    struct disk *disk = attach(m, "c");
+    CHECK_EQ(read_bytes_at(disk, 77 * BLOCK_SIZE, 1, data), -PLX_ECHECKSUM);
+    CHECK_EQ(read_bytes_at(disk, 76 * BLOCK_SIZE, sizeof data, data), -PLX_ECHECKSUM);
+    /* Only that block. */
+    CHECK_EQ(read_bytes_at(disk, 76 * BLOCK_SIZE, BLOCK_SIZE, data), 0);
+    CHECK_EQ(read_bytes_at(disk, 78 * BLOCK_SIZE, BLOCK_SIZE, data), 0);
+    CHECK(memcmp(data, model->bytes + 78 * BLOCK_SIZE, BLOCK_SIZE) == 0);
+    /* Part of it cannot be written, the whole can. */
+    CHECK_EQ(write_bytes_at(disk, 77 * BLOCK_SIZE, 1, data, 0), -PLX_ECHECKSUM);
+    CHECK_EQ(write_bytes_at(disk, 77 * BLOCK_SIZE, BLOCK_SIZE, data, 0), 0);
+    CHECK_EQ(read_bytes_at(disk, 77 * BLOCK_SIZE, BLOCK_SIZE, data), 0);
+    disk_close(disk);
+}
+
+static void test_damage(void)
+{
+    struct machine *m = machine_create(3);
+    m->arg = model_create(SIZE);
+    machine_run(m, body_mark);
+    uint64_t at = find_mark(m, MARK);
+    CHECK_EQ(sim_file_poke(m->world, m->options.store_path, at + 1000, "x", 1), 0);
+    machine_run(m, body_rotten);
+    free(m->arg);
+    machine_destroy(m);
+}
+
+/* --- killed --- */
+
+static async void body_until_killed(struct machine *m)
+{
+    struct model *model = m->arg;
+    if (cluster_disk_by_name(cluster_state(m->host->cluster), "d") == NULL)
+        DO(disk_create(m->host, "d", SIZE, &err));
+    struct disk *disk = attach(m, "d");
+    check_content(disk, model);
+    random_rounds(m, disk, model, 5 + (uint32_t)chance(m, 40));
+    /* All is answered; the host stays open. */
+    m->host = NULL;
+}
+
+static async void body_after_kill(struct machine *m)
+{
+    check_named(m, "d", m->arg);
+    check_clean(m);
+    check_named(m, "d", m->arg);
+}
+
+/* What was answered is there after a kill, any number of times. */
+static void test_kill(void)
+{
+    for (uint64_t seed = 1; seed <= 3; seed++) {
+        struct machine *m = machine_create(seed);
+        m->arg = model_create(SIZE);
+        m->options.checkpoint_log_bytes = seed == 1 ? 64 * MIB : 256 * KIB;
+        for (uint32_t i = 0; i < 40; i++)
+            machine_run(m, body_until_killed);
+        machine_run(m, body_after_kill);
+        free(m->arg);
+        machine_destroy(m);
+    }
+}
+
+/* LeakSanitizer would report what killed processes left, so it does not look. */
+static void in_child(void (*test)(void))
+{
+    pid_t child = fork();
+    int status;
+    CHECK(child >= 0);
+    if (child == 0) {
+        test();
+        _exit(0);
+    }
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void run_once(void (*run)(struct machine *m))
+{
+    struct machine *m = machine_create(1);
+    machine_run(m, run);
+    machine_destroy(m);
+}
+
+int main(void)
+{
+    run_once(body_alignments);
+    run_once(body_refusals);
+    run_once(body_budgets);
+    run_once(body_idle);
+    test_random();
+    test_full();
+    test_damage();
+    in_child(test_kill);
+    return 0;
+}
