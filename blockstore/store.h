@@ -100,7 +100,8 @@ struct store_cursor {
  * -PLX_EMISSING (an append never creates), -PLX_EFAILED; -PLX_EFULL and -ENOMEM leave the
  * extent as it was. When the device fails (-EIO, -ENOSPC of a file system), the extent is
  * stopped before that append, for all later ones, too: they answer -PLX_ESTOPPED, and so
- * does everything until store_stop_extent makes it a durable fact.
+ * does everything until store_stop_extent makes it a durable fact. What is refused is
+ * answered at once, maybe before what is still under way.
  */
 struct store_append {
     struct address extent;

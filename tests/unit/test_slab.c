@@ -20,8 +20,8 @@ static struct run slabs_run(uint32_t slab, uint32_t count)
     do {                                                                                 \
         struct run run_ = {0};                                                           \
         CHECK_EQ(slabs_take(&s, want, near, &run_), taken);                              \
-        CHECK_EQ(run_.start, (first) * SLAB_PIECES);                                     \
-        CHECK_EQ(run_.count, (taken) * SLAB_PIECES);                                     \
+        CHECK_EQ(run_.start, (first)*SLAB_PIECES);                                       \
+        CHECK_EQ(run_.count, (taken)*SLAB_PIECES);                                       \
     } while (0)
 
 static void test_preferences(void)
@@ -63,9 +63,9 @@ static void test_pieces(void)
     CHECK(slabs_claim(&s, (struct run){16 + 8, 10}));
     CHECK_EQ(s.free_count, 7);
     CHECK_EQ(s.fresh, 3);
-    CHECK(!slabs_claim(&s, (struct run){16 + 7, 1}));    /* held */
-    CHECK(!slabs_claim(&s, (struct run){0, 1}));         /* the superblock's */
-    CHECK(!slabs_claim(&s, (struct run){159, 2}));       /* beyond the end */
+    CHECK(!slabs_claim(&s, (struct run){16 + 7, 1}));     /* held */
+    CHECK(!slabs_claim(&s, (struct run){0, 1}));          /* the superblock's */
+    CHECK(!slabs_claim(&s, (struct run){159, 2}));        /* beyond the end */
     CHECK(!slabs_claim(&s, (struct run){UINT32_MAX, 2})); /* far beyond */
     CHECK(!slabs_claim(&s, (struct run){50, 0}));
     slabs_release(&s, (struct run){16 + 3, 5});
