@@ -263,6 +263,59 @@ static void test_damage(void)
     machine_destroy(m);
 }
 
+/* A map that cannot be read: writes go on for a while, then fail instead of waiting for
+ * a checkpoint that never comes; nothing keeps the host from closing. */
+static uint8_t root_node[BLOCK_SIZE];
+
+static async void body_find_root(struct machine *m)
+{
+    const struct node *node;
+    const struct cluster_disk *disk =
+        cluster_disk_by_name(cluster_state(m->host->cluster), "d");
+    CHECK(disk != NULL && disk->has_root);
+    CHECK_EQ(node_get(m->host->nodes, disk->root.address, disk->root.crc, &node), 0);
+    memcpy(root_node, node->format, sizeof root_node);
+    node_put(m->host->nodes, node);
+}
+
+static async void body_rotten_map(struct machine *m)
+{
+    static uint8_t data[64 * KIB] = {1};
+    struct findings findings;
+    struct check_report report;
+    int rc = 0;
+    struct disk *disk = attach(m, "d");
+    CHECK_EQ(read_bytes_at(disk, 0, 1, data), -PLX_ECHECKSUM);
+    for (uint32_t i = 0; i < 1000 && rc == 0; i++) {
+        fill(m, data, sizeof data);
+        rc = write_bytes_at(disk, i % 8 * sizeof data, sizeof data, data, 0);
+    }
+    CHECK_EQ(rc, -PLX_ECHECKSUM);
+    CHECK(m->host->checkpoints->value < 20);
+    CHECK_EQ(flush(disk), 0);
+    disk_close(disk);
+    run_check(m, &findings, &report);
+    CHECK(findings.count > 0 && strstr(findings.first, "disk d") != NULL);
+}
+
+static void test_damaged_map(void)
+{
+    struct machine *m = machine_create(4);
+    m->arg = model_create(SIZE);
+    machine_run(m, body_mark);
+    machine_run(m, body_find_root);
+    uint64_t size = sim_file_size_bytes(m->world, m->options.store_path);
+    uint8_t block[BLOCK_SIZE];
+    for (uint64_t at = 0; at < size; at += BLOCK_SIZE) {
+        CHECK_EQ(sim_file_peek(m->world, m->options.store_path, at, block, BLOCK_SIZE), 0);
+        if (memcmp(block, root_node, sizeof block) == 0)
+            CHECK_EQ(sim_file_poke(m->world, m->options.store_path, at, "x", 1), 0);
+    }
+    machine_run(m, body_rotten_map);
+    free(m->arg);
+    machine_destroy(m);
+}
+
 /* --- killed --- */
 
 static async void body_until_killed(struct machine *m)
@@ -329,6 +382,7 @@ int main(void)
     test_random();
     test_full();
     test_damage();
+    test_damaged_map();
     in_child(test_kill);
     return 0;
 }
