@@ -178,8 +178,8 @@ static void print_check(const struct check *check, json_t *report)
     if (findings > check->count)
         printf("and %" PRIu64 " more, which came too fast to show\n",
                findings - check->count);
-    printf("%" PRIu64 " disks, %" PRIu64 " snapshots, %" PRIu64 " extents, %" PRIu64
-           " map nodes, %" PRIu64 " blocks (%s) read: ",
+    printf("disks %" PRIu64 ", snapshots %" PRIu64 ", extents %" PRIu64
+           ", map nodes %" PRIu64 ", blocks %" PRIu64 " (%s): ",
            get_number(report, "disks"), get_number(report, "snapshots"),
            get_number(report, "extents"), get_number(report, "nodes"),
            get_number(report, "blocks"), size_text(get_number(report, "bytes")).text);

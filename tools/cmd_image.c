@@ -72,6 +72,11 @@ static int fill_disk(const struct cli *cli, struct client *client,
         r = err_set(err, -EINVAL, "%s: is empty", source->name);
     if (r == 0)
         r = endpoint_commit(&disk, err);
+    if (r == -ENOSPC)
+        err_set(err, r,
+                "%s: no space in the store; nothing was kept: start the daemon with a "
+                "larger --capacity",
+                cli->args[1]);
     endpoint_close(&disk);
     return r;
 }

@@ -82,18 +82,26 @@ static void attr_printf(4, 5)
     c->failed = err_set(c->err, code, "%s: %s", e->name, text);
 }
 
+/* Requests that were in flight when the server went away end with ENOTCONN, which would
+ * tell less. */
 static void fail_errno(struct copy *c, int code, const struct endpoint *e,
                        const char *what, uint64_t offset)
 {
-    copy_fail(c, -code, e, "%s at %llu: %s", what, (unsigned long long)offset,
-              code == ENOSPC ? "no space left" : strerror(code));
+    if (code == ENOTCONN)
+        copy_fail(c, -ECONNRESET, e, "the NBD server closed the connection");
+    else
+        copy_fail(c, -code, e, "%s at %llu: %s", what, (unsigned long long)offset,
+                  code == ENOSPC ? "no space left" : strerror(code));
 }
 
 static void fail_nbd(struct copy *c, const struct endpoint *e)
 {
     int code = nbd_get_errno();
     const char *text = nbd_get_error();
-    copy_fail(c, code > 0 ? -code : -EIO, e, "%s", text != NULL ? text : "NBD error");
+    if (nbd_aio_is_dead(e->nbd) > 0)
+        copy_fail(c, -ECONNRESET, e, "the NBD server closed the connection");
+    else
+        copy_fail(c, code > 0 ? -code : -EIO, e, "%s", text != NULL ? text : "NBD error");
 }
 
 static bool all_zero(const uint8_t *bytes, size_t len)

@@ -21,7 +21,8 @@ static int err_nbd(struct error *err, const char *name)
 {
     const char *text = nbd_get_error();
     int code = nbd_get_errno();
-    return err_set(err, code > 0 ? -code : -EIO, "%s: %s", name,
+    /* ENOTCONN means to our callers that no daemon answers. */
+    return err_set(err, code > 0 && code != ENOTCONN ? -code : -EIO, "%s: %s", name,
                    text != NULL ? text : "NBD error");
 }
 

@@ -52,8 +52,8 @@ parallax disk create big 1.5T
 same names 'big web01 web02' "$(json '[.[].name] | join(" ")' parallax disk ls --json)"
 same sizes '1649267441664 10737418240 4096' \
     "$(json '[.[].size_bytes | tostring] | join(" ")' parallax disk ls --json)"
-same fields 'number 0 null false 0' "$(json '.[1] | "\(.used_bytes | type) \(.snapshots) " +
-    "\(.parent) \(.served) \(.clients)"' parallax disk ls --json)"
+same fields 'number 0 null false 0' "$(json '.[1] | "\(.used_bytes | type) " +
+    "\(.snapshots) \(.parent) \(.served) \(.clients)"' parallax disk ls --json)"
 parallax disk ls | grep -Eq '^web01 +10G' || fail "disk ls"
 parallax disk show web02 | grep -q '^size  *4K (4096 bytes)$' || fail "disk show"
 parallax disk resize web02 8K

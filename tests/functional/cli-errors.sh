@@ -41,7 +41,8 @@ expect_error 'not a size' parallax up "$T/empty" --capacity lots
 expect_error 'loopback only' parallax up "$T/empty" --nbd 0.0.0.0:10809
 expect_error 'loopback only' parallax up "$T/empty" --control 0.0.0.0:4444
 expect_error 'a port is a number' parallax up "$T/empty" --nbd localhost:99999
-expect_error 'too long for a socket' parallax up "$T/empty" --nbd "unix:$(printf 'x%.0s' {1..150})"
+expect_error 'too long for a socket' \
+    parallax up "$T/empty" --nbd "unix:$(printf 'x%.0s' {1..150})"
 [ ! -e "$T/empty/store" ] || fail "a failed start made a store"
 code 1 parallax up /etc/passwd --detach
 

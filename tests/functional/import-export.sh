@@ -124,7 +124,8 @@ begin_import()
 for signal in INT TERM KILL; do
     begin_import $signal
     expect_error 'half' parallax disk create half 4096 # the name is taken
-    parallax disk ls --json | jq -e 'all(.name != "half")' >/dev/null || fail "in the list"
+    parallax disk ls --json | jq -e 'all(.name != "half")' >/dev/null ||
+        fail "an unfinished import is in the list"
     kill -s $signal "$import"
     wait "$import" && fail "$signal: the import succeeded"
     exec 9>&-
@@ -145,7 +146,8 @@ is_image raw
 
 # A store that is full keeps what it has.
 head -c 6G /dev/zero | tr '\0' x >"$T/fifo" &
-expect_error 'space' parallax import "$T/fifo" full
+wants="full: no space in the store; nothing was kept"
+expect_error "$wants" parallax import "$T/fifo" full
 is_free full full || fail "a failed import left a disk"
 is_image raw
 
