@@ -50,13 +50,17 @@ int address_parse(const char *text, struct address *ret, struct error *err)
 {
     if (strncmp(text, "unix:", 5) == 0)
         return address_of_path(text + 5, ret, err);
-    if (strchr(text, '/') == NULL && split_host_port(text, ret)) {
-        unsigned long port = strtoul(ret->port, NULL, 10);
-        if (port == 0 || port > UINT16_MAX)
-            return err_set(err, -EINVAL, "%s: a port is a number from 1 to 65535", text);
-        return 0;
-    }
-    return address_of_path(text, ret, err);
+    if (strchr(text, '/') != NULL || strchr(text, ':') == NULL)
+        return address_of_path(text, ret, err);
+    if (!split_host_port(text, ret))
+        return err_set(err, -EINVAL,
+                       "%s: not HOST:PORT, and the port a number from 1 to 65535; a "
+                       "socket of this name is unix:%s",
+                       text, text);
+    unsigned long port = strtoul(ret->port, NULL, 10);
+    if (port == 0 || port > UINT16_MAX)
+        return err_set(err, -EINVAL, "%s: a port is a number from 1 to 65535", text);
+    return 0;
 }
 
 int address_make_absolute(struct address *address, struct error *err)

@@ -17,8 +17,8 @@ struct address {
     char port[8];
 };
 
-/* "unix:PATH", a PATH with a slash, "HOST:PORT", "[::1]:PORT"; anything else is a path
- * in the current folder. */
+/* "unix:PATH", a PATH with a slash, "HOST:PORT", "[::1]:PORT"; anything else without a
+ * colon is a path in the current folder. */
 int address_parse(const char *text, struct address *ret, struct error *err);
 int address_of_path(const char *path, struct address *ret, struct error *err);
 /* A relative path becomes one from the root. */

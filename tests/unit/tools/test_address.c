@@ -46,6 +46,9 @@ static void test_refuse(void)
     CHECK_EQ(address_parse("", &address, &err), -EINVAL);
     CHECK_EQ(address_parse("localhost:0", &address, &err), -EINVAL);
     CHECK_EQ(address_parse("localhost:65536", &address, &err), -EINVAL);
+    /* What was meant as HOST:PORT does not become a socket of that name. */
+    CHECK_EQ(address_parse("127.0.0.1:99999999999999999999", &address, &err), -EINVAL);
+    CHECK_EQ(address_parse("127.0.0.1:http", &address, &err), -EINVAL);
 }
 
 static void test_loopback(void)
