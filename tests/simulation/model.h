@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the disks must hold. The model learns the order of commits from the log itself
+ * (host_options.sealed) and everything else from what guests were told.
+ *
+ * A line is the history of one head: batches in order of number, on top of a snapshot of
+ * another line, or of nothing. A rollback begins a new line, a clone too. A snapshot is
+ * a point of a line. After a crash the head is its line up to some batch between `acked`
+ * (or `flushed`, if the power was cut) and `last`; which one it is turns out when the
+ * disk is read, or when its log goes on: the next batch's number says so.
+ *
+ *   M1  flushed <= acked <= last.
+ *   M2  Batches have consecutive numbers; one that is sealed above a gap, or in place of
+ *       one that was acknowledged, is an error of the log.
+ *   M3  Every block of a batch is what some change in flight makes of it.
+ *
+ * `MAYBE` is what was in flight at a crash, or failed: it may have happened or not.
+ */
+#ifndef PARALLAX_TESTS_SIMULATION_MODEL_H
+#define PARALLAX_TESTS_SIMULATION_MODEL_H
+
+#include "cow/cow.h"
+#include "replication/disk_log.h"
+
+#define MODEL_NAME_MAX 32U
+
+struct run;
+
+/* What a block became in one batch. */
+struct version {
+    uint64_t stamp;  /* number of the batch, then the place in it */
+    uint64_t change; /* who wrote it; 0: nobody yet */
+    uint32_t crc;
+    bool is_zero;
+    const uint8_t *merged; /* the block, if the change wrote only a part of it */
+    struct version *older;
+};
+
+#define STAMP_SHIFT 12
+static inline uint64_t version_number(const struct version *v)
+{
+    return v->stamp >> STAMP_SHIFT;
+}
+
+/* Blocks [first, end) became zeros. */
+struct zeroed {
+    uint64_t first, end;
+    struct version version;
+};
+
+struct block_slot {
+    uint64_t block_plus_one; /* 0: free */
+    struct version *newest;
+};
+
+struct model_snap;
+
+struct line {
+    struct model_snap *base; /* NULL: zeros */
+    uint64_t flushed, acked, last;
+    bool crashed; /* where it was cut is not known yet */
+    uint64_t cut; /* where it was cut last, once known */
+    struct block_slot *slots;
+    size_t slot_count, slots_used;
+    struct zeroed *zeroed;
+    size_t zeroed_count, zeroed_cap;
+};
+
+/* A write, zero, trim or shrink in flight. */
+struct change {
+    uint64_t id;
+    enum { CHANGE_WRITE, CHANGE_ZERO, CHANGE_TRIM } kind;
+    bool is_zero;  /* a write of zeros */
+    bool is_mixed; /* a write with some blocks of zeros */
+    uint64_t offset_bytes, len_bytes;
+    uint64_t first, end; /* blocks it changes */
+    struct change_part { /* of it in one batch */
+        uint64_t number, blocks;
+    } * parts;
+    size_t part_count, part_cap;
+    TAILQ_ENTRY(change) link; /* of its disk */
+};
+TAILQ_HEAD(change_list, change);
+
+enum existence { EXISTS, MAYBE };
+
+struct model_disk {
+    char name[MODEL_NAME_MAX], maybe_name[MODEL_NAME_MAX];
+    uint64_t id; /* 0: not known yet */
+    enum existence existence;
+    uint64_t group; /* clones of one command: all or none; 0: alone */
+    uint64_t size_bytes, maybe_size_bytes;
+    struct line *line;
+    struct line *maybe_line;                  /* a rollback was in flight */
+    bool is_in_doubt;                         /* and nothing has told yet */
+    uint64_t maybe_sealed, maybe_sealed_last; /* batches of one or the other */
+    struct change_list changes;
+    struct model_snap *marker_for; /* the snapshot being made; NULL: none */
+    uint32_t clients, shared;
+    bool exclusive, found;
+    TAILQ_ENTRY(model_disk) link;
+};
+
+struct model_snap {
+    char name[MODEL_NAME_MAX]; /* "": of a clone of a head */
+    struct model_disk *disk;
+    enum existence existence;
+    struct line *line;
+    uint64_t number; /* of its marker; 0: none was sealed */
+    uint64_t size_bytes;
+    bool found;
+    TAILQ_ENTRY(model_snap) link;
+};
+
+struct model {
+    struct run *run;
+    TAILQ_HEAD(, model_disk) disks;
+    TAILQ_HEAD(, model_snap) snaps;
+    uint32_t disk_count, snap_count;
+    uint64_t next_change, next_group, next_name;
+};
+
+void model_init(struct model *model, struct run *run);
+
+struct model_disk *model_disk_add(struct model *model, const char *name,
+                                  uint64_t size_bytes, struct model_snap *base);
+void model_disk_remove(struct model *model, struct model_disk *disk);
+struct model_disk *model_disk_by_id(struct model *model, uint64_t id);
+struct model_snap *model_snap_add(struct model *model, struct model_disk *disk,
+                                  const char *name);
+void model_snap_remove(struct model *model, struct model_snap *snap);
+
+struct line *line_create(struct model_snap *base);
+/* Batches above `number` never were. */
+void line_truncate(struct line *line, uint64_t number);
+
+/* host_options.sealed; arg: the model. */
+void model_sealed(void *arg, uint64_t disk, const struct log_piece *pieces,
+                  uint32_t count, uint64_t number);
+
+void change_begin(struct model *model, struct model_disk *disk, struct change *change);
+/* True if it and one in flight could not be told apart in the log. */
+bool change_is_ambiguous(const struct model_disk *disk, const struct change *change);
+/* The guest was told. Returns the number of its last batch, 0: it needed none. */
+uint64_t change_done(struct model *model, struct model_disk *disk, struct change *change,
+                     int result);
+
+/* The process ended. restarted: the store had been opened, so what a kill leaves is
+ * as good as flushed. */
+void model_crash(struct model *model, bool power_was_cut);
+
+/* The block at batch `number`. Never NULL. */
+const struct version *line_at(const struct line *line, uint64_t block, uint64_t number);
+bool version_equals(const struct version *version, uint64_t block, const uint8_t *bytes,
+                    uint32_t from, uint32_t len);
+
+/* Checks part of a block that was read while the line stood between lo and hi. False:
+ * it is none of them. *ret_number: the least batch that explains it. */
+bool line_explains(const struct line *line, uint64_t block, uint64_t lo, uint64_t hi,
+                   const uint8_t *bytes, uint32_t from, uint32_t len,
+                   uint64_t *ret_number);
+
+/* A block as it was read. */
+struct seen {
+    uint64_t block;
+    uint32_t crc;
+    bool is_zero;
+};
+
+/* Finds the batches N from lo to hi for which every block seen is as the line was at N.
+ * False: there is none, and `ret_text` says what does not fit. ok has hi - lo + 1. */
+bool line_match(const struct line *line, uint64_t lo, uint64_t hi,
+                const struct seen *seen, size_t count, bool *ret_ok, char *ret_text,
+                size_t cap);
+/* Which batches changed the block, for a message. */
+void line_history(const struct line *line, uint64_t block, char *ret, size_t cap);
+
+#endif
