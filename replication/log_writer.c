@@ -160,7 +160,10 @@ static bool batch_failed(struct disk_log *log, struct batch *batch)
     /* Not at the end: because an earlier one failed, whose answer tells more. */
     if (code == -PLX_ENOTEND && !all_answered_from(TAILQ_FIRST(&log->inflight)))
         return true;
-    if (code == -PLX_EFULL && !all_answered_from(batch))
+    /* Of a record that began in an earlier batch, that part is committed first: what is
+     * in the log must also be in the overlay. */
+    if (code == -PLX_EFULL &&
+        (batch != TAILQ_FIRST(&log->inflight) || !all_answered_from(batch)))
         return true;
     if (code == -PLX_EFULL && nobody_has_from(batch))
         refuse(log, batch);
@@ -315,7 +318,7 @@ static void send_queued(struct disk_log *log)
     }
     /* Nothing could be made, and nothing in flight may free any space. */
     if (log->is_full && log->wants_extent && !log->opener_runs &&
-        TAILQ_EMPTY(&log->moving)) {
+        TAILQ_EMPTY(&log->moving) && TAILQ_EMPTY(&log->inflight)) {
         log->is_full = log->wants_extent = false;
         fail_queued(log, -PLX_EFULL);
     }
