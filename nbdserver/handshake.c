@@ -129,7 +129,8 @@ uint16_t export_flags(const struct session *s, bool read_only)
     if (read_only)
         flags |= NBD_FLAG_READ_ONLY;
     else
-        flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
+        flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
+                 NBD_FLAG_SEND_FAST_ZERO;
     return (uint16_t)flags;
 }
 
@@ -157,14 +158,15 @@ static void open_done(struct session *s)
 
 static void open_failed(struct session *s, const struct error *err)
 {
-    log_info(s->shared->loop, "nbd client %llu: %s: %s", (unsigned long long)s->number,
-             s->export, err->text);
+    bool missing = err->code == -PLX_EMISSING || err->code == -PLX_ENAME;
+    /* A name that nobody has is the client's affair. */
+    log_line(s->shared->loop, missing ? LOG_DEBUG : LOG_WARNING, "nbd client %llu: %s: %s",
+             (unsigned long long)s->number, s->export, err->text);
     s->export[0] = '\0';
     if (s->open_option == NBD_OPT_EXPORT_NAME) {
         session_break(s, "the export did not open");
         return;
     }
-    bool missing = err->code == -PLX_EMISSING || err->code == -PLX_ENAME;
     option_error(s, s->open_option, missing ? NBD_REP_ERR_UNKNOWN : NBD_REP_ERR_POLICY,
                  "%s", err->text);
     s->phase = PHASE_OPTIONS;

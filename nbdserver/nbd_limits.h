@@ -26,11 +26,11 @@
 #define NBD_OPTION_SKIP_MAX      (256 * 1024U) /* longer options end the connection */
 #define NBD_LIST_MAX             4096U         /* exports in one answer to LIST */
 #define NBD_LISTS_MAX            8U            /* such answers in one handshake */
-#define NBD_OPTIONS_MAX          (4 * NBD_LIST_MAX) /* a client may ask about each export */
+#define NBD_OPTIONS_MAX          (4 * NBD_LIST_MAX) /* some ask about each export */
 
 /* --- requests --- */
 #define NBD_REQUEST_BYTES_MAX    (32 * MIB) /* of a read or write, advertised */
-#define NBD_SKIP_BYTES_MAX       (64 * MIB) /* refused payload; more ends the connection */
+#define NBD_SKIP_BYTES_MAX       (64 * MIB) /* refused payload; more is the end */
 #define NBD_REQUESTS_MAX         128U       /* unanswered, per connection */
 #define NBD_PIECES_MAX           NBD_REQUESTS_MAX
 #define NBD_PAYLOAD_BYTES_MAX    (8 * MIB) /* in buffers, per connection */
@@ -60,6 +60,6 @@ static_assert(NBD_REQUEST_BYTES_MAX <= NBD_SKIP_BYTES_MAX,
 static_assert(NBD_OPTION_BYTES_MAX + 64 <= NBD_AREA_BYTES,
               "an option fits the area it is received in");
 static_assert(NBD_EXPORT_NAME_MAX + 64 <= NBD_OPTION_BYTES_MAX, "a name fits an option");
-static_assert(NBD_LARGE_PAYLOAD_BYTES < NBD_AREA_BYTES, "small payload comes with others");
+static_assert(NBD_LARGE_PAYLOAD_BYTES < NBD_AREA_BYTES, "small payload fits whole");
 
 #endif
