@@ -101,7 +101,7 @@ static void change_finished(struct disk_io *io)
     op_check_result(op, io->result, NULL);
     uint64_t last = change_done(&run->model, op->md, &op->change, io->result);
     if (io->result == 0 && (io->flags & DISK_FUA))
-        op->line->flushed = max_u64(op->line->flushed, max_u64(last, op->lo));
+        op->line->flushed = max_u64(op->line->flushed, last);
     if (io->buffer != NULL)
         buffer_put(io->buffer);
     io_end(op, io->result);
