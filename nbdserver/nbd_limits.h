@@ -39,10 +39,13 @@
 #define NBD_ERROR_TEXT_MAX       160U
 
 /* --- the socket --- */
-#define NBD_AREA_BYTES           (128 * KIB) /* taken from a socket at once */
+#define NBD_AREA_BYTES           (96 * KIB)  /* taken from a socket at once */
 #define NBD_AREA_SMALL_BYTES     (4 * KIB)   /* when large payload is expected */
 #define NBD_LARGE_PAYLOAD_BYTES  (32 * KIB)
 #define NBD_IOV_MAX              128U
+/* Of a connection, beside buffers of the pool: what was not taken up yet, the session,
+ * its requests and pieces. */
+#define NBD_CONNECTION_BYTES     (NBD_AREA_BYTES + 72 * KIB)
 
 /* --- time --- */
 #define NBD_TICK_MS              500U
@@ -61,5 +64,12 @@ static_assert(NBD_OPTION_BYTES_MAX + 64 <= NBD_AREA_BYTES,
               "an option fits the area it is received in");
 static_assert(NBD_EXPORT_NAME_MAX + 64 <= NBD_OPTION_BYTES_MAX, "a name fits an option");
 static_assert(NBD_LARGE_PAYLOAD_BYTES < NBD_AREA_BYTES, "small payload fits whole");
+
+/* doc/limits.md. The cache needs 1/32 for its table. */
+static_assert(NBD_BUFFER_BYTES + LOG_BUFFER_BYTES + NODE_CACHE_BYTES / 32 * 33 +
+                      OVERLAY_BYTES_TOTAL + TASK_STACKS_MAX * TASK_STACK_BYTES +
+                      NBD_CONNECTIONS_MAX * NBD_CONNECTION_BYTES + DAEMON_REST_BYTES <=
+                  DAEMON_BYTES_MAX,
+              "what a daemon holds adds up to what is promised");
 
 #endif

@@ -68,6 +68,7 @@ struct log_callbacks {
 
 struct log_budget {          /* shared by the logs of a daemon */
     uint64_t limit_bytes, used_bytes;
+    uint64_t idle_bytes;     /* of batches kept for reuse */
     struct waitlist waiting;
 };
 

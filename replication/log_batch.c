@@ -39,6 +39,7 @@ static struct batch *batch_alloc(struct disk_log *log, uint32_t entries)
     if (idle != NULL) {
         SLIST_REMOVE_HEAD(&log->idle[class], link);
         log->idle_count[class]--;
+        log->budget->idle_bytes -= class_bytes(class);
     } else {
         batch = malloc(class_bytes(class));
     }
@@ -60,10 +61,12 @@ void batch_free(struct batch *batch)
     assert(batch->owed == 0); /* L10 */
     for (uint32_t i = 0; i < batch->slice_count; i++)
         buffer_put(batch->slices[i].buffer);
-    if (log->idle_count[class] >= BATCH_IDLE_MAX) {
+    if (log->idle_count[class] >= BATCH_IDLE_MAX ||
+        log->budget->idle_bytes + class_bytes(class) > BATCH_IDLE_BYTES_TOTAL) {
         free(batch);
         return;
     }
+    log->budget->idle_bytes += class_bytes(class);
     struct idle_batch *idle = (void *)batch;
     SLIST_INSERT_HEAD(&log->idle[class], idle, link);
     log->idle_count[class]++;
@@ -75,6 +78,7 @@ void batch_idle_free(struct disk_log *log)
         struct idle_batch *idle;
         while ((idle = SLIST_FIRST(&log->idle[class])) != NULL) {
             SLIST_REMOVE_HEAD(&log->idle[class], link);
+            log->budget->idle_bytes -= class_bytes(class);
             free(idle);
         }
         log->idle_count[class] = 0;

@@ -190,6 +190,29 @@ static struct buffer *idle_take(struct buffer_pool *pool, uint32_t class)
     return buffer;
 }
 
+/* Idle memory goes back to the system, so that it and what is used stay within the
+ * limit together. All at once: it is seldom that both are large. */
+static void idle_shed(struct buffer_pool *pool)
+{
+    struct buffer *buffer;
+    for (uint32_t class = 0; class < SMALL_CLASSES; class++) {
+        SLIST_FOREACH(buffer, &pool->idle[class], link)
+        {
+            if (!buffer->has_memory)
+                continue;
+            (void)madvise(buffer->data, buffer->capacity, MADV_DONTNEED);
+            buffer->has_memory = false;
+        }
+    }
+    for (uint32_t class = SMALL_CLASSES; class < CLASSES; class++) {
+        while ((buffer = SLIST_FIRST(&pool->idle[class])) != NULL) {
+            SLIST_REMOVE_HEAD(&pool->idle[class], link);
+            buffer_free(buffer);
+        }
+    }
+    pool->idle_bytes = 0; /* B2 */
+}
+
 struct buffer *buffer_create(struct buffer_pool *pool, uint64_t size_bytes)
 {
     assert(size_bytes > 0 && size_bytes <= BUFFER_BYTES_MAX);
@@ -199,6 +222,8 @@ struct buffer *buffer_create(struct buffer_pool *pool, uint64_t size_bytes)
     if (capacity > room)
         return NULL;
     struct buffer *buffer = idle_take(pool, class);
+    if ((buffer == NULL || !buffer->has_memory) && capacity + pool->idle_bytes > room)
+        idle_shed(pool);
     if (buffer == NULL && class < SMALL_CLASSES) {
         chunk_add(pool, class);
         buffer = idle_take(pool, class);
