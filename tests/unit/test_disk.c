@@ -203,7 +203,8 @@ static uint64_t find_mark(struct machine *m, const char *mark)
     uint8_t block[BLOCK_SIZE];
     uint64_t size = sim_file_size_bytes(m->world, m->options.store_path);
     for (uint64_t at = 0; at < size; at += BLOCK_SIZE) {
-        CHECK_EQ(sim_file_peek(m->world, m->options.store_path, at, block, BLOCK_SIZE), 0);
+        CHECK_EQ(sim_file_peek(m->world, m->options.store_path, at, block, sizeof block),
+                 0);
         if (memcmp(block, mark, strlen(mark)) == 0)
             return at;
     }
@@ -307,7 +308,8 @@ static void test_damaged_map(void)
     uint64_t size = sim_file_size_bytes(m->world, m->options.store_path);
     uint8_t block[BLOCK_SIZE];
     for (uint64_t at = 0; at < size; at += BLOCK_SIZE) {
-        CHECK_EQ(sim_file_peek(m->world, m->options.store_path, at, block, BLOCK_SIZE), 0);
+        CHECK_EQ(sim_file_peek(m->world, m->options.store_path, at, block, sizeof block),
+                 0);
         if (memcmp(block, root_node, sizeof block) == 0)
             CHECK_EQ(sim_file_poke(m->world, m->options.store_path, at, "x", 1), 0);
     }

@@ -95,7 +95,8 @@ static void writer_main(struct task_call *call)
     static uint8_t data[BLOCK_SIZE];
     while (!w->stop && w->written < w->limit) {
         memset(data, 1 + (int)(w->written % 250), sizeof data);
-        CHECK_EQ(write_bytes_at(w->disk, w->written * BLOCK_SIZE, BLOCK_SIZE, data, 0), 0);
+        uint64_t offset = w->written * BLOCK_SIZE;
+        CHECK_EQ(write_bytes_at(w->disk, offset, sizeof data, data, 0), 0);
         w->written++;
     }
     event_set(&w->over);
