@@ -387,7 +387,8 @@ static bool is_quiet(const struct store *store)
         if (open->is_recording)
             return false;
     }
-    return !store->sync_busy && !store->fill_busy && !store->allocating && !store->answer.posted;
+    return !store->sync_busy && !store->fill_busy && !store->allocating &&
+           !store->answer.posted;
 }
 
 async void store_close(struct store *store)

@@ -58,7 +58,7 @@ void overlay_done(struct overlay *overlay)
 static struct interval *make(uint64_t start, uint64_t count, struct address address,
                              const uint32_t *crcs)
 {
-    uint64_t allocated = address_is_null(address) ? 0 : count;
+    uint64_t allocated = crcs ? count : 0;
     struct interval *interval = malloc(interval_bytes(allocated));
 
     if (!interval)
@@ -67,7 +67,7 @@ static struct interval *make(uint64_t start, uint64_t count, struct address addr
     interval->count = count;
     interval->address = address;
     interval->allocated = allocated;
-    if (allocated)
+    if (crcs)
         memcpy(interval->crcs, crcs, (size_t)count * sizeof *crcs);
     return interval;
 }

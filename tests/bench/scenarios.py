@@ -90,12 +90,12 @@ def big_disk(server, size, big="100g", seconds=20):
     """Written at random all over: the map no longer fits the cache."""
     server.command("disk", "create", "big", big)
     measure.run_fio(server.uri("big"), server.pid, big, LOAD.format(3 * seconds))
+    writes = LOAD.format(seconds // 2)
+    reads = writes.replace("randwrite", "randread")
     run = {}
     for name, disk, extent in (("small", "img", size), ("big", "big", big)):
-        reads = f"--rw=randread --bs=4k --iodepth=32 --time_based --runtime={seconds // 2}"
-        writes = LOAD.format(seconds // 2)
-        run[name] = (measure.run_fio(server.uri(disk), server.pid, extent, writes)["iops"],
-                     measure.run_fio(server.uri(disk), server.pid, extent, reads)["iops"])
+        run[name] = [measure.run_fio(server.uri(disk), server.pid, extent, work)["iops"]
+                     for work in (writes, reads)]
     return {"100 GiB disk, writes/s of the small one's": run["big"][0] / run["small"][0],
             "100 GiB disk, reads/s of the small one's": run["big"][1] / run["small"][1]}
 

@@ -24,7 +24,7 @@ class Server:
     pid = None
 
     def __init__(self, folder):
-        self.folder = os.path.join(folder, self.name)
+        self.folder = os.path.join(folder, self.name.replace(" ", "-"))
         shutil.rmtree(self.folder, ignore_errors=True)
         os.makedirs(self.folder)
         self.socket = os.path.join(self.folder, "nbd.sock")
@@ -84,7 +84,8 @@ class QemuNbd(Server):
         image = os.path.join(self.folder, "img.qcow2")
         run("qemu-img", "create", "-q", "-f", "qcow2", image, size)
         self.spawn("qemu-nbd", "-t", "-e", "16", "--cache=none", "--aio=native",
-                   "--discard=unmap", "-f", "qcow2", "-k", self.socket, "-x", "img", image)
+                   "--discard=unmap", "-f", "qcow2", "-k", self.socket, "-x", "img",
+                   image)
 
 
 class Nbdkit(Server):
