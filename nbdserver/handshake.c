@@ -160,8 +160,9 @@ static void open_failed(struct session *s, const struct error *err)
 {
     bool missing = err->code == -PLX_EMISSING || err->code == -PLX_ENAME;
     /* A name that nobody has is the client's affair. */
-    log_line(s->shared->loop, missing ? LOG_DEBUG : LOG_WARNING, "nbd client %llu: %s: %s",
-             (unsigned long long)s->number, s->export, err->text);
+    log_line(s->shared->loop, missing ? LOG_DEBUG : LOG_WARNING,
+             "nbd client %llu: %s: %s", (unsigned long long)s->number, s->export,
+             err->text);
     s->export[0] = '\0';
     if (s->open_option == NBD_OPT_EXPORT_NAME) {
         session_break(s, "the export did not open");

@@ -46,6 +46,7 @@ struct nbd_shared {
     struct host *host;
     struct buffer_pool *buffers;
     uint32_t buffer_waiters;
+    uint32_t lists; /* sessions that are `listing` */
     uint64_t sessions_made;
     TAILQ_HEAD(session_list, session) sessions;
     struct metric *requests, *errors, *bytes_in, *bytes_out;
@@ -157,6 +158,7 @@ struct session {
     bool structured;
     bool status_selected;       /* base:allocation, for context_export */
     uint32_t option_count, list_count;
+    bool listing;               /* the answer to LIST is on its way */
     struct writer handshake_out;
     size_t handshake_sent;      /* bytes */
     char context_export[NBD_EXPORT_NAME_MAX + 1];

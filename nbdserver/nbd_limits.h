@@ -26,6 +26,7 @@
 #define NBD_OPTION_SKIP_MAX      (256 * 1024U) /* longer options end the connection */
 #define NBD_LIST_MAX             4096U         /* exports in one answer to LIST */
 #define NBD_LISTS_MAX            8U            /* such answers in one handshake */
+#define NBD_LISTS_AT_ONCE        4U /* not taken yet by their clients; 1.2 MB at most */
 #define NBD_OPTIONS_MAX          (4 * NBD_LIST_MAX) /* some ask about each export */
 
 /* --- requests --- */

@@ -143,6 +143,12 @@ static void run_list(struct session *s, uint32_t option, const uint8_t *data,
         option_error(s, option, NBD_REP_ERR_POLICY, "listed often enough");
         return;
     }
+    if (s->shared->lists >= NBD_LISTS_AT_ONCE) {
+        option_error(s, option, NBD_REP_ERR_POLICY, "others are being told; try again");
+        return;
+    }
+    s->listing = true;
+    s->shared->lists++;
     if (disk_list(s->shared->host, &infos, &count) < 0) {
         option_error(s, option, NBD_REP_ERR_POLICY, "the list is not to be had");
         return;

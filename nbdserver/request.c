@@ -177,8 +177,10 @@ static struct buffer *payload_buffer(struct session *s, uint64_t bytes)
     struct buffer *buffer = take(s->granted);
     if (!buffer && s->shared->buffer_waiters == 0)
         buffer = buffer_create(s->shared->buffers, bytes);
-    if (buffer)
+    if (buffer) {
+        assert(buffer->capacity >= bytes);
         return buffer;
+    }
     session_block(s, BLOCKED_BUFFER);
     s->wanted_bytes = bytes;
     s->shared->buffer_waiters++;
@@ -423,6 +425,9 @@ bool request_go_on(struct session *s)
     bool is_idle = request->len_bytes == 0 && request->command->has_range;
     if (!is_idle && request->command->issue && !request->command->issue(request))
         return s->receiving != NULL;
+    /* It was waiting for a buffer when an earlier piece failed: not needed any more. */
+    struct buffer *unused = take(s->granted);
+    buffer_put(unused);
     s->current = NULL;
     issued(request);
     return true;

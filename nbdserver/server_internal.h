@@ -22,6 +22,11 @@ struct connection {
 };
 static_assert(sizeof(struct nbd_request) <= 64, "small holds part of one");
 
+static_assert(NBD_REQUESTS_MAX * sizeof(struct request) +
+                      NBD_PIECES_MAX * sizeof(struct piece) + sizeof(struct connection) <=
+                  NBD_CONNECTION_BYTES - NBD_AREA_BYTES,
+              "a connection takes no more memory than is counted for it");
+
 struct listener {
     struct nbd_server *server;
     int fd;

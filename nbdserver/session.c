@@ -230,14 +230,22 @@ uint32_t session_output(const struct session *s, struct iovec *iov, uint32_t max
     return count;
 }
 
+static void handshake_out_done(struct session *s)
+{
+    writer_done(&s->handshake_out);
+    s->handshake_out = (struct writer){0};
+    s->handshake_sent = 0;
+    if (s->listing)
+        s->shared->lists--;
+    s->listing = false;
+}
+
 static size_t handshake_bytes_sent(struct session *s, size_t len)
 {
     size_t n = min_u64(len, s->handshake_out.len - s->handshake_sent);
     s->handshake_sent += n;
     if (n > 0 && s->handshake_sent == s->handshake_out.len) {
-        writer_done(&s->handshake_out);
-        s->handshake_out = (struct writer){0};
-        s->handshake_sent = 0;
+        handshake_out_done(s);
         session_unblock(s, BLOCKED_OUTPUT);
     }
     return n;
@@ -349,7 +357,7 @@ static void end_run(struct work *work)
     loop_post_cancel(s->shared->loop, &s->output_work);
     loop_post_cancel(s->shared->loop, &s->resume_work);
     TAILQ_REMOVE(&s->shared->sessions, s, link);
-    writer_done(&s->handshake_out);
+    handshake_out_done(s);
     session_free_idle(s);
     if (s->disk)
         disk_close(s->disk);
@@ -373,9 +381,8 @@ static void drop_output(struct session *s)
         STAILQ_REMOVE_HEAD(&s->replies, link);
         reply_sent(s, reply);
     }
-    writer_done(&s->handshake_out);
-    s->handshake_out = (struct writer){0};
-    s->handshake_sent = s->first_sent = 0;
+    handshake_out_done(s);
+    s->first_sent = 0;
     s->output_since_ns = 0;
 }
 

@@ -176,7 +176,8 @@ static void finish(struct client *c)
     assert(c->ended);
     assert(fake_openings(m->host) == 0);
     assert(buffer_pool_used_bytes(m->host->buffers) == 0);
-    assert(m->shared.buffer_waiters == 0 && TAILQ_EMPTY(&m->shared.sessions));
+    assert(m->shared.buffer_waiters == 0 && m->shared.lists == 0);
+    assert(TAILQ_EMPTY(&m->shared.sessions));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
