@@ -24,6 +24,7 @@ struct model_extent {
     uint32_t stopped; /* the length that a stop answered, or a restart found */
     uint32_t final;   /* asked for */
     bool was_cut;     /* an append has failed */
+    bool is_busy;     /* somebody wants it to stay as it is */
     bool was_full;    /* one was refused: the model has lost count */
     uint64_t number;
     uint32_t previous_crc;
@@ -202,6 +203,8 @@ static inline void append_over(struct store_append *append)
     a->machine->inflight--;
     if (append->result == 0) {
         CHECK_EQ(x->answered, append->block); /* in order, so none after a failed one */
+        CHECK(extent_find(&a->machine->store->extents, x->address)->open->recorded >=
+              append->block + append->blocks);
         x->answered += append->blocks;
     } else if (append->result == -PLX_EFULL || append->result == -PLX_ENOTEND) {
         x->was_full = true;
@@ -467,6 +470,7 @@ static inline void check_after_restart(struct machine *m, struct model_extent *x
     x->stopped = info.length;
     x->answered = x->synced = x->submitted = info.length;
     x->next = x->state;
+    x->is_busy = false;
     check_blocks(m, x, info.length);
     check_headers(m, x, info.length);
 }

@@ -408,6 +408,27 @@ static void reader_holds_space(struct body *body)
     free(bytes);
 }
 
+/* Space is not given away before the record that gives it up is durable. */
+static void record_holds_space(struct body *body)
+{
+    struct model_extent *x = new_extent(3, 6, 100);
+    struct slow_delete d = {.call = {.main = slow_delete_main, .name = "delete"},
+                            .extent = x};
+    uint32_t length = 0;
+    uint64_t used = used_slabs();
+    CHECK(used > 3);
+    struct sim_faults *faults = sim_world_faults(m->world);
+    CHECK_EQ(stop(x, &length), 0);
+    CHECK_EQ(used_slabs(), 3); /* what 607 blocks need */
+    faults->latency_min_ns = faults->latency_max_ns = NS_PER_S;
+    task_start(body->loop, &d.call);
+    task_sleep_ns(NS_PER_S / 2);
+    CHECK_EQ(used_slabs(), 3);
+    task_sleep_ns(NS_PER_S);
+    CHECK(d.is_over);
+    CHECK_EQ(used_slabs(), 0);
+}
+
 /* Deletes, stops and trims of one extent at once: one after the other, no harm. */
 static void contended(struct body *body)
 {
@@ -624,6 +645,7 @@ int main(void)
     scenario(zero_filled, 200, false);
     scenario(compacted, 32, true);
     scenario(reader_holds_space, 32, true);
+    scenario(record_holds_space, 32, true);
     scenario(contended, 32, true);
     opening(grown, true);
     opening(bad_superblocks, true);
