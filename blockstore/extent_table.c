@@ -147,6 +147,8 @@ void extent_open_end(struct store *store, struct extent *e)
 uint32_t extent_place(const struct extent *e, uint32_t block, uint32_t max,
                       uint64_t *ret_offset_bytes)
 {
+    if (e->live_map != NULL && planted(PLANT_RANK_FROM_LIVE))
+        return layout_find(&e->runs, e->live_map, block, max, ret_offset_bytes);
     return layout_find(&e->runs, e->layout, block, max, ret_offset_bytes);
 }
 

@@ -57,7 +57,8 @@ static void sync_done(struct file_io *io)
 static void sync_issue(struct store *store)
 {
     assert(!store->sync_busy && STAILQ_EMPTY(&store->sync_running));
-    if (TAILQ_EMPTY(&store->dirty) || store->failed) {
+    if (TAILQ_EMPTY(&store->dirty) || store->failed ||
+        planted(PLANT_FLUSH_WITHOUT_SYNC)) {
         struct store_sync *sync;
         STAILQ_FOREACH (sync, &store->sync_waiting, link)
             sync->result = store->failed ? -PLX_EFAILED : 0;
@@ -84,7 +85,10 @@ static void sync_issue(struct store *store)
 void store_sync(struct store *store, struct store_sync *sync)
 {
     sync->result = 0;
-    STAILQ_INSERT_TAIL(&store->sync_waiting, sync, link);
+    if (store->sync_busy && planted(PLANT_FLUSH_JOINS_SYNC))
+        STAILQ_INSERT_TAIL(&store->sync_running, sync, link);
+    else
+        STAILQ_INSERT_TAIL(&store->sync_waiting, sync, link);
     if (!store->sync_busy)
         sync_issue(store);
 }

@@ -142,7 +142,8 @@ static async int merge_layers(struct disk *disk, struct merge_plan *todo)
     todo->root = disk->root;
     todo->root_count = 0;
     for (uint32_t i = 0; i < todo->count; i++) {
-        sink.generation = layer->overlay.generation;
+        sink.generation = planted(PLANT_NODE_GENERATION) ? disk->append_generation
+                                                          : layer->overlay.generation;
         int rc = map_merge(disk->host->nodes, &todo->root, &layer->overlay, blocks,
                            &sink.map, &todo->root);
         if (rc < 0)
@@ -156,7 +157,7 @@ static async int merge_layers(struct disk *disk, struct merge_plan *todo)
         layer = TAILQ_PREV(layer, layer_list, link);
     }
     todo->nodes = sink.written;
-    return disk_flush_wait(disk);
+    return planted(PLANT_NODES_UNFLUSHED) ? 0 : disk_flush_wait(disk);
 }
 
 /* Commits the attempt. Refused for a newer snapshot: again, unchanged. */
@@ -221,7 +222,7 @@ static int freeze(struct disk *disk, struct merge_plan *todo)
 {
     struct layer *top = layer_top(disk);
 
-    todo->covers = log_committed_number(disk->log);
+    todo->covers = log_committed_number(disk->log) + planted(PLANT_COVERS_HIGH);
     if (!overlay_empty(&top->overlay)) {
         todo->is_partial = disk->frozen_count >= FROZEN_LAYERS_MAX;
         if (todo->is_partial)
@@ -246,7 +247,8 @@ static async int checkpoint_locked(struct disk *disk, bool *ret_again, struct er
         disk->checkpoint_at_bytes = at_bytes;
         return 0;
     }
-    while (!disk->down && !all_settled(disk, todo.count)) /* D4 */
+    while (!disk->down && !all_settled(disk, todo.count) &&
+           !planted(PLANT_SNAPSHOT_LATE)) /* D4 */
         waitlist_wait(&disk->settled);
     if (disk->down)
         return err_set(err, disk->down, "%s", err_text(disk->down));

@@ -187,7 +187,8 @@ bool log_room_for(struct disk_log *log, uint32_t blocks)
 static void gather_moving(struct disk_log *log)
 {
     TAILQ_CONCAT(&log->inflight, &log->moving, link);
-    TAILQ_CONCAT(&log->moving, &log->committed_list, link);
+    if (!planted(PLANT_RETAINED_EARLY))
+        TAILQ_CONCAT(&log->moving, &log->committed_list, link);
     TAILQ_CONCAT(&log->moving, &log->inflight, link);
     log->inflight_count = 0;
     log->placed = log->flushed;

@@ -76,6 +76,8 @@ static void tell_moved(struct disk_log *log, struct batch *batch)
 static bool is_placed(const struct batch *batch)
 {
     uint32_t members = batch->tail->member_count;
+    if (planted(PLANT_ACK_EARLY))
+        return true;
     return batch->acks == members && batch->tail->roll_acks == members;
 }
 
@@ -106,7 +108,9 @@ static void commit_one(struct disk_log *log, struct batch *batch)
 static void commit_ready(struct disk_log *log)
 {
     struct batch *batch;
-    while ((batch = TAILQ_FIRST(&log->inflight)) != NULL && is_placed(batch))
+    while ((batch = TAILQ_FIRST(&log->inflight)) != NULL &&
+           (is_placed(batch) || (planted(PLANT_COMMIT_UNORDERED) &&
+                                 is_placed(TAILQ_LAST(&log->inflight, batch_list)))))
         commit_one(log, batch);
     if (!TAILQ_EMPTY(&log->committed_list) && !log->sync_timer.armed)
         timer_start(log->loop, &log->sync_timer, SYNC_EVERY_MS * NS_PER_MS);

@@ -7,7 +7,7 @@ static uint64_t number_limit(const struct take_over_plan *plan,
 {
     uint64_t limit = UINT64_MAX;
     for (uint32_t i = 0; i < plan->cut_count; i++) {
-        if (extent->epoch <= plan->cuts[i].epoch)
+        if (extent->epoch <= plan->cuts[i].epoch && !planted(PLANT_VOID_REPLAYED))
             limit = min_u64(limit, plan->cuts[i].number);
     }
     return extent->is_final ? min_u64(limit, extent->last_number) : limit;

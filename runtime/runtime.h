@@ -14,6 +14,7 @@
 #include "runtime/log.h"
 #include "runtime/loop.h"
 #include "runtime/metrics.h"
+#include "runtime/plant.h"
 #include "runtime/task.h"
 #include "runtime/trace.h"
 

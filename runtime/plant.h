@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Planted bugs: places where a build with -Dplants=true can be made to do the wrong
+ * thing, so that the tests can show they would notice. PARALLAX_PLANT in the environment
+ * names the one that is active. Every other build has constants here and no code.
+ *
+ * tests/simulation/plants.sh says for each which test finds it.
+ */
+#ifndef PARALLAX_RUNTIME_PLANT_H
+#define PARALLAX_RUNTIME_PLANT_H
+
+#include "runtime/base.h"
+
+#define PLANTS(X)                                                                        \
+    X(FLUSH_WITHOUT_SYNC, "a flush is answered without a sync")                          \
+    X(FLUSH_JOINS_SYNC, "a flush is answered by a sync issued before its batches ended") \
+    X(RECYCLED_HEADER, "a scan takes an old batch in a recycled slab for a new one")     \
+    X(SCAN_UNVERIFIED, "a scan does not verify data")                                    \
+    X(READ_UNVERIFIED, "a read does not verify data")                                    \
+    X(NODES_UNFLUSHED, "a root is committed before its nodes are flushed")               \
+    X(REPLAY_SKIPS, "replay loses a batch")                                              \
+    X(NODE_GENERATION, "a snapshot's late node has the generation of the head")          \
+    X(SNAPSHOT_LATE, "a checkpoint passes a marker whose snapshot is not committed")     \
+    X(COVERS_HIGH, "a checkpoint covers one batch too many")                             \
+    X(VOID_REPLAYED, "a cut does not make the batches above it void")                    \
+    X(COMMIT_UNORDERED, "a batch is committed before the one below it")                  \
+    X(RETAINED_EARLY, "batches are forgotten when committed, not when flushed")          \
+    X(ACK_EARLY, "a batch is committed before its append completed")                     \
+    X(RANGE_UNLOCKED, "two changes of parts of one block run together")                  \
+    X(RANK_FROM_LIVE, "a block's place is its rank among the live ones")
+
+enum plant {
+#define X(name, text) PLANT_##name,
+    PLANTS(X)
+#undef X
+};
+
+#ifdef PARALLAX_PLANTS
+static inline bool planted(enum plant plant)
+{
+    static const char *const names[] = {
+#define X(name, text) #name,
+        PLANTS(X)
+#undef X
+    };
+    const char *active = getenv("PARALLAX_PLANT");
+    return active != NULL && strcmp(active, names[plant]) == 0;
+}
+#else
+static inline bool planted(enum plant plant)
+{
+    (void)plant;
+    return false;
+}
+#endif
+
+#endif
