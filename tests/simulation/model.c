@@ -270,6 +270,16 @@ static bool covers(const struct change *change, uint64_t first, uint64_t end)
 
 /* --- sealed batches --- */
 
+/* A change writes a block once. Two may make the same of it. */
+static bool is_logged(const struct line *line, uint64_t block, uint64_t change)
+{
+    const struct block_slot *slot = slot_find(line, block);
+    const struct version *version = slot != NULL ? slot->newest : NULL;
+    while (version != NULL && version->change != change)
+        version = version->older;
+    return version != NULL;
+}
+
 /* M3. */
 static void take_data(struct model *model, struct model_disk *disk, uint64_t stamp,
                       uint64_t block, uint32_t crc)
@@ -277,7 +287,7 @@ static void take_data(struct model *model, struct model_disk *disk, uint64_t sta
     uint8_t bytes[BLOCK_SIZE];
     struct change *change;
     TAILQ_FOREACH (change, &disk->changes, link) {
-        if (!covers(change, block, block + 1))
+        if (!covers(change, block, block + 1) || is_logged(disk->line, block, change->id))
             continue;
         bool whole = apply_change(disk->line, change, block, bytes);
         if (crc32c(bytes, BLOCK_SIZE) != crc)
