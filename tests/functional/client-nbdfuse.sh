@@ -87,7 +87,7 @@ e2fsck -p -E journal_only "$loop" >"$T/e2fsck" 2>&1 || [ $? -eq 1 ] ||
     fail "$(cat "$T/e2fsck")"
 e2fsck -fn "$loop" >"$T/e2fsck" 2>&1 || fail "snapshot: $(cat "$T/e2fsck")"
 mount "$loop" "$T/mnt"
-(cd "$T/mnt" && sha256sum --quiet --check "$T/sums") || fail "the snapshot's files changed"
+(cd "$T/mnt" && sha256sum --quiet --check "$T/sums") || fail "the snapshot changed"
 [ ! -e "$T/mnt/later" ] || fail "the snapshot has a file that came later"
 detach
 parallax check

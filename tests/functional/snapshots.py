@@ -9,7 +9,7 @@ import sys
 
 from model import Model, connect
 
-SECTORS = 16 * 2048
+SECTORS = 8 * 2048
 SNAPSHOTS = 120
 GENERATIONS = 12
 

@@ -10,7 +10,7 @@
 /usr/bin/python3 -c "import nbd" || skip "python3-libnbd is not installed"
 
 start_up "$T/store" --capacity 4G
-parallax disk create d 16M
+parallax disk create d 8M
 /usr/bin/python3 "$TESTS/snapshots.py" "$PARALLAX" first
 
 # Once more from what is on disk.
