@@ -46,7 +46,7 @@ async int superblock_load(struct file *file, const char *path, struct superblock
 
 /* --- extents --- */
 
-/* About 130 bytes, plus 24 for each run and 2 KiB for each bitmap. */
+/* 112 bytes, plus 8 for each run and 2 KiB for each bitmap. */
 struct extent {
     struct address address;
     uint64_t disk, epoch, nonce;
