@@ -342,11 +342,12 @@ def garbage_of_all_kinds():
 
 
 ATTACKS = (says_nothing, garbage_from_the_start, unknown_client_flags,
-           wild_option_lengths, lying_lengths_within_options, strange_names, flood_of_options, byte_by_byte,
-           goes_away_at_every_byte, wrong_magic, wild_reads, wild_commands, wild_writes,
-           vanishes_in_a_write, vanishes_with_answers_due, never_reads,
-           half_writes_that_stay, flood_of_small_requests,
-           more_connections_than_there_are, garbage_of_all_kinds)
+           wild_option_lengths, lying_lengths_within_options, strange_names,
+           flood_of_options, byte_by_byte, goes_away_at_every_byte, wrong_magic,
+           wild_reads, wild_commands, wild_writes, vanishes_in_a_write,
+           vanishes_with_answers_due, never_reads, half_writes_that_stay,
+           flood_of_small_requests, more_connections_than_there_are,
+           garbage_of_all_kinds)
 
 
 def main():
