@@ -168,6 +168,10 @@ static void ready(void *arg, unsigned events)
         c->watches_input = session_wants_input(s);
         if (c->watches_input)
             input(c);
+        /* Many clients send a header and its payload with one call each: the second is
+         * most likely here by now, and a turn of the loop costs more than a look. */
+        if (s->receiving && session_wants_input(s))
+            input(c);
     }
     watch_update(c);
 }
