@@ -42,7 +42,9 @@ void append_finish(struct store *store, struct extent *e)
     struct extent_open *open = e->open;
     struct store_append *append;
     while ((append = TAILQ_FIRST(&open->appends)) != NULL &&
-           is_through(store, open, append)) {
+           (is_through(store, open, append) ||
+            (planted(PLANT_APPEND_UNORDERED) &&
+             is_through(store, open, TAILQ_LAST(&open->appends, extent_appends))))) {
         TAILQ_REMOVE(&open->appends, append, link);
         assert(append->block >= e->length);
         if (append->result == 0 && append->block > e->length)

@@ -108,9 +108,7 @@ static void commit_one(struct disk_log *log, struct batch *batch)
 static void commit_ready(struct disk_log *log)
 {
     struct batch *batch;
-    while ((batch = TAILQ_FIRST(&log->inflight)) != NULL &&
-           (is_placed(batch) || (planted(PLANT_COMMIT_UNORDERED) &&
-                                 is_placed(TAILQ_LAST(&log->inflight, batch_list)))))
+    while ((batch = TAILQ_FIRST(&log->inflight)) != NULL && is_placed(batch))
         commit_one(log, batch);
     if (!TAILQ_EMPTY(&log->committed_list) && !log->sync_timer.armed)
         timer_start(log->loop, &log->sync_timer, SYNC_EVERY_MS * NS_PER_MS);

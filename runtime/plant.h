@@ -23,7 +23,7 @@
     X(SNAPSHOT_LATE, "a checkpoint passes a marker whose snapshot is not committed")     \
     X(COVERS_HIGH, "a checkpoint covers one batch too many")                             \
     X(VOID_REPLAYED, "a cut does not make the batches above it void")                    \
-    X(COMMIT_UNORDERED, "a batch is committed before the one below it")                  \
+    X(APPEND_UNORDERED, "an append is answered before the one below it completed")      \
     X(RETAINED_EARLY, "batches are forgotten when committed, not when flushed")          \
     X(ACK_EARLY, "a batch is committed before its append completed")                     \
     X(RANGE_UNLOCKED, "two changes of parts of one block run together")                  \
