@@ -102,6 +102,17 @@ static void writer_main(struct task_call *call)
     event_set(&w->over);
 }
 
+/* Checkpoints all the time, so that some begin in the middle of a snapshot. */
+static void checkpoints_main(struct task_call *call)
+{
+    struct writer_task *w = container_of(call, struct writer_task, call);
+    while (!w->stop) {
+        DO(disk_checkpoint(w->disk, &err));
+        task_sleep_ns(NS_PER_MS / 10);
+    }
+    event_set(&w->over);
+}
+
 static async uint32_t prefix_of(struct machine *m, const char *name)
 {
     static uint8_t data[SIZE];
@@ -123,12 +134,16 @@ static async void body_moment(struct machine *m)
 {
     struct writer_task w = {.call = {.main = writer_main, .name = "writer"},
                             .limit = SIZE / BLOCK_SIZE};
+    struct writer_task c = {.call = {.main = checkpoints_main, .name = "checkpoints"}};
     uint32_t before[20], after[20], count = 0;
     char name[32];
     DO(disk_create(m->host, "d", SIZE, &err));
     w.disk = attach(m, "d");
+    c.disk = w.disk;
     event_init(&w.over);
+    event_init(&c.over);
     task_start(m->body.loop, &w.call);
+    task_start(m->body.loop, &c.call);
     while (count < 20 && w.written < w.limit) {
         task_sleep_ns(chance(m, 3 * NS_PER_MS));
         snprintf(name, sizeof name, "s%u", count);
@@ -136,8 +151,9 @@ static async void body_moment(struct machine *m)
         DO(snapshot_create(m->host, "d", name, &err));
         after[count++] = w.written;
     }
-    w.stop = true;
+    w.stop = c.stop = true;
     event_wait(&w.over);
+    event_wait(&c.over);
     disk_close(w.disk);
     CHECK(count > 5);
     for (uint32_t i = 0; i < count; i++) {
