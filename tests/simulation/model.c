@@ -419,14 +419,8 @@ void model_sealed(void *arg, uint64_t id, const struct log_piece *pieces, uint32
     run_note(model->run, "disk %s: batch %llu, first of %u pieces: kind %d, %llu + %llu",
              disk->name, (unsigned long long)number, count, (int)pieces[0].kind,
              (unsigned long long)pieces[0].key, (unsigned long long)pieces[0].count);
-    if (disk->is_in_doubt) {
-        if (!only_nodes(pieces, count))
-            run_fail(model->run, "disk %s: changed before it was read", disk->name);
-        if (disk->maybe_sealed == 0)
-            disk->maybe_sealed = number;
-        disk->maybe_sealed_last = number;
-        return;
-    }
+    if (disk->is_in_doubt && !only_nodes(pieces, count))
+        run_fail(model->run, "disk %s: changed before it was read", disk->name);
     take_number(model, disk, number);
     uint64_t stamp = number << STAMP_SHIFT;
     for (uint32_t i = 0; i < count; i++) {
@@ -484,7 +478,6 @@ void model_crash(struct model *model, bool power_was_cut)
         disk->marker_for = NULL;
         disk->clients = disk->shared = 0;
         disk->exclusive = false;
-        disk->maybe_sealed = 0;
         disk->is_in_doubt = disk->maybe_line != NULL;
     }
 }

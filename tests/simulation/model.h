@@ -91,9 +91,8 @@ struct model_disk {
     uint64_t group; /* clones of one command: all or none; 0: alone */
     uint64_t size_bytes, maybe_size_bytes;
     struct line *line;
-    struct line *maybe_line;                  /* a rollback was in flight */
-    bool is_in_doubt;                         /* and nothing has told yet */
-    uint64_t maybe_sealed, maybe_sealed_last; /* batches of one or the other */
+    struct line *maybe_line; /* a rollback was in flight */
+    bool is_in_doubt;        /* and nothing has told yet; the numbers go on anyway */
     struct change_list changes;
     struct model_snap *marker_for; /* the snapshot being made; NULL: none */
     uint32_t clients, shared;

@@ -4,6 +4,7 @@
  * killed simulated process leaves its memory behind). One seed alone runs in this one.
  * Ends with 1 at the first seed that fails.
  */
+#include <malloc.h>
 #include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -57,6 +58,9 @@ int main(int argc, char **argv)
         else
             good = false;
     }
+    /* Memory that comes and goes stays with the process. */
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 512 << 20);
     if (!good || count == 0) {
         fprintf(stderr, "usage: sim [-v] FIRST [LAST]\n");
         return 2;

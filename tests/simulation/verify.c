@@ -313,10 +313,11 @@ static bool settle_rollback(struct run *run, struct model_disk *disk,
                             const struct reading *r, char *text, size_t cap)
 {
     struct line *lines[2] = {disk->line, disk->maybe_line};
-    uint64_t first_batch = disk->maybe_sealed;
-    lines[1]->acked = lines[1]->flushed = lines[0]->acked;
+    lines[1]->acked = lines[0]->acked;
+    lines[1]->flushed = lines[0]->flushed;
     lines[1]->last = lines[0]->last;
-    lines[1]->crashed = true;
+    lines[1]->cut = lines[0]->cut;
+    lines[1]->crashed = lines[0]->crashed;
     for (size_t i = 0; i < 2; i++) {
         struct line *line = lines[i];
         if (!settle_line(run, line, line->acked, line->last, r, text, cap))
@@ -324,12 +325,6 @@ static bool settle_rollback(struct run *run, struct model_disk *disk,
         disk->line = line;
         disk->maybe_line = NULL;
         disk->is_in_doubt = disk->exclusive = false;
-        if (first_batch != 0) { /* nodes, which change nothing */
-            line_truncate(line, first_batch - 1);
-            line->crashed = false;
-            line->cut = line->acked = line->flushed = line->last;
-            line->last = disk->maybe_sealed_last;
-        }
         return true;
     }
     return false;
