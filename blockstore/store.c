@@ -74,6 +74,21 @@ void store_settled(struct store *store)
 
 /* --- create --- */
 
+/* Partition tables, file systems and volume managers all begin in the first slab. */
+static async int device_is_empty(struct file *file, const char *path, struct error *err)
+{
+    cleanup(free_ptr) uint8_t *slab = aligned_alloc(BLOCK_SIZE, SLAB_BYTES);
+    int result = slab == NULL ? -ENOMEM : file_read(file, slab, SLAB_BYTES, 0);
+    if (result < 0)
+        return err_set(err, result, "%s: %s", path, err_text(result));
+    if (slab[0] != 0 || memcmp(slab, slab + 1, SLAB_BYTES - 1) != 0)
+        return err_set(err, -PLX_EEXISTS,
+                       "%s: not empty; if nobody needs what is on it: dd if=/dev/zero "
+                       "of=%s bs=1M count=1",
+                       path, path);
+    return 0;
+}
+
 static async int device_is_unused(struct file *file, const char *path, struct error *err)
 {
     struct superblock sb;
@@ -81,7 +96,7 @@ static async int device_is_unused(struct file *file, const char *path, struct er
     struct error ignored = {0};
     int result = superblock_load(file, path, &sb, &repair, &ignored);
     if (result == -PLX_EFORMAT)
-        return 0;
+        return device_is_empty(file, path, err);
     if (result == 0 || result == -PLX_ENEWER || result == -PLX_EDAMAGED)
         return err_set(err, -PLX_EEXISTS, "%s: holds a store already", path);
     return err_set(err, result, "%s", ignored.text);
