@@ -196,12 +196,16 @@ static async int create_store(struct daemon *d, struct host_options *options,
     if (r < 0)
         return r;
     r = host_create(d->loop, &create, err);
-    int end = directory_create_end(&d->dir, r < 0 ? NULL : err);
-    if (r == 0 && end == 0)
+    if (r < 0) {
+        directory_create_undo(&d->dir);
+        return r;
+    }
+    r = directory_create_end(&d->dir, err);
+    if (r == 0)
         log_info(d->loop, "new store %s of %s", d->dir.store,
                  size_text(create.capacity_bytes).text);
     options->capacity_bytes = 0;
-    return r < 0 ? r : end;
+    return r;
 }
 
 static async int open_host(struct daemon *d, struct error *err)

@@ -252,6 +252,12 @@ int directory_create_end(const struct directory *dir, struct error *err)
     return sync_folder(dir->path, err);
 }
 
+void directory_create_undo(const struct directory *dir)
+{
+    /* Whatever of it fails is done when the marker is found next time. */
+    remove_half_made(dir, NULL);
+}
+
 static int device_size(const char *path, uint64_t *ret_bytes, struct error *err)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);

@@ -48,6 +48,8 @@ int directory_is_empty(const struct directory *dir, bool *ret_empty, struct erro
 /* Between these a store is being made. Durable. */
 int directory_create_begin(const struct directory *dir, struct error *err);
 int directory_create_end(const struct directory *dir, struct error *err);
+/* Instead of the end: it failed, and the next try begins with an empty folder. */
+void directory_create_undo(const struct directory *dir);
 /* Capacity for a new store: half of what is free, or the whole device. */
 int directory_capacity(const struct directory *dir, uint64_t *ret_bytes,
                        struct error *err);

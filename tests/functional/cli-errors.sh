@@ -43,7 +43,9 @@ expect_error 'loopback only' parallax up "$T/empty" --control 0.0.0.0:4444
 expect_error 'a port is a number' parallax up "$T/empty" --nbd localhost:99999
 expect_error 'too long for a socket' \
     parallax up "$T/empty" --nbd "unix:$(printf 'x%.0s' {1..150})"
+expect_error 'a store has at least' parallax up "$T/empty" --detach --capacity 8K
 [ ! -e "$T/empty/store" ] || fail "a failed start made a store"
+[ ! -e "$T/empty/meta" ] || fail "a failed start left metadata, which the next one finds"
 code 1 parallax up /etc/passwd --detach
 
 start_up "$T/store" --capacity 1G
