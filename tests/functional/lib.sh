@@ -140,13 +140,15 @@ daemon_pid()
     [[ $pid =~ ^[1-9][0-9]*$ ]] && echo "$pid"
 }
 
-# A zombie whose parent never asks counts as gone.
+# A zombie whose parent never asks counts as gone, but not before its last thread has
+# ended: until then its files are open.
 is_running()
 {
-    local stat
+    local stat threads
     stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
     stat=${stat##*) }
-    [ "${stat%% *}" != Z ]
+    threads=("/proc/$1/task/"*)
+    [ "${stat%% *}" != Z ] || [ ${#threads[@]} -gt 1 ]
 }
 
 is_gone()
