@@ -1,0 +1,16 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# timeout: 600
+# The daemon is killed at random moments, 100 times; nothing acknowledged is lost and
+# every snapshot is one moment of its disk. ROUNDS=N for a longer run by hand, SEED=N.
+. "$(dirname "$0")/lib.sh"
+
+requires parallax /usr/bin/python3
+/usr/bin/python3 -c 'import nbd' 2>/dev/null || skip "python3-libnbd is not installed"
+
+rounds=100
+[ -z "${PARALLAX_QUICK-}" ] || rounds=15
+seed=${SEED:-$RANDOM}
+echo "SEED=$seed"
+/usr/bin/python3 "$(dirname "$0")/crash_loop.py" "$T/host" "${ROUNDS:-$rounds}" "$seed" ||
+    fail "lost something; repeat with SEED=$seed (timing differs)"
