@@ -7,9 +7,12 @@
 
 int extent_table_init(struct extent_table *table)
 {
-    *table = (struct extent_table){.bucket_count = EXTENT_TABLE_MIN};
-    table->buckets = calloc(table->bucket_count, sizeof *table->buckets);
-    return table->buckets == NULL ? -ENOMEM : 0;
+    *table = (struct extent_table){0};
+    table->buckets = calloc(EXTENT_TABLE_MIN, sizeof *table->buckets);
+    if (table->buckets == NULL)
+        return -ENOMEM;
+    table->bucket_count = EXTENT_TABLE_MIN;
+    return 0;
 }
 
 void extent_free(struct extent *e)
