@@ -353,7 +353,10 @@ static async int scan(struct kv *base, const void *prefix, size_t prefix_len,
             break;
         }
         rc = kv_page_add(&page, pair->key, pair->key_len, pair->value, pair->value_len);
-        assert(rc == 0);
+        if (rc != 0) {
+            kv_page_done(&page);
+            return rc;
+        }
     }
     *ret_page = page;
     return 0;
