@@ -84,6 +84,31 @@ void model_snap_remove(struct model *model, struct model_snap *snap)
     model->snap_count--;
 }
 
+void making_begin(struct model_disk *disk, struct model_snap *snap)
+{
+    uint32_t i = 0;
+    while (disk->making[i] != NULL)
+        i++;
+    assert(i < MAKING_MAX);
+    disk->making[i] = snap;
+}
+
+void making_end(struct model_disk *disk, const struct model_snap *snap)
+{
+    uint32_t to = 0;
+    for (uint32_t i = 0; i < MAKING_MAX; i++) {
+        if (disk->making[i] != snap)
+            disk->making[to++] = disk->making[i];
+    }
+    while (to < MAKING_MAX)
+        disk->making[to++] = NULL;
+}
+
+bool making_has_room(const struct model_disk *disk)
+{
+    return disk->making[MAKING_MAX - 1] == NULL;
+}
+
 /* --- versions of blocks --- */
 
 static struct block_slot *slot_find(const struct line *line, uint64_t block)
@@ -356,11 +381,14 @@ static void take_zeros(struct model *model, struct model_disk *disk, uint64_t st
 
 static void take_marker(struct model *model, struct model_disk *disk, uint64_t number)
 {
-    if (disk->marker_for == NULL)
-        run_fail(model->run, "disk %s: batch %llu has a marker nobody asked for",
-                 disk->name, (unsigned long long)number);
-    disk->marker_for->number = number;
-    disk->marker_for->line = disk->line;
+    for (uint32_t i = 0; i < MAKING_MAX && disk->making[i] != NULL; i++) {
+        if (disk->making[i]->number == 0) {
+            disk->making[i]->number = number;
+            return;
+        }
+    }
+    run_fail(model->run, "disk %s: batch %llu has a marker nobody asked for", disk->name,
+             (unsigned long long)number);
 }
 
 /* What was sealed above `number` is taken back, its records will be sealed again. */
@@ -372,8 +400,10 @@ static void take_back(struct model_disk *disk, uint64_t number)
                change->parts[change->part_count - 1].number > number)
             change->part_count--;
     }
-    if (disk->marker_for != NULL && disk->marker_for->number > number)
-        disk->marker_for->number = 0;
+    for (uint32_t i = 0; i < MAKING_MAX && disk->making[i] != NULL; i++) {
+        if (disk->making[i]->number > number)
+            disk->making[i]->number = 0;
+    }
     line_truncate(disk->line, number);
 }
 
@@ -408,11 +438,26 @@ static bool only_nodes(const struct log_piece *pieces, uint32_t count)
     return true;
 }
 
+/* Nobody tells the number of one that is not published. */
+static struct model_disk *importing_disk(struct model *model, uint64_t id)
+{
+    struct model_disk *disk;
+    TAILQ_FOREACH (disk, &model->disks, link) {
+        if (disk->existence == IMPORTING && disk->id == 0) {
+            disk->id = id;
+            return disk;
+        }
+    }
+    return NULL;
+}
+
 void model_sealed(void *arg, uint64_t id, const struct log_piece *pieces, uint32_t count,
                   uint64_t number)
 {
     struct model *model = arg;
     struct model_disk *disk = model_disk_by_id(model, id);
+    if (disk == NULL)
+        disk = importing_disk(model, id);
     if (disk == NULL)
         run_fail(model->run, "batch %llu is of disk %llu, which nobody uses",
                  (unsigned long long)number, (unsigned long long)id);
@@ -462,20 +507,24 @@ uint64_t change_done(struct model *model, struct model_disk *disk, struct change
 
 void model_crash(struct model *model, bool power_was_cut)
 {
-    struct model_disk *disk;
+    struct model_disk *disk, *next;
     struct model_snap *snap;
     TAILQ_FOREACH (snap, &model->snaps, link) {
         if (snap->existence == EXISTS)
             snap->line->flushed = max_u64(snap->line->flushed, snap->number);
     }
-    TAILQ_FOREACH (disk, &model->disks, link) {
+    TAILQ_FOREACH_SAFE (disk, &model->disks, link, next) {
         struct line *line = disk->line;
+        if (disk->existence == IMPORTING) {
+            model_disk_remove(model, disk);
+            continue;
+        }
         line->acked = max_u64(line->acked, line->flushed); /* M1 */
         if (power_was_cut)
             line->acked = line->flushed;
         line->crashed = true;
         TAILQ_INIT(&disk->changes);
-        disk->marker_for = NULL;
+        memset(disk->making, 0, sizeof disk->making);
         disk->clients = disk->shared = 0;
         disk->exclusive = false;
         disk->is_in_doubt = disk->maybe_line != NULL;

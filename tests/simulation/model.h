@@ -23,6 +23,7 @@
 #include "replication/disk_log.h"
 
 #define MODEL_NAME_MAX 32U
+#define MAKING_MAX     3U
 
 struct run;
 
@@ -82,7 +83,8 @@ struct change {
 };
 TAILQ_HEAD(change_list, change);
 
-enum existence { EXISTS, MAYBE };
+/* IMPORTING: not published yet; a crash removes it. */
+enum existence { EXISTS, MAYBE, IMPORTING };
 
 struct model_disk {
     char name[MODEL_NAME_MAX], maybe_name[MODEL_NAME_MAX];
@@ -94,7 +96,7 @@ struct model_disk {
     struct line *maybe_line; /* a rollback was in flight */
     bool is_in_doubt;        /* and nothing has told yet; the numbers go on anyway */
     struct change_list changes;
-    struct model_snap *marker_for; /* the snapshot being made; NULL: none */
+    struct model_snap *making[MAKING_MAX]; /* snapshots in flight, by age; then NULL */
     uint32_t clients, shared;
     bool exclusive, found;
     TAILQ_ENTRY(model_disk) link;
@@ -132,6 +134,11 @@ void model_snap_remove(struct model *model, struct model_snap *snap);
 struct line *line_create(struct model_snap *base);
 /* Batches above `number` never were. */
 void line_truncate(struct line *line, uint64_t number);
+
+/* Its snapshot was asked for, or answered. Markers come in the order of calls. */
+void making_begin(struct model_disk *disk, struct model_snap *snap);
+void making_end(struct model_disk *disk, const struct model_snap *snap);
+bool making_has_room(const struct model_disk *disk);
 
 /* host_options.sealed; arg: the model. */
 void model_sealed(void *arg, uint64_t disk, const struct log_piece *pieces,

@@ -16,6 +16,7 @@ static const struct kind kinds[] = {
     {25, true, admin_snapshot_begin}, {10, true, admin_clone_begin},
     {6, true, admin_rename_begin},    {7, true, admin_resize_begin},
     {6, true, admin_rollback_begin},  {2, false, admin_check_begin},
+    {4, true, admin_import_begin},
 };
 
 static uint32_t total_weight(void)
@@ -82,7 +83,7 @@ bool workload_drained(struct run *run)
         return false;
     TAILQ_FOREACH_SAFE (client, &run->load.clients, link, next)
         client_leave(run, client);
-    return true;
+    return run->load.op_count == 0; /* a leaving client may end an import */
 }
 
 void workload_check_hang(struct run *run)

@@ -52,6 +52,8 @@ void op_start_task(struct op *op, void (*fn)(struct op *op));
 /* Ends the run unless the result is 0 or explained. */
 void op_check_result(struct op *op, int result, const char *text);
 
+void client_enter(struct run *run, struct disk *disk, struct model_disk *md,
+                  struct model_snap *snap);
 void client_leave(struct run *run, struct client *client);
 
 /* Each begins one operation, or none if it finds nothing to do. */
@@ -72,5 +74,7 @@ void admin_rename_begin(struct run *run);
 void admin_resize_begin(struct run *run);
 void admin_rollback_begin(struct run *run);
 void admin_check_begin(struct run *run);
+void admin_import_begin(struct run *run);
+void admin_import_end(struct run *run, struct model_disk *disk);
 
 #endif

@@ -84,16 +84,11 @@ static async void open_main(struct op *op)
     op_check_result(op, rc, err.text);
     op->md->shared--;
     if (rc == 0) {
-        struct client *client = run_alloc(sizeof *client);
-        *client = (struct client){.disk = disk, .md = op->md, .snap = op->snap};
         uint64_t size = op->snap != NULL ? op->snap->size_bytes : op->md->size_bytes;
         if (disk_size_bytes(disk) != size)
             run_fail(run, "%s has %llu bytes, not %llu", name,
                      (unsigned long long)disk_size_bytes(disk), (unsigned long long)size);
-        if (op->snap == NULL)
-            op->md->clients++;
-        TAILQ_INSERT_TAIL(&run->load.clients, client, link);
-        run->load.client_count++;
+        client_enter(run, disk, op->md, op->snap);
     }
     op_end(op, rc);
 }
@@ -151,7 +146,7 @@ static struct model_snap *marker_begin(struct run *run, struct op *op,
                                        struct model_disk *disk, const char *name)
 {
     struct model_snap *snap = model_snap_add(&run->model, disk, name);
-    disk->marker_for = snap;
+    making_begin(disk, snap);
     op->line = disk->line;
     op->lo = disk->line->acked;
     return snap;
@@ -161,7 +156,6 @@ static struct model_snap *marker_begin(struct run *run, struct op *op,
 static void marker_done(struct op *op, struct model_snap *snap)
 {
     struct line *line = op->line;
-    op->md->marker_for = NULL;
     if (snap->number <= op->lo || snap->number > line->last)
         run_fail(op->run, "snapshot of %s is at batch %llu; it was asked for at %llu",
                  op->md->name, (unsigned long long)snap->number,
@@ -176,13 +170,12 @@ static async void snapshot_main(struct op *op)
     struct run *run = op->run;
     struct error err = {0};
     int rc = snapshot_create(run->host, op->md->name, op->snap->name, &err);
+    making_end(op->md, op->snap);
     if (rc == -PLX_ELIMIT) { /* said so, nothing was made */
-        op->md->marker_for = NULL;
         model_snap_remove(&run->model, op->snap);
         rc = 0;
     } else {
         op_check_result(op, rc, err.text);
-        op->md->marker_for = NULL;
         if (rc == 0)
             marker_done(op, op->snap);
     }
@@ -194,7 +187,7 @@ void admin_snapshot_begin(struct run *run)
 {
     char name[MODEL_NAME_MAX];
     struct model_disk *disk = pick_disk(run, false);
-    if (disk == NULL || disk->marker_for != NULL || run->model.snap_count >= SNAPS_MAX)
+    if (disk == NULL || !making_has_room(disk) || run->model.snap_count >= SNAPS_MAX)
         return;
     struct op *op = op_begin(run, "snapshot");
     op->md = disk;
@@ -223,8 +216,7 @@ static async void clone_main(struct op *op)
     int rc = disk_clone(run->host, op->md->name, of_head ? NULL : op->snap->name,
                         op->names[0], op->count, &err);
     op_check_result(op, rc, err.text);
-    if (of_head)
-        op->md->marker_for = NULL;
+    making_end(op->md, op->snap);
     if (rc == 0 && of_head)
         marker_done(op, op->snap);
     if (rc == 0)
@@ -255,7 +247,7 @@ void admin_clone_begin(struct run *run)
     uint32_t count = (uint32_t)run_between(run, 1, run_chance(run, 30) ? 4 : 1);
     if (disk == NULL || run->model.disk_count + count > DISKS_MAX)
         return;
-    if (snap == NULL && (disk->marker_for != NULL || run->model.snap_count >= SNAPS_MAX))
+    if (snap == NULL && (!making_has_room(disk) || run->model.snap_count >= SNAPS_MAX))
         return;
     struct op *op = op_begin(run, "clone");
     op->md = disk;
@@ -377,7 +369,7 @@ void admin_rollback_begin(struct run *run)
 {
     struct model_disk *disk = pick_disk(run, true);
     struct model_snap *snap = disk != NULL ? pick_snap(run, disk) : NULL;
-    if (snap == NULL || disk->marker_for != NULL)
+    if (snap == NULL)
         return;
     struct op *op = op_begin(run, "rollback");
     op->md = disk;
@@ -387,6 +379,74 @@ void admin_rollback_begin(struct run *run)
     disk->maybe_line = line_create(snap);
     disk->maybe_size_bytes = snap->size_bytes;
     op_start_task(op, rollback_main);
+}
+
+/* --- imports --- */
+
+static async void import_main(struct op *op)
+{
+    struct run *run = op->run;
+    struct model_disk *disk = op->md;
+    struct error err = {0};
+    struct disk *handle;
+    int rc = import_begin(run->host, disk->name, &err);
+    op_check_result(op, rc, err.text);
+    if (rc == 0) {
+        rc = disk_open(run->host, disk->name, DISK_READ_WRITE, &handle, &err);
+        op_check_result(op, rc, err.text);
+    }
+    if (rc == 0)
+        client_enter(run, handle, disk, NULL);
+    op_end(op, rc);
+}
+
+void admin_import_begin(struct run *run)
+{
+    char name[MODEL_NAME_MAX];
+    struct model_disk *disk;
+    if (run->model.disk_count >= DISKS_MAX || run->load.client_count >= CLIENTS_MAX)
+        return;
+    TAILQ_FOREACH (disk, &run->model.disks, link) {
+        if (disk->existence == IMPORTING)
+            return; /* one at a time */
+    }
+    struct op *op = op_begin(run, "import");
+    draw_name(run, 'i', name);
+    op->md = model_disk_add(&run->model, name, draw_size(run), NULL);
+    op->md->existence = IMPORTING;
+    op_start_task(op, import_main);
+}
+
+static async void publish_main(struct op *op)
+{
+    struct run *run = op->run;
+    struct error err = {0};
+    int rc = import_publish(run->host, op->md->name, op->md->size_bytes, &err);
+    op_check_result(op, rc, err.text);
+    if (rc == 0)
+        learn_id(run, op->md);
+    op_end(op, rc);
+}
+
+static async void discard_main(struct op *op)
+{
+    struct run *run = op->run;
+    struct error err = {0};
+    int rc = import_discard(run->host, op->md->name, &err);
+    op_check_result(op, rc, err.text);
+    if (rc == 0)
+        model_disk_remove(&run->model, op->md);
+    op_end(op, rc);
+}
+
+/* Its client has left. */
+void admin_import_end(struct run *run, struct model_disk *disk)
+{
+    bool keep = run_chance(run, 70);
+    struct op *op = op_begin(run, keep ? "publish" : "discard");
+    op->md = disk;
+    disk->existence = keep ? MAYBE : IMPORTING;
+    op_start_task(op, keep ? publish_main : discard_main);
 }
 
 /* --- host_check --- */

@@ -28,11 +28,18 @@ static struct client *pick_client(struct run *run, bool writable)
     return chosen;
 }
 
+/* What is imported is as large as can be until it is published. */
+static uint64_t size_of(const struct client *client)
+{
+    return client->md->existence == IMPORTING ? client->md->size_bytes
+                                              : disk_size_bytes(client->disk);
+}
+
 /* Small disks are used all over, large ones in a few spots. */
 static void draw_range(struct run *run, const struct client *client, uint64_t limit,
                        uint64_t *ret_offset, uint64_t *ret_len)
 {
-    uint64_t size = disk_size_bytes(client->disk), start = 0, area = size;
+    uint64_t size = size_of(client), start = 0, area = size;
     uint64_t kind = run_random(run, 100), len;
     if (size > BLOCKS_WHOLE * BLOCK_SIZE || run_chance(run, 40)) {
         area = min_u64(SPOT_BYTES, size);
@@ -81,15 +88,29 @@ static void io_end(struct op *op, int result)
         client_leave(run, client);
 }
 
+void client_enter(struct run *run, struct disk *disk, struct model_disk *md,
+                  struct model_snap *snap)
+{
+    struct client *client = run_alloc(sizeof *client);
+    *client = (struct client){.disk = disk, .md = md, .snap = snap};
+    if (snap == NULL)
+        md->clients++;
+    TAILQ_INSERT_TAIL(&run->load.clients, client, link);
+    run->load.client_count++;
+}
+
 void client_leave(struct run *run, struct client *client)
 {
+    struct model_disk *md = client->md;
     assert(client->inflight == 0);
     if (client->snap == NULL)
-        client->md->clients--;
+        md->clients--;
     disk_close(client->disk);
     TAILQ_REMOVE(&run->load.clients, client, link);
     run->load.client_count--;
     free(client);
+    if (md->existence == IMPORTING)
+        admin_import_end(run, md);
 }
 
 /* --- changes --- */
@@ -175,7 +196,7 @@ void io_write_begin(struct run *run)
 static void draw_interval(struct run *run, const struct client *client,
                           struct disk_io *io)
 {
-    uint64_t size = disk_size_bytes(client->disk);
+    uint64_t size = size_of(client);
     draw_range(run, client, MIB, &io->offset_bytes, &io->len_bytes);
     if (run_chance(run, 10)) {
         io->offset_bytes = run_random(run, size);
