@@ -8,15 +8,17 @@
  *   power     power cuts                        a prefix that holds the last flush
  *   both      either of them
  *   writes    writes fail, then any end         the same; an operation may fail
- *   reads     sectors go bad, bits rot          an error or the right bytes; ends in
- * order sync      a sync fails, then a power cut    no flush is acknowledged after it
+ *   reads     sectors go bad, bits rot          an error or the right bytes
+ *   rot       the same, and kills and cuts      an error, or a prefix of the commits
+ *   sync      a sync fails, then a power cut    no flush is acknowledged after it
  *   metadata  the key-value store fails         as with kill and power
  *   stuck     I/O takes seconds, then any end   nothing fails, only late
  *   full      a small store, then any end       ENOSPC for changes, reads go on
  *
- * Two things no store with one copy survives, so they are not combined: bits that rot in
- * a log that was not closed (a restart cannot tell them from a torn tail), and a device
- * that reports a failed sync, later shows the data, and loses it at a power cut.
+ * Two things no store with one copy survives: bits that rot in a log that was not closed
+ * (a restart cannot always tell them from a torn tail, hence the profile "rot"), and a
+ * device that reports a failed sync, later shows the data, and loses it at a power cut
+ * (hence only power cuts in "sync").
  */
 #ifndef PARALLAX_TESTS_SIMULATION_FAULTS_H
 #define PARALLAX_TESTS_SIMULATION_FAULTS_H
@@ -34,6 +36,7 @@ struct profile {
     struct sim_faults faults;     /* in the workload; latencies are drawn */
     bool may_fail;                /* operations, because of the faults */
     bool media_rot;               /* for good */
+    bool may_lose;                /* what was acknowledged; but not mix it up */
     bool fills;                   /* the store gets full */
     uint64_t op_limit_ns;         /* of virtual time, for any operation */
 };

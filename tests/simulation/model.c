@@ -505,7 +505,7 @@ uint64_t change_done(struct model *model, struct model_disk *disk, struct change
 
 /* --- crashes --- */
 
-void model_crash(struct model *model, bool power_was_cut)
+void model_crash(struct model *model, bool power_was_cut, bool may_lose)
 {
     struct model_disk *disk, *next;
     struct model_snap *snap;
@@ -522,6 +522,8 @@ void model_crash(struct model *model, bool power_was_cut)
         line->acked = max_u64(line->acked, line->flushed); /* M1 */
         if (power_was_cut)
             line->acked = line->flushed;
+        if (may_lose)
+            line->acked = line->flushed = 0;
         line->crashed = true;
         TAILQ_INIT(&disk->changes);
         memset(disk->making, 0, sizeof disk->making);

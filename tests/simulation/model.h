@@ -153,7 +153,7 @@ uint64_t change_done(struct model *model, struct model_disk *disk, struct change
 
 /* The process ended. restarted: the store had been opened, so what a kill leaves is
  * as good as flushed. */
-void model_crash(struct model *model, bool power_was_cut);
+void model_crash(struct model *model, bool power_was_cut, bool may_lose);
 
 /* The block at batch `number`. Never NULL. */
 const struct version *line_at(const struct line *line, uint64_t block, uint64_t number);

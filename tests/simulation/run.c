@@ -161,14 +161,17 @@ static void all_is_flushed(struct run *run)
 static void step(struct run *run, uint64_t events, const bool *until)
 {
     for (uint64_t i = 0; i < events && (until == NULL || !*until); i++) {
-        if (!sim_world_step(run->world))
+        if (!sim_world_step(run->world)) {
+            if (run->is_over && !run->is_booted)
+                return; /* the start has failed */
             run_fail(run, "nothing is left to do, but something is not done");
+        }
         if (i % 256 == 255)
             workload_check_hang(run);
     }
 }
 
-static void close_in_order(struct run *run)
+static void close_begin(struct run *run)
 {
     faults_off(run);
     run->load.is_draining = true;
@@ -177,11 +180,16 @@ static void close_in_order(struct run *run)
             run_fail(run, "operations are in flight, and nothing is left to do");
         workload_check_hang(run);
     }
-    struct host_status status;
-    host_status(run->host, &status);
     run->task = (struct task_call){.main = close_main, .name = "sim close"};
     run->is_over = false;
     task_start(run->loop, &run->task);
+}
+
+static void close_in_order(struct run *run)
+{
+    struct host_status status;
+    close_begin(run);
+    host_status(run->host, &status);
     if (!sim_world_run_until(run->world, &run->is_over, CLOSE_LIMIT_NS))
         run_fail(run, "host_close does not end");
     if (!status.failed && !run->profile.may_fail)
@@ -195,12 +203,16 @@ static bool live(struct run *run)
     uint64_t events = run_between(run, 1, is_short ? LIFE_SHORT : LIFE_LONG);
     enum ending ending = faults_ending(run);
     run->is_booted = false;
+    if (run_chance(run, 10)) /* somebody made room */
+        run->options.capacity_bytes += run_between(run, 1, 64) * MIB;
     run_note(run, "round %u: %llu events, then %s", run->round,
              (unsigned long long)events,
              ending == ENDING_KILL        ? "killed"
              : ending == ENDING_POWER_CUT ? "power cut"
                                           : "closed");
     process_begin(run, boot_main, "sim boot");
+    if (run->profile.may_fail && !run->profile.media_rot && run_chance(run, 20))
+        faults_on(run);
     if (is_short && ending != ENDING_CLEAN)
         step(run, events, NULL);
     else if (!sim_world_run_until(run->world, &run->is_over, BOOT_LIMIT_NS))
@@ -210,8 +222,12 @@ static bool live(struct run *run)
     bool worked = run->is_booted && !(is_short && ending != ENDING_CLEAN);
     if (worked)
         step(run, events, NULL);
-    if (ending == ENDING_CLEAN && run->is_booted)
+    if (ending == ENDING_CLEAN && run->is_booted) {
         close_in_order(run);
+    } else if (worked && run_chance(run, 15)) { /* it dies while it closes */
+        close_begin(run);
+        step(run, run_between(run, 1, 400), &run->is_over);
+    }
     faults_off(run);
     run_note(run, "ends; %llu operations begun, %llu done, %llu of them failed",
              (unsigned long long)run->load.ops_begun,
@@ -220,7 +236,7 @@ static bool live(struct run *run)
     bool cut = ending == ENDING_POWER_CUT ||
                (ending == ENDING_CLEAN && run->profile.cuts > 0 && run_chance(run, 50));
     process_end(run, cut ? SIM_POWER_CUT : SIM_KILL);
-    model_crash(&run->model, cut);
+    model_crash(&run->model, cut, run->profile.may_lose);
     return worked;
 }
 
@@ -239,7 +255,7 @@ static void final_check(struct run *run, bool all)
         run_fail(run, "host_open: %s", run->boot_error.text);
     close_in_order(run);
     process_end(run, SIM_POWER_CUT);
-    model_crash(&run->model, true);
+    model_crash(&run->model, true, run->profile.may_lose);
 }
 
 void run_seed(uint64_t seed, bool is_verbose)

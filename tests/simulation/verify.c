@@ -226,11 +226,11 @@ static async void read_chunk(struct reading *r, uint64_t first, uint64_t count)
     buffer_put(wait.io.buffer);
     if (rc == 0)
         return;
-    if (!run->profile.media_rot)
+    if (!faults_allow(run, rc))
         run_fail(run, "%s: block %llu, %llu blocks: %s", r->name,
                  (unsigned long long)first, (unsigned long long)count, err_text(rc));
     r->is_whole = false;
-    for (uint64_t i = 0; count > 1 && i < count; i++)
+    for (uint64_t i = 0; run->profile.media_rot && count > 1 && i < count; i++)
         read_chunk(r, first + i, 1);
 }
 
@@ -336,7 +336,7 @@ static async bool open_for_reading(struct run *run, struct reading *r)
     bool is_snapshot = strchr(r->name, '@') != NULL;
     int rc = disk_open(run->host, r->name, is_snapshot ? DISK_READ_ONLY : DISK_READ_WRITE,
                        &r->disk, &err);
-    if (rc < 0 && !run->profile.media_rot && !faults_allow(run, rc))
+    if (!faults_allow(run, rc))
         run_fail(run, "%s cannot be opened: %s", r->name, err.text);
     return rc == 0;
 }

@@ -62,13 +62,17 @@ static void tick(struct timer *timer)
         else if (!kind->is_change || may_change(run))
             kind->begin(run);
     }
-    timer_start(run->loop, timer, run_between(run, 1, load->pause_max_ns));
+    /* Now and then nobody does anything for long, so that what waits for time happens. */
+    uint64_t pause_ns = run_random(run, 2000) == 0 ? run_random(run, 700 * NS_PER_S)
+                                                   : run_random(run, load->pause_max_ns);
+    timer_start(run->loop, timer, pause_ns + 1);
 }
 
 void workload_start(struct run *run)
 {
     struct workload *load = &run->load;
-    load->depth = (uint32_t)run_between(run, 1, run_chance(run, 50) ? 8 : 48);
+    uint64_t deepest = run_chance(run, 5) ? 300 : run_chance(run, 50) ? 8 : 48;
+    load->depth = (uint32_t)run_between(run, 1, deepest);
     load->pause_max_ns = run_between(run, 10, 800) * NS_PER_US;
     load->is_draining = load->is_failing = false;
     load->tick = (struct timer){.fire = tick};
