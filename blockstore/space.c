@@ -34,8 +34,9 @@ static uint32_t piece_after(const struct runs *runs)
     return runs->at[runs->count - 1].start + runs->at[runs->count - 1].count;
 }
 
-uint32_t space_add(struct store *store, struct extent *e, uint32_t slabs,
-                   bool use_reserve)
+/* Up to `slabs` more, as the reserve allows; returns how many. */
+static uint32_t space_add(struct store *store, struct extent *e, uint32_t slabs,
+                          bool use_reserve)
 {
     uint32_t added = 0;
     slabs = min_u32(slabs, slabs_allowed(store, use_reserve));
@@ -58,6 +59,15 @@ uint32_t space_add(struct store *store, struct extent *e, uint32_t slabs,
         allocate_wanted(store);
     }
     return added;
+}
+
+int space_begin(struct store *store, struct extent *e, uint32_t slabs)
+{
+    uint32_t share = slabs_allowed(store, false) / AHEAD_SHARE;
+    slabs = min_u32(slabs, share > 1 ? share : 1);
+    if (space_add(store, e, slabs, false) == 0 && space_add(store, e, 1, true) == 0)
+        return -PLX_EFULL;
+    return 0;
 }
 
 int space_ensure(struct store *store, struct extent *e, uint32_t end, bool use_reserve)
@@ -118,7 +128,7 @@ int space_ahead(struct store *store, struct extent *e)
     uint32_t have = runs_blocks(&e->runs);
     if (open->end > have / 2 && have < EXTENT_BLOCKS) {
         uint32_t share = slabs_allowed(store, false) / AHEAD_SHARE;
-        if (store->sync_heavy && store->slabs.ready_count > 0)
+        if (store->fills_under_load && store->slabs.ready_count > 0)
             share = min_u32(share, store->slabs.ready_count);
         if (space_add(store, e, min_u32(open->slabs_next, share), false) > 0)
             open->slabs_next = min_u32(open->slabs_next * 2, RESERVE_SLABS);

@@ -57,9 +57,8 @@ async int store_create_extent(struct store *store, struct address extent, uint64
     e->is_locked = true;
     extent_insert(&store->extents, e);
     int result = extent_open_start(store, e);
-    if (result == 0 && space_add(store, e, slabs_hint, false) == 0 &&
-        space_add(store, e, 1, true) == 0)
-        result = -PLX_EFULL;
+    if (result == 0)
+        result = space_begin(store, e, slabs_hint);
     if (result == 0)
         result = record_write(store, e, EXTENT_PIECES, KV_SYNCED);
     if (result == -PLX_EFAILED) {

@@ -137,8 +137,10 @@ struct store {
     void *zeros; /* one piece of them; NULL: nothing is filled */
     struct run fill_run;
     bool fill_busy;
-    bool sync_heavy;          /* the load syncs often for what it writes */
+    bool fills_under_load;    /* the load gains more by it than it costs */
     uint64_t syncs_since_slab;
+    uint64_t slabs_taken_ns; /* when an extent got some last */
+    uint32_t slabs_taken_last;
 
     uint32_t allocated;   /* slabs below have space in the file system */
     bool allocating;
@@ -200,11 +202,11 @@ void fresh_put(struct store *store, struct kv_batch *batch);
 uint32_t fresh_decode(const void *value, size_t len);
 
 /* space.c */
+/* The first slabs of an extent: as many as asked for, as far as others do not need them;
+ * one of the reserve when there is nothing else. -PLX_EFULL. */
+int space_begin(struct store *store, struct extent *e, uint32_t slabs);
 /* Sees to it that the extent has space up to block `end`. -PLX_EFULL, -ENOMEM. */
 int space_ensure(struct store *store, struct extent *e, uint32_t end, bool use_reserve);
-/* Up to `slabs` more, as the reserve allows; returns how many. */
-uint32_t space_add(struct store *store, struct extent *e, uint32_t slabs,
-                   bool use_reserve);
 /* Reserves more when half is used, and starts a record write if one is due. */
 int space_ahead(struct store *store, struct extent *e);
 /* Gives back what lies behind the first `pieces` pieces. */

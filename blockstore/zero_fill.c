@@ -6,8 +6,9 @@
  *
  * Happy path: when fewer than ZERO_POOL_SLABS written slabs are free and the store was
  * quiet for a while, one slab after the other is filled, then all are synced together.
- * The same goes on under load as long as that load syncs so often that it gains more
- * than the filling costs.
+ * The same goes on under a load that gains more by it than the filling costs: one that
+ * syncs often, or one that leaves the device time (the completion of a write into
+ * unwritten space takes a detour through a kernel thread).
  *
  * What can fail: a write (the file system may be full): filling ends until the next
  * start, and the slab is used as it is. A failed sync is the store's end, like any.
@@ -18,6 +19,8 @@
 
 /* A slab in 1 MiB of zeros costs about a millisecond; a journal commit some 50 us. */
 #define SYNCS_PER_SLAB_HEAVY 8U
+/* Slower than this the device has time to spare: below 250 MiB/s. */
+#define LIGHT_NS_PER_SLAB (4 * NS_PER_MS)
 
 static bool is_wanted(const struct store *store)
 {
@@ -29,14 +32,21 @@ static bool is_wanted(const struct store *store)
 
 static bool may_fill(const struct store *store)
 {
-    return store->sync_heavy || loop_now_ns(store->loop) - store->used_ns >= IDLE_NS;
+    return store->fills_under_load || loop_now_ns(store->loop) - store->used_ns >= IDLE_NS;
 }
 
 void zero_fill_slabs_taken(struct store *store, uint32_t count)
 {
-    store->sync_heavy = store->zeros != NULL &&
-                        store->syncs_since_slab >= (uint64_t)count * SYNCS_PER_SLAB_HEAVY;
+    uint64_t now_ns = loop_now_ns(store->loop);
+    bool syncs_often = store->syncs_since_slab >= (uint64_t)count * SYNCS_PER_SLAB_HEAVY;
+    /* What was taken last time has been used since. */
+    bool is_light = store->slabs_taken_last > 0 &&
+                    now_ns - store->slabs_taken_ns >=
+                        store->slabs_taken_last * LIGHT_NS_PER_SLAB;
+    store->fills_under_load = store->zeros != NULL && (syncs_often || is_light);
     store->syncs_since_slab = 0;
+    store->slabs_taken_ns = now_ns;
+    store->slabs_taken_last = count;
 }
 
 static void fill_synced(struct file_io *io)
@@ -99,7 +109,7 @@ void zero_fill_wanted(struct store *store)
 {
     if (store->fill_busy || !is_wanted(store))
         return;
-    if (store->sync_heavy)
+    if (store->fills_under_load)
         timer_start(store->loop, &store->idle, 0);
     else if (!store->idle.armed)
         timer_start(store->loop, &store->idle, IDLE_NS);
