@@ -296,8 +296,8 @@ static void zero_filled(struct body *body)
     task_sleep_ns(2 * NS_PER_S);
     CHECK_EQ(m->store->slabs.ready_count, ZERO_POOL_SLABS);
     struct model_extent *x = NULL;
-    CHECK_EQ(machine_create_extent(m, 7, &x), 0);
-    CHECK_EQ(m->store->slabs.ready_count, ZERO_POOL_SLABS - 7);
+    CHECK_EQ(machine_create_extent(m, 5, &x), 0);
+    CHECK_EQ(m->store->slabs.ready_count, ZERO_POOL_SLABS - 5);
     CHECK_EQ(m->store->slabs.fresh, ZERO_POOL_SLABS + 1);
     /* While there is work, nothing is filled. */
     for (uint32_t i = 0; i < 10; i++) {
