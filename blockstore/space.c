@@ -70,15 +70,6 @@ int space_begin(struct store *store, struct extent *e, uint32_t slabs)
     return 0;
 }
 
-int space_begin(struct store *store, struct extent *e, uint32_t slabs)
-{
-    uint32_t share = slabs_allowed(store, false) / AHEAD_SHARE;
-    slabs = min_u32(slabs, share > 1 ? share : 1);
-    if (space_add(store, e, slabs, false) == 0 && space_add(store, e, 1, true) == 0)
-        return -PLX_EFULL;
-    return 0;
-}
-
 int space_ensure(struct store *store, struct extent *e, uint32_t end, bool use_reserve)
 {
     uint32_t have = runs_blocks(&e->runs);
