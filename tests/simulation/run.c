@@ -236,6 +236,10 @@ static bool live(struct run *run)
     bool cut = ending == ENDING_POWER_CUT ||
                (ending == ENDING_CLEAN && run->profile.cuts > 0 && run_chance(run, 50));
     process_end(run, cut ? SIM_POWER_CUT : SIM_KILL);
+    if (!cut && run->profile.cuts > 0 && run_chance(run, 25)) {
+        sim_power_cut_media(run->world, "machine/"); /* before anybody restarts it */
+        cut = true;
+    }
     model_crash(&run->model, cut, run->profile.may_lose);
     return worked;
 }
@@ -256,6 +260,19 @@ static void final_check(struct run *run, bool all)
     close_in_order(run);
     process_end(run, SIM_POWER_CUT);
     model_crash(&run->model, true, run->profile.may_lose);
+}
+
+/* The metadata is damaged: the host says so and does not start. */
+static void damage_check(struct run *run)
+{
+    sim_kv_damage(run->world, KV_PATH);
+    run->is_booted = false;
+    process_begin(run, boot_main, "sim boot");
+    if (!sim_world_run_until(run->world, &run->is_over, BOOT_LIMIT_NS))
+        run_fail(run, "a start with damaged metadata does not end");
+    if (run->boot_result == 0 || run->boot_error.text[0] == '\0')
+        run_fail(run, "damaged metadata was not noticed");
+    process_end(run, SIM_KILL);
 }
 
 void run_seed(uint64_t seed, bool is_verbose)
@@ -281,6 +298,8 @@ void run_seed(uint64_t seed, bool is_verbose)
     /* Once as the last process left it, and once more after an end in order. */
     final_check(run, false);
     final_check(run, true);
+    if (run_chance(run, 5))
+        damage_check(run);
     run_note(run, "digest %016llx, %.3f s, %llu operations",
              (unsigned long long)run->digest, (double)sim_world_now_ns(run->world) / 1e9,
              (unsigned long long)run->load.ops_done);
