@@ -93,9 +93,11 @@ void making_begin(struct model_disk *disk, struct model_snap *snap)
     disk->making[i] = snap;
 }
 
-void making_end(struct model_disk *disk, const struct model_snap *snap)
+static void forget_making(struct model_disk *disk, struct model_snap *snap,
+                          uint64_t number)
 {
     uint32_t to = 0;
+    snap->number = number;
     for (uint32_t i = 0; i < MAKING_MAX; i++) {
         if (disk->making[i] != snap)
             disk->making[to++] = disk->making[i];
@@ -104,9 +106,17 @@ void making_end(struct model_disk *disk, const struct model_snap *snap)
         disk->making[to++] = NULL;
 }
 
+void making_end(struct model_disk *disk, struct model_snap *snap)
+{
+    forget_making(disk, snap, disk->marker);
+    disk->marker = 0;
+}
+
 bool making_has_room(const struct model_disk *disk)
 {
-    return disk->making[MAKING_MAX - 1] == NULL;
+    const struct model_snap *first = disk->making[0];
+    return first == NULL ||
+           (first->name[0] != '\0' && disk->making[MAKING_MAX - 1] == NULL);
 }
 
 /* --- versions of blocks --- */
@@ -381,14 +391,10 @@ static void take_zeros(struct model *model, struct model_disk *disk, uint64_t st
 
 static void take_marker(struct model *model, struct model_disk *disk, uint64_t number)
 {
-    for (uint32_t i = 0; i < MAKING_MAX && disk->making[i] != NULL; i++) {
-        if (disk->making[i]->number == 0) {
-            disk->making[i]->number = number;
-            return;
-        }
-    }
-    run_fail(model->run, "disk %s: batch %llu has a marker nobody asked for", disk->name,
-             (unsigned long long)number);
+    if (disk->making[0] == NULL || disk->marker != 0)
+        run_fail(model->run, "disk %s: batch %llu has a marker nobody asked for",
+                 disk->name, (unsigned long long)number);
+    disk->marker = number;
 }
 
 /* What was sealed above `number` is taken back, its records will be sealed again. */
@@ -400,10 +406,8 @@ static void take_back(struct model_disk *disk, uint64_t number)
                change->parts[change->part_count - 1].number > number)
             change->part_count--;
     }
-    for (uint32_t i = 0; i < MAKING_MAX && disk->making[i] != NULL; i++) {
-        if (disk->making[i]->number > number)
-            disk->making[i]->number = 0;
-    }
+    if (disk->marker > number)
+        disk->marker = 0;
     line_truncate(disk->line, number);
 }
 
@@ -526,7 +530,9 @@ void model_crash(struct model *model, bool power_was_cut, bool may_lose)
             line->acked = line->flushed = 0;
         line->crashed = true;
         TAILQ_INIT(&disk->changes);
-        memset(disk->making, 0, sizeof disk->making);
+        while (disk->making[0] != NULL) /* any of them may be the one */
+            forget_making(disk, disk->making[0], disk->marker);
+        disk->marker = 0;
         disk->clients = disk->shared = 0;
         disk->exclusive = false;
         disk->is_in_doubt = disk->maybe_line != NULL;

@@ -96,7 +96,8 @@ struct model_disk {
     struct line *maybe_line; /* a rollback was in flight */
     bool is_in_doubt;        /* and nothing has told yet; the numbers go on anyway */
     struct change_list changes;
-    struct model_snap *making[MAKING_MAX]; /* snapshots in flight, by age; then NULL */
+    struct model_snap *making[MAKING_MAX]; /* snapshots in flight, then NULL */
+    uint64_t marker;                       /* of one of them, 0: none yet */
     uint32_t clients, shared;
     bool exclusive, found;
     TAILQ_ENTRY(model_disk) link;
@@ -135,9 +136,11 @@ struct line *line_create(struct model_snap *base);
 /* Batches above `number` never were. */
 void line_truncate(struct line *line, uint64_t number);
 
-/* Its snapshot was asked for, or answered. Markers come in the order of calls. */
+/* A snapshot was asked for, or answered. They are made one at a time, so a marker that
+ * nobody has claimed belongs to the one that is answered next; but a clone of a head is
+ * answered later, so its unnamed one is made alone. */
 void making_begin(struct model_disk *disk, struct model_snap *snap);
-void making_end(struct model_disk *disk, const struct model_snap *snap);
+void making_end(struct model_disk *disk, struct model_snap *snap);
 bool making_has_room(const struct model_disk *disk);
 
 /* host_options.sealed; arg: the model. */

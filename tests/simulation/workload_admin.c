@@ -216,7 +216,8 @@ static async void clone_main(struct op *op)
     int rc = disk_clone(run->host, op->md->name, of_head ? NULL : op->snap->name,
                         op->names[0], op->count, &err);
     op_check_result(op, rc, err.text);
-    making_end(op->md, op->snap);
+    if (of_head)
+        making_end(op->md, op->snap);
     if (rc == 0 && of_head)
         marker_done(op, op->snap);
     if (rc == 0)
@@ -247,7 +248,7 @@ void admin_clone_begin(struct run *run)
     uint32_t count = (uint32_t)run_between(run, 1, run_chance(run, 30) ? 4 : 1);
     if (disk == NULL || run->model.disk_count + count > DISKS_MAX)
         return;
-    if (snap == NULL && (!making_has_room(disk) || run->model.snap_count >= SNAPS_MAX))
+    if (snap == NULL && (disk->making[0] != NULL || run->model.snap_count >= SNAPS_MAX))
         return;
     struct op *op = op_begin(run, "clone");
     op->md = disk;
