@@ -66,7 +66,7 @@ struct extent {
 struct extent_open {
     struct extent *extent;
     struct store *store;
-    TAILQ_HEAD(extent_appends, store_append) appends; /* not done yet, in order of block */
+    TAILQ_HEAD(extent_appends, store_append) appends; /* not done, by block */
     uint32_t end;                       /* of all submitted */
     uint32_t recorded;                  /* blocks of space whose record is durable */
     uint32_t recording;                 /* the same once the write in flight is */

@@ -32,7 +32,8 @@ static bool is_wanted(const struct store *store)
 
 static bool may_fill(const struct store *store)
 {
-    return store->fills_under_load || loop_now_ns(store->loop) - store->used_ns >= IDLE_NS;
+    return store->fills_under_load ||
+           loop_now_ns(store->loop) - store->used_ns >= IDLE_NS;
 }
 
 void zero_fill_slabs_taken(struct store *store, uint32_t count)

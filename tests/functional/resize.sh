@@ -72,7 +72,8 @@ import nbd
 
 
 def parallax(*words):
-    return subprocess.run(["parallax", *words], capture_output=True, text=True, check=False)
+    return subprocess.run(["parallax", *words], capture_output=True, text=True,
+                          check=False)
 
 
 def expect_in_use(*words):
