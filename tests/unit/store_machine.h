@@ -30,6 +30,7 @@ struct model_extent {
     uint32_t previous_crc;
     uint32_t crc[EXTENT_BLOCKS];
     uint8_t trimmed[BITMAP_BYTES];  /* asked for */
+    bool trims_lost;                /* some, maybe: in flight or not synced at an end */
     bool is_end[EXTENT_BLOCKS + 1]; /* a batch ends before this block */
 };
 
@@ -471,6 +472,7 @@ static inline void check_after_restart(struct machine *m, struct model_extent *x
     x->answered = x->synced = x->submitted = info.length;
     x->next = x->state;
     x->is_busy = false;
+    x->trims_lost = true;
     check_blocks(m, x, info.length);
     check_headers(m, x, info.length);
 }

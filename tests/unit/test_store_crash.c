@@ -92,8 +92,12 @@ static void work_trim(void)
     x->is_busy = true;
     CHECK_EQ(store_trim(m->store, x->address, blocks, count), 0);
     x->is_busy = false;
-    if (all)
-        x->state = M_DELETED;
+    if (!all)
+        return;
+    struct extent_info info;
+    bool is_gone = store_extent_info(m->store, x->address, &info) == -PLX_EMISSING;
+    CHECK(is_gone || x->trims_lost);
+    x->state = x->next = is_gone ? M_DELETED : M_FINAL;
 }
 
 static void work_delete(void)
