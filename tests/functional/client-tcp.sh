@@ -21,7 +21,7 @@ parallax disk create d 64M
 [ "$(parallax disk uri d)" = "nbd://127.0.0.1:$port/d" ] ||
     fail "the URI is $(parallax disk uri d)"
 [ "$(nbdinfo --size "nbd://127.0.0.1:$port/d")" = 67108864 ] || fail "nbdinfo"
-nbdinfo --list "nbd://localhost:$port" | grep -q 'export="d"' || fail "nbdinfo --list"
+nbdinfo --list "nbd://127.0.0.1:$port" | grep -q 'export="d"' || fail "nbdinfo --list"
 
 "$TESTS/islands.py" "$T/image" 67108864 4
 nbdcopy --connections=4 "$T/image" "$(parallax disk uri d)"
