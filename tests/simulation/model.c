@@ -106,10 +106,12 @@ static void forget_making(struct model_disk *disk, struct model_snap *snap,
         disk->making[to++] = NULL;
 }
 
-void making_end(struct model_disk *disk, struct model_snap *snap)
+void making_end(struct model_disk *disk, struct model_snap *snap, int result)
 {
     forget_making(disk, snap, disk->marker);
-    disk->marker = 0;
+    disk->is_marker_loose = result < 0 && disk->making[0] != NULL;
+    if (!disk->is_marker_loose)
+        disk->marker = 0;
 }
 
 bool making_has_room(const struct model_disk *disk)
@@ -391,7 +393,7 @@ static void take_zeros(struct model *model, struct model_disk *disk, uint64_t st
 
 static void take_marker(struct model *model, struct model_disk *disk, uint64_t number)
 {
-    if (disk->making[0] == NULL || disk->marker != 0)
+    if (disk->making[0] == NULL || (disk->marker != 0 && !disk->is_marker_loose))
         run_fail(model->run, "disk %s: batch %llu has a marker nobody asked for",
                  disk->name, (unsigned long long)number);
     disk->marker = number;
@@ -533,6 +535,7 @@ void model_crash(struct model *model, bool power_was_cut, bool may_lose)
         while (disk->making[0] != NULL) /* any of them may be the one */
             forget_making(disk, disk->making[0], disk->marker);
         disk->marker = 0;
+        disk->is_marker_loose = false;
         disk->clients = disk->shared = 0;
         disk->exclusive = false;
         disk->is_in_doubt = disk->maybe_line != NULL;

@@ -98,6 +98,7 @@ struct model_disk {
     struct change_list changes;
     struct model_snap *making[MAKING_MAX]; /* snapshots in flight, then NULL */
     uint64_t marker;                       /* of one of them, 0: none yet */
+    bool is_marker_loose;                  /* or of one that has failed */
     uint32_t clients, shared;
     bool exclusive, found;
     TAILQ_ENTRY(model_disk) link;
@@ -140,7 +141,7 @@ void line_truncate(struct line *line, uint64_t number);
  * nobody has claimed belongs to the one that is answered next; but a clone of a head is
  * answered later, so its unnamed one is made alone. */
 void making_begin(struct model_disk *disk, struct model_snap *snap);
-void making_end(struct model_disk *disk, struct model_snap *snap);
+void making_end(struct model_disk *disk, struct model_snap *snap, int result);
 bool making_has_room(const struct model_disk *disk);
 
 /* host_options.sealed; arg: the model. */

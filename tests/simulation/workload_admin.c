@@ -170,7 +170,7 @@ static async void snapshot_main(struct op *op)
     struct run *run = op->run;
     struct error err = {0};
     int rc = snapshot_create(run->host, op->md->name, op->snap->name, &err);
-    making_end(op->md, op->snap);
+    making_end(op->md, op->snap, rc);
     if (rc == -PLX_ELIMIT) { /* said so, nothing was made */
         model_snap_remove(&run->model, op->snap);
         rc = 0;
@@ -217,7 +217,7 @@ static async void clone_main(struct op *op)
                         op->names[0], op->count, &err);
     op_check_result(op, rc, err.text);
     if (of_head)
-        making_end(op->md, op->snap);
+        making_end(op->md, op->snap, rc);
     if (rc == 0 && of_head)
         marker_done(op, op->snap);
     if (rc == 0)
