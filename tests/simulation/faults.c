@@ -96,6 +96,9 @@ void faults_draw(struct run *run)
         profile->faults.latency_min_ns +
         run_between(run, 1, run_chance(run, 30) ? 20000 : 300) * NS_PER_US;
     draw_options(run);
+    run->is_bulky = !profile->fills && run_chance(run, 2);
+    if (run->is_bulky)
+        run->options.capacity_bytes = 500 * MIB;
     faults_off(run);
 }
 

@@ -36,6 +36,7 @@ struct run {
     struct sim_world *world;
     struct profile profile;
     struct host_options options;
+    bool is_bulky;     /* writes so much that extents fill up */
     struct loop *loop; /* of the process; NULL: there is none */
     struct host *host;
     struct model model;

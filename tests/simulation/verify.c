@@ -308,16 +308,16 @@ static bool settle_line(struct run *run, struct line *line, uint64_t lo, uint64_
     return fits;
 }
 
-/* A rollback was in flight: one of the two lines it is. */
+/* A rollback was in flight: one of the two lines it is. If both fit, they look alike. */
 static bool settle_rollback(struct run *run, struct model_disk *disk,
                             const struct reading *r, char *text, size_t cap)
 {
-    struct line *lines[2] = {disk->line, disk->maybe_line};
-    lines[1]->acked = lines[0]->acked;
-    lines[1]->flushed = lines[0]->flushed;
-    lines[1]->last = lines[0]->last;
-    lines[1]->cut = lines[0]->cut;
-    lines[1]->crashed = lines[0]->crashed;
+    struct line *lines[2] = {disk->maybe_line, disk->line};
+    lines[0]->acked = lines[1]->acked;
+    lines[0]->flushed = lines[1]->flushed;
+    lines[0]->last = lines[1]->last;
+    lines[0]->cut = lines[1]->cut;
+    lines[0]->crashed = lines[1]->crashed;
     for (size_t i = 0; i < 2; i++) {
         struct line *line = lines[i];
         if (!settle_line(run, line, line->acked, line->last, r, text, cap))

@@ -49,9 +49,17 @@ static struct model_snap *pick_snap(struct run *run, const struct model_disk *of
     return chosen;
 }
 
+/* To fill extents, a few get all. */
+static uint32_t disks_max(const struct run *run)
+{
+    return run->is_bulky ? 2 : DISKS_MAX;
+}
+
 static uint64_t draw_size(struct run *run)
 {
     uint64_t kind = run_random(run, 100);
+    if (run->is_bulky)
+        return run_between(run, 1, 32) * MIB;
     if (kind < 8)
         return 100 * GIB;
     if (kind < 20)
@@ -132,7 +140,7 @@ static async void create_main(struct op *op)
 void admin_create_begin(struct run *run)
 {
     char name[MODEL_NAME_MAX];
-    if (run->model.disk_count >= DISKS_MAX)
+    if (run->model.disk_count >= disks_max(run))
         return;
     struct op *op = op_begin(run, "create");
     draw_name(run, 'd', name);
@@ -246,7 +254,7 @@ void admin_clone_begin(struct run *run)
     struct model_disk *disk = pick_disk(run, false);
     struct model_snap *snap = run_chance(run, 60) ? pick_snap(run, disk) : NULL;
     uint32_t count = (uint32_t)run_between(run, 1, run_chance(run, 30) ? 4 : 1);
-    if (disk == NULL || run->model.disk_count + count > DISKS_MAX)
+    if (disk == NULL || run->model.disk_count + count > disks_max(run))
         return;
     if (snap == NULL && (disk->making[0] != NULL || run->model.snap_count >= SNAPS_MAX))
         return;
@@ -405,7 +413,7 @@ void admin_import_begin(struct run *run)
 {
     char name[MODEL_NAME_MAX];
     struct model_disk *disk;
-    if (run->model.disk_count >= DISKS_MAX || run->load.client_count >= CLIENTS_MAX)
+    if (run->model.disk_count >= disks_max(run) || run->load.client_count >= CLIENTS_MAX)
         return;
     TAILQ_FOREACH (disk, &run->model.disks, link) {
         if (disk->existence == IMPORTING)

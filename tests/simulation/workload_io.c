@@ -176,6 +176,17 @@ static unsigned draw_fua(struct run *run)
     return run_chance(run, 6) ? DISK_FUA : 0;
 }
 
+/* A megabyte, if there is room for one. */
+static void draw_bulk(struct run *run, const struct client *client, struct disk_io *io)
+{
+    uint64_t size = size_of(client);
+    if (size < DISK_IO_BYTES_MAX)
+        return;
+    io->len_bytes = DISK_IO_BYTES_MAX;
+    io->offset_bytes = round_down_u64(run_between(run, 0, size - io->len_bytes),
+                                      BLOCK_SIZE);
+}
+
 void io_write_begin(struct run *run)
 {
     struct client *client = pick_client(run, true);
@@ -185,6 +196,8 @@ void io_write_begin(struct run *run)
     struct change change = {.kind = CHANGE_WRITE};
     uint64_t limit = run_chance(run, 20) ? DISK_IO_BYTES_MAX - BLOCK_SIZE : 64 * KIB;
     draw_range(run, client, limit, &io.offset_bytes, &io.len_bytes);
+    if (run->is_bulky)
+        draw_bulk(run, client, &io);
     change.is_zero = run_chance(run, 3);
     change.is_mixed = !change.is_zero && io.len_bytes > BLOCK_SIZE && run_chance(run, 8);
     io.buffer = fill_buffer(run, &io, &change);
