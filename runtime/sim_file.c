@@ -29,8 +29,8 @@
 struct undo {
     uint64_t number, offset_bytes;
     size_t len;
-    bool is_doomed;
-    uint8_t *settled; /* one byte a sector; NULL: none is */
+    uint64_t doomed_by; /* the first sync that failed to cover it; 0: none has */
+    uint8_t *settled;   /* one byte a sector; NULL: none is */
     TAILQ_ENTRY(undo) link;
     uint8_t before[];
 };
@@ -44,6 +44,7 @@ struct file_medium {
     size_t chunk_count;
     struct undo_list undo;
     uint64_t undo_number; /* of the newest ever */
+    uint64_t sync_number; /* the same of syncs */
     uint64_t *bad;        /* sectors that cannot be read */
     size_t bad_count;
 };
@@ -59,6 +60,7 @@ struct sim_io {
     struct file_io *io;
     bool fails;
     uint64_t covers; /* a sync: undo records up to this number */
+    uint64_t number; /* a sync: of those of this medium */
 };
 
 static struct file_medium *medium_of(const struct file *file)
@@ -193,13 +195,14 @@ static void undo_settle(struct undo *undo, const struct undo *by)
            (size_t)(end - start) / SECTOR_BYTES);
 }
 
-static void sync_succeeded(struct file_medium *m, uint64_t covers)
+/* A sync that fails while this one is under way takes nothing from it. */
+static void sync_succeeded(struct file_medium *m, const struct sim_io *sync)
 {
     struct undo *undo, *next, *older;
     TAILQ_FOREACH_SAFE (undo, &m->undo, link, next) {
-        if (undo->number > covers)
+        if (undo->number > sync->covers)
             break;
-        if (undo->is_doomed)
+        if (undo->doomed_by != 0 && undo->doomed_by < sync->number)
             continue;
         /* Everything before it that is still there is doomed. */
         for (older = TAILQ_FIRST(&m->undo); older != undo;
@@ -209,12 +212,12 @@ static void sync_succeeded(struct file_medium *m, uint64_t covers)
     }
 }
 
-static void sync_failed(struct file_medium *m, uint64_t covers)
+static void sync_failed(struct file_medium *m, const struct sim_io *sync)
 {
     struct undo *undo;
     TAILQ_FOREACH (undo, &m->undo, link) {
-        if (undo->number <= covers)
-            undo->is_doomed = true;
+        if (undo->number <= sync->covers && undo->doomed_by == 0)
+            undo->doomed_by = sync->number;
     }
 }
 
@@ -367,7 +370,7 @@ static void complete(struct sim_event *event)
     int result = s->fails ? -EIO : 0;
     if (io->op == FILE_SYNC) {
         if (!s->fails)
-            sync_succeeded(m, s->covers);
+            sync_succeeded(m, s);
     } else if (io->op == FILE_READ) {
         if (!s->fails)
             result = read_result(m, io);
@@ -407,9 +410,10 @@ static void submit(struct file *file, struct file_io *io)
     s->event.run = complete;
     s->event.drop = drop;
     s->covers = m->undo_number;
+    s->number = io->op == FILE_SYNC ? ++m->sync_number : 0;
     /* Now, not when it is reported: another sync may overtake it. */
     if (io->op == FILE_SYNC && s->fails)
-        sync_failed(m, s->covers);
+        sync_failed(m, s);
     sim_event_add(process, &s->event, sim_latency_ns(world));
 }
 
