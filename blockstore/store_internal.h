@@ -127,12 +127,14 @@ struct store {
 
     struct file_io sync_io;
     bool sync_busy;
+    bool sync_forced; /* the next one, though no extent needs it */
     struct extent_open_list dirty, syncing;
 
     uint32_t fresh_recorded; /* slabs.fresh in the newest record */
     uint64_t used_ns;        /* when an append or read came last */
     struct timer idle;
     struct file_io fill_io;
+    struct store_sync fill_sync;
     struct iovec fill_iov[SLAB_PIECES];
     void *zeros; /* one piece of them; NULL: nothing is filled */
     struct run fill_run;
@@ -239,6 +241,8 @@ void reader_left(struct store *store, struct extent *e, uint8_t phase);
 
 /* sync.c */
 void sync_init(struct store *store);
+/* Like store_sync, but also if no extent has anything to sync. */
+void sync_always(struct store *store, struct store_sync *sync);
 void sync_mark_dirty(struct store *store, struct extent *e);
 /* Also when the extent goes away. */
 void sync_forget(struct store *store, struct extent_open *open);

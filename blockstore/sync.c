@@ -9,7 +9,8 @@
  *
  * What can fail: the sync. After that nobody knows what the device holds, and a second
  * sync that succeeds would say nothing: the store is out of service for good, and all
- * who wait hear so.
+ * who wait hear so. For the same reason no two syncs of a file are ever under way: the
+ * one that succeeds could be the one that does not know.
  *
  * On close a sync in flight is waited for.
  */
@@ -57,8 +58,8 @@ static void sync_done(struct file_io *io)
 static void sync_issue(struct store *store)
 {
     assert(!store->sync_busy && STAILQ_EMPTY(&store->sync_running));
-    if (TAILQ_EMPTY(&store->dirty) || store->failed ||
-        planted(PLANT_FLUSH_WITHOUT_SYNC)) {
+    bool is_needed = !TAILQ_EMPTY(&store->dirty) || store->sync_forced;
+    if (!is_needed || store->failed || planted(PLANT_FLUSH_WITHOUT_SYNC)) {
         struct store_sync *sync;
         STAILQ_FOREACH (sync, &store->sync_waiting, link)
             sync->result = store->failed ? -PLX_EFAILED : 0;
@@ -78,6 +79,7 @@ static void sync_issue(struct store *store)
     store->sync_busy = true;
     store->sync_started_ns = loop_now_ns(store->loop);
     store->syncs_since_slab++;
+    store->sync_forced = false;
     metric_add(store->sync_count, 1);
     file_submit(store->file, &store->sync_io);
 }
@@ -91,6 +93,12 @@ void store_sync(struct store *store, struct store_sync *sync)
         STAILQ_INSERT_TAIL(&store->sync_waiting, sync, link);
     if (!store->sync_busy)
         sync_issue(store);
+}
+
+void sync_always(struct store *store, struct store_sync *sync)
+{
+    store->sync_forced = true;
+    store_sync(store, sync);
 }
 
 void sync_init(struct store *store)

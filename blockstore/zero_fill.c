@@ -50,12 +50,10 @@ void zero_fill_slabs_taken(struct store *store, uint32_t count)
     store->slabs_taken_last = count;
 }
 
-static void fill_synced(struct file_io *io)
+static void fill_synced(struct store_sync *sync)
 {
-    struct store *store = container_of(io, struct store, fill_io);
+    struct store *store = container_of(sync, struct store, fill_sync);
     store->fill_busy = false;
-    if (io->result < 0)
-        store_fail(store, "sync", io->result);
     zero_fill_wanted(store);
     store_settled(store);
 }
@@ -65,21 +63,21 @@ static void fill_written(struct file_io *io);
 /* The next slab, or the sync after the last one. */
 static void fill_on(struct store *store)
 {
-    struct file_io *io = &store->fill_io;
     store->fill_busy = true;
-    if (is_wanted(store) && may_fill(store) &&
-        slabs_take_fresh(&store->slabs, &store->fill_run)) {
-        *io = (struct file_io){
-            .op = FILE_WRITE,
-            .offset_bytes = store->fill_run.start * PIECE_BYTES,
-            .iov = store->fill_iov,
-            .iov_count = SLAB_PIECES,
-            .done = fill_written,
-        };
-    } else {
-        *io = (struct file_io){.op = FILE_SYNC, .done = fill_synced};
+    if (!is_wanted(store) || !may_fill(store) ||
+        !slabs_take_fresh(&store->slabs, &store->fill_run)) {
+        store->fill_sync.done = fill_synced;
+        sync_always(store, &store->fill_sync);
+        return;
     }
-    file_submit(store->file, io);
+    store->fill_io = (struct file_io){
+        .op = FILE_WRITE,
+        .offset_bytes = store->fill_run.start * PIECE_BYTES,
+        .iov = store->fill_iov,
+        .iov_count = SLAB_PIECES,
+        .done = fill_written,
+    };
+    file_submit(store->file, &store->fill_io);
 }
 
 static void fill_written(struct file_io *io)
