@@ -212,12 +212,12 @@ void identity_encode(const struct superblock *sb, struct identity_format *ret)
         .version = le32_of(RECORD_VERSION),
         .cluster = sb->cluster,
         .store = sb->store,
+        .generation = le64_of(sb->generation),
     };
     ret->crc = le32_of(crc32c(ret, offsetof(struct identity_format, crc)));
 }
 
-int identity_decode(const void *value, size_t len, struct uid *ret_cluster,
-                    struct uid *ret_store)
+int identity_decode(const void *value, size_t len, struct superblock *ret)
 {
     struct identity_format f;
     if (len != sizeof f)
@@ -228,8 +228,8 @@ int identity_decode(const void *value, size_t len, struct uid *ret_cluster,
         return -PLX_EDAMAGED;
     if (le32_get(f.version) > RECORD_VERSION)
         return -PLX_ENEWER;
-    *ret_cluster = f.cluster;
-    *ret_store = f.store;
+    *ret = (struct superblock){
+        .cluster = f.cluster, .store = f.store, .generation = le64_get(f.generation)};
     return 0;
 }
 

@@ -64,7 +64,8 @@ struct identity_format {
     le32 magic;
     le32 version;
     struct uid cluster, store;
-    uint8_t reserved[20];
+    le64 generation; /* not less than the superblock's */
+    uint8_t reserved[12];
     le32 crc; /* of all before */
 };
 static_assert(sizeof(struct identity_format) == 64, "no padding");

@@ -3,7 +3,10 @@
  * A store as a whole: making one, opening and closing it.
  *
  * Happy path of an open: superblock; the records that belong to it, each claiming its
- * space; the scan of what was left open; then the store serves.
+ * space; the scan of what was left open; a generation more for both; then the store
+ * serves. Closing adds another one. It goes to the records first, so records that are
+ * behind the superblock have lost their end: a log of LevelDB that is cut off, or whose
+ * last block has a damaged length, looks to LevelDB like one that was being written.
  *
  * What can fail: everything that was read is checked, and what does not fit refuses the
  * store with one line that names the path and the cause; nothing was changed then. Once
@@ -92,9 +95,8 @@ static async int device_is_empty(struct file *file, const char *path, struct err
 static async int device_is_unused(struct file *file, const char *path, struct error *err)
 {
     struct superblock sb;
-    bool repair;
     struct error ignored = {0};
-    int result = superblock_load(file, path, &sb, &repair, &ignored);
+    int result = superblock_load(file, path, &sb, &ignored);
     if (result == -PLX_EFORMAT)
         return device_is_empty(file, path, err);
     if (result == 0 || result == -PLX_ENEWER || result == -PLX_EDAMAGED)
@@ -187,8 +189,7 @@ static async int open_superblock(struct store *store, uint64_t capacity_bytes,
                                  struct error *err)
 {
     struct superblock *sb = &store->super;
-    bool repair = false;
-    int result = superblock_load(store->file, store->path, sb, &repair, err);
+    int result = superblock_load(store->file, store->path, sb, err);
     if (result < 0)
         return result;
     uint64_t size_bytes = file_size_bytes(store->file);
@@ -205,14 +206,7 @@ static async int open_superblock(struct store *store, uint64_t capacity_bytes,
             return err_set(err, result, "%s: cannot grow to %llu bytes: %s", store->path,
                            (unsigned long long)capacity_bytes, err_text(result));
         sb->capacity_bytes = capacity_bytes;
-        repair = true;
     }
-    if (!repair)
-        return 0;
-    sb->generation++;
-    result = superblock_store(store->file, sb);
-    if (result < 0)
-        return err_set(err, result, "%s: superblock: %s", store->path, err_text(result));
     return 0;
 }
 
@@ -220,20 +214,46 @@ static async int open_identity(struct store *store, struct error *err)
 {
     void *value = NULL;
     size_t len = 0;
-    struct uid cluster, uid;
+    const struct superblock *sb = &store->super;
+    struct superblock known;
     int result = kv_get(store->kv, IDENTITY_KEY, STORE_KEY_BYTES, &value, &len);
     if (result == -ENOENT)
         return err_set(err, -PLX_EDAMAGED, "%s: its metadata is missing", store->path);
     if (result == 0) {
-        result = identity_decode(value, len, &cluster, &uid);
+        result = identity_decode(value, len, &known);
         free(value);
     }
     if (result < 0)
         return err_set(err, result, "%s: metadata: %s", store->path, err_text(result));
-    if (!uid_equal(uid, store->super.store) || !uid_equal(cluster, store->super.cluster))
+    if (!uid_equal(known.store, sb->store) || !uid_equal(known.cluster, sb->cluster))
         return err_set(err, -PLX_EFORMAT, "%s: the metadata belongs to another store",
                        store->path);
+    if (known.generation < sb->generation)
+        return err_set(err, -PLX_EDAMAGED,
+                       "%s: its metadata is older than the store: the end of it is "
+                       "damaged or lost",
+                       store->path);
     return 0;
+}
+
+/* One generation more, and what else is to be recorded. */
+static async int advance_generation(struct store *store)
+{
+    struct superblock next = store->super;
+    struct identity_format identity;
+    struct kv_batch batch;
+    next.generation++;
+    identity_encode(&next, &identity);
+    kv_batch_init(&batch);
+    kv_batch_put(&batch, IDENTITY_KEY, STORE_KEY_BYTES, &identity, sizeof identity);
+    if (store->fresh_recorded != store->slabs.fresh)
+        fresh_put(store, &batch);
+    int result = kv_write_wait(store->kv, &batch, KV_SYNCED);
+    if (result == 0)
+        result = superblock_store(store->file, &next);
+    if (result == 0)
+        store->super = next;
+    return result;
 }
 
 static async int open_slabs(struct store *store, struct error *err)
@@ -371,7 +391,12 @@ static async int open_all(struct store *store, const struct store_options *optio
         result = load_records(store, err);
     if (result == 0)
         result = restart_scan(store, err);
-    if (result == 0 && !options->no_idle_work && !file_is_device(store->file) &&
+    if (result < 0)
+        return result;
+    result = advance_generation(store);
+    if (result < 0)
+        return err_set(err, result, "%s: superblock: %s", store->path, err_text(result));
+    if (!options->no_idle_work && !file_is_device(store->file) &&
         zero_fill_init(store) < 0)
         result = err_set(err, -ENOMEM, "%s: out of memory", store->path);
     return result;
@@ -412,13 +437,9 @@ async void store_close(struct store *store)
     timer_stop(store->loop, &store->idle);
     while (!is_quiet(store))
         waitlist_wait(&store->quiet);
-    if (store->fresh_recorded != store->slabs.fresh && !store->failed) {
-        struct kv_batch batch;
-        kv_batch_init(&batch);
-        fresh_put(store, &batch);
-        /* If it fails, slabs are zero-filled once more. */
-        (void)kv_write_wait(store->kv, &batch, KV_UNSYNCED);
-    }
+    int result = store->failed ? 0 : advance_generation(store);
+    if (result < 0)
+        log_warning(store->loop, "%s: closing: %s", store->path, err_text(result));
     loop_post_cancel(store->loop, &store->fail);
     assert(store->parts_free == store->parts_made);
     while (!TAILQ_EMPTY(&store->opens))

@@ -40,9 +40,9 @@ void superblock_encode(const struct superblock *sb, void *ret_block);
 int superblock_decode(const void *block, struct superblock *ret);
 /* Writes both copies, one after the other, each with a sync. */
 async int superblock_store(struct file *file, const struct superblock *sb);
-/* The newer of the two. *ret_repair: the other one is damaged or older. */
+/* The newer of the two. */
 async int superblock_load(struct file *file, const char *path, struct superblock *ret,
-                          bool *ret_repair, struct error *err);
+                          struct error *err);
 
 /* --- extents --- */
 
@@ -197,8 +197,8 @@ async int record_write(struct store *store, const struct extent *e, uint32_t pie
                        enum kv_durability durability);
 async int record_delete(struct store *store, const struct extent *e);
 void identity_encode(const struct superblock *sb, struct identity_format *ret);
-int identity_decode(const void *value, size_t len, struct uid *ret_cluster,
-                    struct uid *ret_store);
+/* Of *ret only cluster, store and generation. */
+int identity_decode(const void *value, size_t len, struct superblock *ret);
 void fresh_put(struct store *store, struct kv_batch *batch);
 /* 0 if the record says nothing. */
 uint32_t fresh_decode(const void *value, size_t len);

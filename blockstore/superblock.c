@@ -4,11 +4,10 @@
  *
  * Happy path: two copies at both ends of slab 0 are equal; one is used.
  *
- * What can fail: a torn write leaves one copy bad or old; the other counts, and the
- * caller writes both again. With both bad the store is refused with a line that says
- * whether it is foreign, newer or damaged.
+ * What can fail: a torn write leaves one copy bad or old; the other counts. With both bad
+ * the store is refused with a line that says whether it is foreign, newer or damaged.
  *
- * On close nothing is written: a superblock changes only when the capacity does.
+ * Each open and each orderly close write both again, with the next generation.
  */
 #include "blockstore/store_internal.h"
 
@@ -97,7 +96,7 @@ static int refuse(const char *path, const int results[COPIES], struct error *err
 }
 
 async int superblock_load(struct file *file, const char *path, struct superblock *ret,
-                          bool *ret_repair, struct error *err)
+                          struct error *err)
 {
     if (file_size_bytes(file) < SLAB_BYTES)
         return err_set(err, -PLX_EFORMAT, "%s: not a store, or truncated: %llu bytes",
@@ -120,8 +119,6 @@ async int superblock_load(struct file *file, const char *path, struct superblock
     /* A newer program has begun to convert it. */
     if (results[0] == -PLX_ENEWER || results[1] == -PLX_ENEWER)
         return refuse(path, results, err);
-    *ret_repair = results[0] != 0 || results[1] != 0 ||
-                  copies[0].generation != copies[1].generation;
     *ret = *best;
     return 0;
 }

@@ -90,13 +90,18 @@ for file in "$T"/manifest/meta/MANIFEST-*; do
 done
 refuses manifest "manifest/meta"
 
-copy log
-for file in "$T"/log/meta/*.log; do
-    size=$(stat -c %s "$file")
-    dd if=/dev/urandom of="$file" bs=1 seek=$((size / 3)) count=40 conv=notrunc \
-        status=none
+# A log whose end is gone looks to LevelDB like one that was being written.
+log=$(cd "$T/store/meta" && echo *.log)
+size=$(stat -c %s "$T/store/meta/$log")
+for at in 0 4 $((size / 3)) $((size - 10)); do
+    copy "rotten-log-$at"
+    dd if=/dev/urandom of="$T/rotten-log-$at/meta/$log" bs=1 seek="$at" count=40 \
+        conv=notrunc status=none
+    refuses "rotten-log-$at" "rotten-log-$at/meta.*damaged|metadata is older"
+    copy "short-log-$at"
+    truncate -s "$at" "$T/short-log-$at/meta/$log"
+    refuses "short-log-$at" "short-log-$at/store: its metadata is older than the store"
 done
-refuses log "log/meta"
 
 # The original never noticed.
 start_up "$T/store"

@@ -327,15 +327,15 @@ static void check_record(enum extent_state state)
 
 static void test_identity(void)
 {
-    struct superblock sb = {.cluster = {{1}}, .store = {{2}}};
+    struct superblock sb = {.cluster = {{1}}, .store = {{2}}, .generation = 3}, got;
     struct identity_format f;
-    struct uid cluster, store;
     identity_encode(&sb, &f);
-    CHECK_EQ(identity_decode(&f, sizeof f, &cluster, &store), 0);
-    CHECK(uid_equal(cluster, sb.cluster) && uid_equal(store, sb.store));
-    CHECK(identity_decode(&f, sizeof f - 1, &cluster, &store) < 0);
+    CHECK_EQ(identity_decode(&f, sizeof f, &got), 0);
+    CHECK(uid_equal(got.cluster, sb.cluster) && uid_equal(got.store, sb.store));
+    CHECK_EQ(got.generation, 3);
+    CHECK(identity_decode(&f, sizeof f - 1, &got) < 0);
     f.store.b[3] = 1;
-    CHECK_EQ(identity_decode(&f, sizeof f, &cluster, &store), -PLX_EDAMAGED);
+    CHECK_EQ(identity_decode(&f, sizeof f, &got), -PLX_EDAMAGED);
 }
 
 int main(void)

@@ -470,7 +470,7 @@ static void grown(struct body *body)
     CHECK_EQ(usage.capacity_bytes, 80 * MIB);
     CHECK_EQ(usage.free_bytes, 78 * MIB); /* one slab is an extent's */
     CHECK(uid_equal(store_cluster(m->store), CLUSTER_UID));
-    CHECK_EQ(m->store->super.generation, 2);
+    CHECK_EQ(m->store->super.generation, 4); /* made, opened, closed, opened */
 }
 
 static int try_open(struct error *err)
@@ -534,6 +534,12 @@ static void bad_superblocks(struct body *body)
     poke(0, bad, sizeof bad);
     CHECK_EQ(try_open(&err), -PLX_EFORMAT);
     CHECK(strstr(err.text, "another store") != NULL);
+    memcpy(bad, good, sizeof bad);
+    f->generation = le64_of(le64_get(f->generation) + 1);
+    f->crc = le32_of(crc32c(f, offsetof(struct superblock_format, crc)));
+    poke(0, bad, sizeof bad);
+    CHECK_EQ(try_open(&err), -PLX_EDAMAGED);
+    CHECK(strstr(err.text, "metadata is older") != NULL);
     poke(0, good, sizeof good);
     poke(second, good, sizeof good);
     CHECK_EQ(try_open(&err), 0);
