@@ -99,12 +99,16 @@ void faults_draw(struct run *run)
     run->is_bulky = !profile->fills && run_chance(run, 2);
     if (run->is_bulky)
         run->options.capacity_bytes = 500 * MIB;
+    run->disks_max = (uint32_t)(run->is_bulky         ? 2
+                                : run_chance(run, 30) ? run_between(run, 1, 3)
+                                                      : DISKS_MAX);
     faults_off(run);
 }
 
 void faults_on(struct run *run)
 {
     *sim_world_faults(run->world) = run->profile.faults;
+    run->had_faults = true;
 }
 
 void faults_off(struct run *run)
@@ -128,7 +132,8 @@ enum ending faults_ending(struct run *run)
 bool faults_allow(struct run *run, int result)
 {
     struct host_status status;
-    if (result == 0 || run->profile.may_fail)
+    const struct profile *profile = &run->profile;
+    if (result == 0 || profile->media_rot || (profile->may_fail && run->had_faults))
         return true;
     /* The last: a checkpoint had no space, and what is asked for needs one first. */
     if (!run->profile.fills ||

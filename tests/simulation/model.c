@@ -522,6 +522,7 @@ void model_crash(struct model *model, bool power_was_cut, bool may_lose)
     TAILQ_FOREACH_SAFE (disk, &model->disks, link, next) {
         struct line *line = disk->line;
         if (disk->existence == IMPORTING) {
+            memcpy(model->lost_import, disk->name, sizeof disk->name);
             model_disk_remove(model, disk);
             continue;
         }

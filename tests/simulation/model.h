@@ -121,6 +121,7 @@ struct model {
     TAILQ_HEAD(, model_snap) snaps;
     uint32_t disk_count, snap_count;
     uint64_t next_change, next_group, next_name;
+    char lost_import[MODEL_NAME_MAX];
 };
 
 void model_init(struct model *model, struct run *run);

@@ -87,7 +87,7 @@ static void process_begin(struct run *run, void (*main)(struct task_call *call),
                           const char *name)
 {
     run->loop = sim_process_create(run->world);
-    run->is_over = false;
+    run->is_over = run->had_faults = false;
     run->task = (struct task_call){.main = main, .name = name};
     task_start(run->loop, &run->task);
     if (run->is_verbose)
@@ -217,7 +217,7 @@ static bool live(struct run *run)
         step(run, events, NULL);
     else if (!sim_world_run_until(run->world, &run->is_over, BOOT_LIMIT_NS))
         run_fail(run, "the start does not end");
-    if (run->is_over && run->boot_result < 0 && !run->profile.may_fail)
+    if (run->is_over && !faults_allow(run, run->boot_result))
         run_fail(run, "host_open: %s", run->boot_error.text);
     bool worked = run->is_booted && !(is_short && ending != ENDING_CLEAN);
     if (worked)

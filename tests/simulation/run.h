@@ -14,6 +14,7 @@
 
 #define STORE_PATH "machine/store"
 #define KV_PATH    "machine/kv"
+#define DISKS_MAX  14U
 
 struct client;
 struct op;
@@ -36,8 +37,10 @@ struct run {
     struct sim_world *world;
     struct profile profile;
     struct host_options options;
-    bool is_bulky;     /* writes so much that extents fill up */
-    struct loop *loop; /* of the process; NULL: there is none */
+    bool is_bulky;      /* writes so much that extents fill up */
+    uint32_t disks_max; /* few: what one does is not made durable by what others do */
+    bool had_faults;    /* in this process */
+    struct loop *loop;  /* of the process; NULL: there is none */
     struct host *host;
     struct model model;
     struct workload load;

@@ -418,7 +418,7 @@ static void on_finding(void *arg, const char *line)
 {
     struct run *run = arg;
     bool is_full = run->profile.fills && strstr(line, err_text(-PLX_EFULL)) != NULL;
-    if (!run->profile.may_fail && !is_full)
+    if (!faults_allow(run, -EIO) && !is_full)
         run_fail(run, "check: %s", line);
 }
 
@@ -428,6 +428,6 @@ async void verify_check(struct run *run)
     struct check_report report;
     struct error err = {0};
     int rc = host_check(run->host, &callbacks, &report, &err);
-    if (rc < 0 && !run->profile.may_fail)
+    if (!faults_allow(run, rc))
         run_fail(run, "check: %s", err.text);
 }

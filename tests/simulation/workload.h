@@ -11,7 +11,6 @@
 #include "tests/simulation/run.h"
 
 #define CLIENTS_MAX  10U
-#define DISKS_MAX    14U
 #define SNAPS_MAX    40U
 #define BLOCKS_WHOLE (64 * MIB / BLOCK_SIZE) /* larger disks are written in spots */
 

@@ -49,12 +49,6 @@ static struct model_snap *pick_snap(struct run *run, const struct model_disk *of
     return chosen;
 }
 
-/* To fill extents, a few get all. */
-static uint32_t disks_max(const struct run *run)
-{
-    return run->is_bulky ? 2 : DISKS_MAX;
-}
-
 static uint64_t draw_size(struct run *run)
 {
     uint64_t kind = run_random(run, 100);
@@ -140,7 +134,7 @@ static async void create_main(struct op *op)
 void admin_create_begin(struct run *run)
 {
     char name[MODEL_NAME_MAX];
-    if (run->model.disk_count >= disks_max(run))
+    if (run->model.disk_count >= run->disks_max)
         return;
     struct op *op = op_begin(run, "create");
     draw_name(run, 'd', name);
@@ -254,7 +248,7 @@ void admin_clone_begin(struct run *run)
     struct model_disk *disk = pick_disk(run, false);
     struct model_snap *snap = run_chance(run, 60) ? pick_snap(run, disk) : NULL;
     uint32_t count = (uint32_t)run_between(run, 1, run_chance(run, 30) ? 4 : 1);
-    if (disk == NULL || run->model.disk_count + count > disks_max(run))
+    if (disk == NULL || run->model.disk_count + count > run->disks_max)
         return;
     if (snap == NULL && (disk->making[0] != NULL || run->model.snap_count >= SNAPS_MAX))
         return;
@@ -413,7 +407,7 @@ void admin_import_begin(struct run *run)
 {
     char name[MODEL_NAME_MAX];
     struct model_disk *disk;
-    if (run->model.disk_count >= disks_max(run) || run->load.client_count >= CLIENTS_MAX)
+    if (run->model.disk_count >= run->disks_max || run->load.client_count >= CLIENTS_MAX)
         return;
     TAILQ_FOREACH (disk, &run->model.disks, link) {
         if (disk->existence == IMPORTING)
@@ -421,6 +415,9 @@ void admin_import_begin(struct run *run)
     }
     struct op *op = op_begin(run, "import");
     draw_name(run, 'i', name);
+    if (run->model.lost_import[0]) /* gone with its process, so its name is free */
+        memcpy(name, run->model.lost_import, sizeof name);
+    run->model.lost_import[0] = '\0';
     op->md = model_disk_add(&run->model, name, draw_size(run), NULL);
     op->md->existence = IMPORTING;
     op_start_task(op, import_main);
