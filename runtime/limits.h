@@ -40,17 +40,22 @@ static_assert((uint64_t)EXTENT_BLOCKS * BLOCK_SIZE >= RETAINED_BYTES_DISK,
 #define CHECKPOINT_EVERY_MS   600000U
 #define DISK_IO_INFLIGHT_MAX  4096U                     /* operations of one disk */
 
+/* --- background work --- */
+#define SCRUB_EVERY_S         (30 * 86400U)             /* unless it is paused */
+#define SCHEDULE_LOOK_S       60U                       /* at least so often */
+#define SCHEDULE_RETRY_S      300U                      /* a disk that failed */
+
 /* --- caches and budgets of a daemon, bytes --- */
 #define NODE_CACHE_BYTES      (64 * MIB)
 #define OVERLAY_BYTES_TOTAL   (64 * MIB)
 #define LOG_BUFFER_BYTES      (32 * MIB)                /* headers, map nodes in flight */
 /* Front ends' payload: what is retained, and 48 MiB that is not committed yet. */
 #define NBD_BUFFER_BYTES      (RETAINED_BYTES_TOTAL + 48 * MIB)
-#define BATCH_IDLE_BYTES_TOTAL (4 * MIB)                /* kept for reuse, of all disks */
+#define BATCH_IDLE_BYTES_TOTAL (2 * MIB)                /* kept for reuse, of all disks */
 
 /* LevelDB, batches, I/O vectors, 100 open disks, the cluster state of 10,000 disks:
  * doc/limits.md. */
-#define DAEMON_REST_BYTES     (52 * MIB)
+#define DAEMON_REST_BYTES     (57 * MIB)
 #define DAEMON_BYTES_MAX      (512 * MIB)
 
 /* --- tasks --- */

@@ -27,7 +27,11 @@
     X(RETAINED_EARLY, "batches are forgotten when committed, not when flushed")          \
     X(ACK_EARLY, "a batch is committed before its append completed")                     \
     X(RANGE_UNLOCKED, "two changes of parts of one block run together")                  \
-    X(RANK_FROM_LIVE, "a block's place is its rank among the live ones")
+    X(RANK_FROM_LIVE, "a block's place is its rank among the live ones")                 \
+    X(TRIM_BEFORE_CHECKPOINT, "blocks are trimmed before the checkpoint is committed")   \
+    X(BOUND_AT_CHECKPOINT, "what died is told by the bound of the checkpoint's time")    \
+    X(LIST_WRONG_P, "a dead list is trimmed with what died after its P")                \
+    X(NODE_FREED_SHARED, "a node of the parent version is freed")
 
 enum plant {
 #define X(name, text) PLANT_##name,
