@@ -50,7 +50,9 @@ void append_finish(struct store *store, struct extent *e)
         if (append->result == 0 && append->block > e->length)
             append->result = -PLX_ESTOPPED; /* one before it has failed */
         if (append->result == 0) {
-            e->length += append->blocks; /* E1 */
+            bitmap_set(e->headers, append->block); /* E10 */
+            e->length += append->blocks;           /* E1 */
+            extent_count(&store->extents, e, e->length, e->length);
             sync_mark_dirty(store, e);
         } else if (open->cut == 0) {
             open->cut = append->result;

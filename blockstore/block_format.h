@@ -113,6 +113,41 @@ struct roll_format {
 static_assert(sizeof(struct roll_format) == BLOCK_SIZE, "one block");
 static_assert(ROLL_ENTRIES_MAX >= LOG_EXTENTS_MAX, "a roll record lists the whole tail");
 
+/* What is left of an extent's headers once it was compacted. */
+#define DIGEST_MAGIC   0x31474c50U /* "PLG1" */
+#define DIGEST_VERSION 1U
+#define DIGEST_BAD     1U /* the block did not fit its CRC when it was moved */
+
+struct digest_entry_format {
+    uint8_t key[6]; /* 48 bits, as in the header's entry, */
+    uint8_t kind;   /* and so are these */
+    uint8_t aux;
+    le32 crc;
+    le16 block; /* in the extent */
+    uint8_t flags;
+    uint8_t reserved;
+};
+static_assert(sizeof(struct digest_entry_format) == 16, "packed");
+
+#define DIGEST_ENTRIES 251U
+struct digest_format {
+    le32 magic;
+    le16 version;
+    le16 count; /* entries of this block */
+    struct uid cluster;
+    le64 disk, extent, nonce;
+    le32 index;  /* of this block in the digest */
+    le32 blocks; /* of the digest */
+    uint8_t reserved0[8];
+    struct digest_entry_format entries[DIGEST_ENTRIES];
+    uint8_t reserved1[4096 - 64 - 16 * 251 - 4];
+    le32 crc; /* of all before */
+};
+static_assert(sizeof(struct digest_format) == BLOCK_SIZE, "one block");
+
+#define DIGEST_BLOCKS_MAX ((EXTENT_BLOCKS + DIGEST_ENTRIES - 1) / DIGEST_ENTRIES)
+#define DIGEST_PIECES_MAX ((DIGEST_BLOCKS_MAX + PIECE_BLOCKS - 1) / PIECE_BLOCKS)
+
 static inline uint64_t le48_get(const uint8_t b[6])
 {
     uint64_t n = 0;

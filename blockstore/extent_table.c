@@ -23,6 +23,7 @@ void extent_free(struct extent *e)
     runs_done(&e->runs);
     free(e->live_map);
     free(e->layout);
+    free(e->headers);
     free(e);
 }
 
@@ -61,6 +62,9 @@ static void grow(struct extent_table *table)
     struct extent_table bigger = {
         .bucket_count = table->bucket_count * 2,
         .count = table->count,
+        .stored_blocks = table->stored_blocks,
+        .live_blocks = table->live_blocks,
+        .serials = table->serials,
     };
     bigger.buckets = calloc(bigger.bucket_count, sizeof *bigger.buckets);
     if (bigger.buckets == NULL)
@@ -81,12 +85,28 @@ void extent_insert(struct extent_table *table, struct extent *e)
         grow(table);
     SLIST_INSERT_HEAD(bucket_of(table, e->address), e, link);
     table->count++;
+    e->serial = ++table->serials;
+    table->stored_blocks += e->stored;
+    table->live_blocks += e->live;
 }
 
 void extent_remove(struct extent_table *table, struct extent *e)
 {
     SLIST_REMOVE(bucket_of(table, e->address), e, extent, link);
     table->count--;
+    e->serial = 0;
+    table->stored_blocks -= e->stored;
+    table->live_blocks -= e->live;
+}
+
+void extent_count(struct extent_table *table, struct extent *e, uint32_t stored,
+                  uint32_t live)
+{
+    assert(live <= stored && stored <= EXTENT_BLOCKS);
+    table->stored_blocks += (uint64_t)stored - e->stored;
+    table->live_blocks += (uint64_t)live - e->live;
+    e->stored = stored;
+    e->live = live;
 }
 
 void extent_each(const struct extent_table *table,
@@ -97,6 +117,17 @@ void extent_each(const struct extent_table *table,
         SLIST_FOREACH (e, &table->buckets[i], link)
             fn(arg, e);
     }
+}
+
+size_t extent_each_from(const struct extent_table *table, size_t bucket, size_t count,
+                        void (*fn)(void *arg, struct extent *e), void *arg)
+{
+    for (; bucket < table->bucket_count && count > 0; bucket++, count--) {
+        struct extent *e;
+        SLIST_FOREACH (e, &table->buckets[bucket], link)
+            fn(arg, e);
+    }
+    return bucket;
 }
 
 async struct extent *extent_lock(struct store *store, struct address address)
@@ -124,8 +155,11 @@ int extent_open_start(struct store *store, struct extent *e)
 {
     assert(e->state == EXTENT_OPEN && e->open == NULL);
     struct extent_open *open = calloc(1, sizeof *open);
-    if (open == NULL)
+    e->headers = calloc(1, BITMAP_BYTES);
+    if (open == NULL || e->headers == NULL) {
+        free(open);
         return -ENOMEM;
+    }
     open->extent = e;
     open->store = store;
     open->slabs_next = 1;
@@ -173,7 +207,9 @@ static void info_of(const struct extent *e, struct extent_info *ret)
         .state = (enum extent_state)e->state,
         .length = e->length,
         .durable = e->durable,
-        .live = e->state == EXTENT_OPEN ? e->length : e->live,
+        .stored = e->stored,
+        .live = e->live,
+        .has_headers = e->headers != NULL,
         .restart_scanned = e->restart_scanned,
         .create_flags = e->create_flags,
     };

@@ -20,6 +20,23 @@ int runs_add(struct runs *runs, struct run run)
     return 0;
 }
 
+int runs_add_part(struct runs *runs, const struct runs *src, uint32_t from, uint32_t to)
+{
+    uint32_t at = 0; /* piece of the extent where the run begins */
+    for (uint32_t i = 0; i < src->count && at < to; i++) {
+        const struct run *run = &src->at[i];
+        uint32_t first = from > at ? from - at : 0;
+        uint32_t end = min_u32(run->count, to - at);
+        if (first < end) {
+            int result = runs_add(runs, (struct run){run->start + first, end - first});
+            if (result < 0)
+                return result;
+        }
+        at += run->count;
+    }
+    return 0;
+}
+
 void runs_done(struct runs *runs)
 {
     free(runs->at);
@@ -80,9 +97,31 @@ void bitmap_fill(uint8_t *map, uint32_t count)
         map[count / 8] = (uint8_t)((1U << (count % 8)) - 1);
 }
 
+void bitmap_set(uint8_t *map, uint32_t bit)
+{
+    map[bit / 8] |= (uint8_t)(1U << (bit % 8));
+}
+
 void bitmap_clear(uint8_t *map, uint32_t bit)
 {
     map[bit / 8] &= (uint8_t) ~(1U << (bit % 8));
+}
+
+void bitmap_cut(uint8_t *map, uint32_t limit)
+{
+    assert(limit <= EXTENT_BLOCKS);
+    uint32_t whole = (limit + 7) / 8;
+    if (limit % 8 != 0)
+        map[limit / 8] &= (uint8_t)((1U << (limit % 8)) - 1);
+    memset(map + whole, 0, BITMAP_BYTES - whole);
+}
+
+bool bitmap_within(const uint8_t *a, const uint8_t *b)
+{
+    for (uint32_t i = 0; i < BITMAP_BYTES; i++)
+        if ((a[i] & ~b[i]) != 0)
+            return false;
+    return true;
 }
 
 static uint64_t word(const uint8_t *map, uint32_t index)
@@ -102,6 +141,22 @@ uint32_t bitmap_rank(const uint8_t *map, uint32_t limit)
         rank += (uint32_t)__builtin_popcountll(word(map, whole) &
                                                (((uint64_t)1 << (limit % 64)) - 1));
     return rank;
+}
+
+uint32_t bitmap_select(const uint8_t *map, uint32_t rank)
+{
+    for (uint32_t i = 0; i < EXTENT_BLOCKS / 64; i++) {
+        uint64_t bits = word(map, i);
+        uint32_t n = (uint32_t)__builtin_popcountll(bits);
+        if (rank >= n) {
+            rank -= n;
+            continue;
+        }
+        for (; rank > 0; rank--)
+            bits &= bits - 1;
+        return i * 64 + (uint32_t)__builtin_ctzll(bits);
+    }
+    return EXTENT_BLOCKS;
 }
 
 uint32_t bitmap_span(const uint8_t *map, uint32_t bit, uint32_t max)

@@ -25,6 +25,9 @@ struct runs {
 /* Joins the run to the last one if it follows it. -ENOMEM changes nothing. */
 int runs_add(struct runs *runs, struct run run);
 void runs_done(struct runs *runs);
+/* Adds the pieces [from, to) of `src`, counted through its runs. -ENOMEM: some of them
+ * were added. */
+int runs_add_part(struct runs *runs, const struct runs *src, uint32_t from, uint32_t to);
 uint32_t runs_pieces(const struct runs *runs);
 static inline uint32_t runs_blocks(const struct runs *runs)
 {
@@ -44,9 +47,16 @@ static inline bool bitmap_get(const uint8_t *map, uint32_t bit)
     return map[bit / 8] >> (bit % 8) & 1;
 }
 void bitmap_fill(uint8_t *map, uint32_t count); /* the first count set, the rest not */
+void bitmap_set(uint8_t *map, uint32_t bit);
 void bitmap_clear(uint8_t *map, uint32_t bit);
+/* Clears the bits from `limit` on. */
+void bitmap_cut(uint8_t *map, uint32_t limit);
+/* No bit of `a` is missing in `b`. */
+bool bitmap_within(const uint8_t *a, const uint8_t *b);
 /* Set bits below `limit`. */
 uint32_t bitmap_rank(const uint8_t *map, uint32_t limit);
+/* The bit that has `rank` set bits before it; EXTENT_BLOCKS if there are not so many. */
+uint32_t bitmap_select(const uint8_t *map, uint32_t rank);
 /* Set bits in a row from `bit` on, at most max. */
 uint32_t bitmap_span(const uint8_t *map, uint32_t bit, uint32_t max);
 

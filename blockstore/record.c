@@ -45,12 +45,19 @@ static uint32_t put_runs(const struct runs *runs, uint32_t pieces, struct writer
     return count;
 }
 
+/* Those of an open extent are found again by the restart scan. */
+static bool keeps_headers(const struct extent *e)
+{
+    return e->headers != NULL && e->state != EXTENT_OPEN && e->length > 0;
+}
+
 void record_encode(const struct extent *e, uint32_t pieces, struct writer *w)
 {
     bool is_open = e->state == EXTENT_OPEN;
     unsigned flags = (e->restart_scanned ? (unsigned)RECORD_RESTART_SCANNED : 0) |
                      (e->live_map != NULL ? (unsigned)RECORD_HAS_LIVE : 0) |
-                     (e->layout != NULL ? (unsigned)RECORD_HAS_LAYOUT : 0);
+                     (e->layout != NULL ? (unsigned)RECORD_HAS_LAYOUT : 0) |
+                     (keeps_headers(e) ? (unsigned)RECORD_HAS_HEADERS : 0);
     struct extent_record_format f = {
         .magic = le32_of(RECORD_MAGIC),
         .version = le16_of(RECORD_VERSION),
@@ -72,6 +79,12 @@ void record_encode(const struct extent *e, uint32_t pieces, struct writer *w)
         write_bytes(w, e->live_map, BITMAP_BYTES);
     if (e->layout != NULL)
         write_bytes(w, e->layout, BITMAP_BYTES);
+    if (keeps_headers(e)) {
+        uint8_t headers[BITMAP_BYTES];
+        memcpy(headers, e->headers, sizeof headers);
+        bitmap_cut(headers, e->length); /* a final length may be shorter */
+        write_bytes(w, headers, sizeof headers);
+    }
     if (!w->bad)
         write_u32(w, crc32c(w->bytes + start, w->len - start));
     assert(w->bad || w->len - start <= RECORD_BYTES_MAX);
@@ -96,7 +109,7 @@ static bool state_decode(uint8_t state, struct extent *ret)
 
 static int runs_decode(struct reader *r, uint32_t count, struct extent *ret)
 {
-    if (count > EXTENT_PIECES || r->left < count * sizeof(struct run_format))
+    if (count > RECORD_PIECES_MAX || r->left < count * sizeof(struct run_format))
         return -PLX_EDAMAGED;
     if (count == 0)
         return 0;
@@ -110,7 +123,7 @@ static int runs_decode(struct reader *r, uint32_t count, struct extent *ret)
         run.count = read_u32(r);
         ret->runs.at[i] = run;
         pieces += run.count;
-        if (run.count == 0 || pieces > EXTENT_PIECES)
+        if (run.count == 0 || pieces > RECORD_PIECES_MAX)
             return -PLX_EDAMAGED;
     }
     return 0;
@@ -130,31 +143,41 @@ static int bitmap_decode(struct reader *r, bool is_there, uint8_t **ret)
     return 0;
 }
 
+/* As long as an extent has headers they are live, and it was not compacted. */
+static bool headers_are_sound(const struct extent *e)
+{
+    if (e->headers == NULL)
+        return true;
+    return e->layout == NULL && e->length > 0 && bitmap_get(e->headers, 0) &&
+           bitmap_rank(e->headers, EXTENT_BLOCKS) == bitmap_rank(e->headers, e->length) &&
+           (e->live_map == NULL || bitmap_within(e->headers, e->live_map));
+}
+
 /* Whether bitmaps, length and space fit each other. Counts what is live. */
 static bool decoded_is_sound(struct extent *e)
 {
     if (e->state == EXTENT_OPEN)
-        return e->live_map == NULL && e->layout == NULL &&
+        return e->live_map == NULL && e->layout == NULL && e->headers == NULL &&
                e->durable <= runs_blocks(&e->runs) &&
                runs_pieces(&e->runs) % SLAB_PIECES == 0;
-    uint32_t stored = e->length;
+    uint32_t stored = e->length, pieces = runs_pieces(&e->runs);
     if (e->layout != NULL) {
         stored = bitmap_rank(e->layout, EXTENT_BLOCKS);
-        if (stored != bitmap_rank(e->layout, e->length))
+        uint32_t digest = pieces - pieces_of(stored);
+        if (e->state != EXTENT_FINAL || stored != bitmap_rank(e->layout, e->length) ||
+            pieces <= pieces_of(stored) || digest > DIGEST_PIECES_MAX)
             return false;
-    }
-    if (stored > runs_blocks(&e->runs))
+    } else if (pieces > EXTENT_PIECES || pieces < pieces_of(stored)) {
         return false;
-    e->live = stored;
+    }
+    e->stored = e->live = stored;
+    if (!headers_are_sound(e))
+        return false;
     if (e->live_map == NULL)
         return true;
     e->live = bitmap_rank(e->live_map, EXTENT_BLOCKS);
-    if (e->live != bitmap_rank(e->live_map, e->length))
-        return false;
-    for (uint32_t i = 0; e->layout != NULL && i < BITMAP_BYTES; i++)
-        if ((e->live_map[i] & ~e->layout[i]) != 0)
-            return false;
-    return true;
+    return e->live == bitmap_rank(e->live_map, e->length) &&
+           (e->layout == NULL || bitmap_within(e->live_map, e->layout));
 }
 
 int record_decode(const uint8_t *key, size_t key_len, const void *value, size_t value_len,
@@ -198,6 +221,8 @@ int record_decode(const uint8_t *key, size_t key_len, const void *value, size_t 
         result = bitmap_decode(&r, (flags & RECORD_HAS_LIVE) != 0, &ret->live_map);
     if (result == 0)
         result = bitmap_decode(&r, (flags & RECORD_HAS_LAYOUT) != 0, &ret->layout);
+    if (result == 0)
+        result = bitmap_decode(&r, (flags & RECORD_HAS_HEADERS) != 0, &ret->headers);
     if (result == 0 && (r.bad || r.left != 0 || !decoded_is_sound(ret)))
         result = -PLX_EDAMAGED;
     return result;

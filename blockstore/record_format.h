@@ -8,8 +8,7 @@
 #ifndef PARALLAX_BLOCKSTORE_RECORD_FORMAT_H
 #define PARALLAX_BLOCKSTORE_RECORD_FORMAT_H
 
-#include "runtime/format.h"
-#include "runtime/limits.h"
+#include "blockstore/block_format.h"
 
 #define EXTENT_KEY_PREFIX 'e'
 #define EXTENT_KEY_BYTES  9U
@@ -26,7 +25,8 @@ enum {
     RECORD_RESTART_SCANNED = 1U << 0, /* the length was found by a restart scan */
     RECORD_HAS_LIVE = 1U << 1,        /* else every block below the length is live */
     RECORD_HAS_LAYOUT = 1U << 2,      /* else a block's place is its number */
-    RECORD_FLAGS_KNOWN = (1U << 3) - 1,
+    RECORD_HAS_HEADERS = 1U << 3,     /* else its headers are dead, or it has none */
+    RECORD_FLAGS_KNOWN = (1U << 4) - 1,
 };
 
 struct extent_record_format {
@@ -42,8 +42,8 @@ struct extent_record_format {
     le32 create_flags;
     le32 run_count;
     uint8_t reserved1[12];
-    /* Then run_count of struct run_format; the live and the layout bitmap if the flags
-     * say so; le32 CRC32C of all before. */
+    /* Then run_count of struct run_format; the live, the layout and the header bitmap if
+     * the flags say so; le32 CRC32C of all before. */
 };
 static_assert(sizeof(struct extent_record_format) == 72, "no padding");
 
@@ -55,9 +55,11 @@ static_assert(sizeof(struct run_format) == 8, "no padding");
 
 #define BITMAP_BYTES (EXTENT_BLOCKS / 8)
 #define EXTENT_PIECES (EXTENT_BLOCKS / PIECE_BLOCKS)
+#define RECORD_PIECES_MAX (EXTENT_PIECES + DIGEST_PIECES_MAX)
 #define RECORD_BYTES_MAX                                                                 \
-    (sizeof(struct extent_record_format) + EXTENT_PIECES * sizeof(struct run_format) +   \
-     2 * (size_t)BITMAP_BYTES + sizeof(le32))
+    (sizeof(struct extent_record_format) +                                               \
+     RECORD_PIECES_MAX * sizeof(struct run_format) + 3 * (size_t)BITMAP_BYTES +          \
+     sizeof(le32))
 
 /* Ties the records to one formatted store. */
 struct identity_format {

@@ -48,7 +48,7 @@ static void collect(void *arg, struct extent *e)
 }
 
 /* Walks on as far as all fits. */
-static async int walk_prefix(struct walk *walk, uint32_t known_synced)
+static async int walk_prefix(struct walk *walk, uint32_t known_synced, uint8_t *headers)
 {
     while (walk->chain.block < walk->limit) {
         walk->wants_data = walk->chain.block >= known_synced;
@@ -57,6 +57,7 @@ static async int walk_prefix(struct walk *walk, uint32_t known_synced)
             result = walk_data(walk);
         if (result < 0)
             return result;
+        bitmap_set(headers, walk->chain.block); /* E10 */
         walk_next(walk);
     }
     return 0;
@@ -66,10 +67,14 @@ static async int scan(struct store *store, struct job *job)
 {
     struct extent *e = job->extent;
     uint32_t space = runs_blocks(&e->runs);
+    e->headers = calloc(1, BITMAP_BYTES);
     struct walk *walk = walk_create(store, e, space);
-    if (walk == NULL)
+    if (walk == NULL || e->headers == NULL) {
+        if (walk != NULL)
+            walk_destroy(walk);
         return -ENOMEM;
-    int result = walk_prefix(walk, e->durable);
+    }
+    int result = walk_prefix(walk, e->durable, e->headers);
     e->length = walk->chain.block;
     walk_destroy(walk);
     trace(store->loop, "extent.scan", e->address.v, e->length, e->durable);
@@ -120,7 +125,10 @@ static async int record_stops(struct restart *restart)
         struct extent *e = restart->jobs[i].extent;
         e->state = EXTENT_STOPPED;
         e->restart_scanned = true;
-        e->durable = e->live = e->length;
+        e->durable = e->length;
+        extent_count(&store->extents, e, e->length, e->length);
+        if (e->length == 0)
+            headers_drop(e);
         record_put(store, &batch, e, restart->jobs[i].pieces);
     }
     if (batch.bad) {

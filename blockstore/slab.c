@@ -5,11 +5,15 @@
  * S1  A bit of free_map is set exactly when the slab's mask of held pieces is 0.
  * S2  Slabs from `fresh` on are all free.
  * S3  ready_count counts the free slabs below fresh, free_count all.
+ * S4  A bit of part_map is set exactly when some pieces of the slab are held, not all.
+ *     part_count counts these slabs, part_free their free pieces.
  */
 #include "blockstore/slab.h"
 
 /* A search that has found something looks at no more than this many further slabs. */
 #define SEARCH_SLABS 4096U
+/* Of so many slabs held in part the fullest is chosen. */
+#define SEARCH_PARTS 64U
 
 int slabs_init(struct slabs *slabs, uint32_t count, uint32_t fresh)
 {
@@ -22,8 +26,9 @@ int slabs_init(struct slabs *slabs, uint32_t count, uint32_t fresh)
         .first_free = 1,
         .held = calloc(count, sizeof *slabs->held),
         .free_map = calloc(words, sizeof *slabs->free_map),
+        .part_map = calloc(words, sizeof *slabs->part_map),
     };
-    if (slabs->held == NULL || slabs->free_map == NULL) {
+    if (slabs->held == NULL || slabs->free_map == NULL || slabs->part_map == NULL) {
         slabs_done(slabs);
         return -ENOMEM;
     }
@@ -38,6 +43,7 @@ void slabs_done(struct slabs *slabs)
 {
     free(slabs->held);
     free(slabs->free_map);
+    free(slabs->part_map);
     *slabs = (struct slabs){0};
 }
 
@@ -46,13 +52,13 @@ static bool is_free(const struct slabs *slabs, uint32_t slab)
     return slabs->free_map[slab / 64] >> (slab % 64) & 1;
 }
 
-/* The first slab from `from` on that is free (or is not, by `invert`), below `limit`;
- * limit if there is none. */
-static uint32_t next_slab(const struct slabs *slabs, uint32_t from, uint32_t limit,
+/* The first slab from `from` on whose bit is set (or is not, by `invert`), below
+ * `limit`; limit if there is none. */
+static uint32_t next_slab(const uint64_t *map, uint32_t from, uint32_t limit,
                           uint64_t invert)
 {
     while (from < limit) {
-        uint64_t bits = (slabs->free_map[from / 64] ^ invert) >> (from % 64);
+        uint64_t bits = (map[from / 64] ^ invert) >> (from % 64);
         if (bits != 0)
             return min_u32(limit, from + (uint32_t)__builtin_ctzll(bits));
         from = (from / 64 + 1) * 64;
@@ -62,12 +68,12 @@ static uint32_t next_slab(const struct slabs *slabs, uint32_t from, uint32_t lim
 
 static uint32_t next_free(const struct slabs *slabs, uint32_t from, uint32_t limit)
 {
-    return next_slab(slabs, from, limit, 0);
+    return next_slab(slabs->free_map, from, limit, 0);
 }
 
 static uint32_t next_held(const struct slabs *slabs, uint32_t from, uint32_t limit)
 {
-    return next_slab(slabs, from, limit, UINT64_MAX);
+    return next_slab(slabs->free_map, from, limit, UINT64_MAX);
 }
 
 static void raise_fresh(struct slabs *slabs, uint32_t fresh)
@@ -90,6 +96,31 @@ static uint16_t next_mask(struct run *run, uint32_t *ret_slab)
     return (uint16_t)(((1U << n) - 1) << first);
 }
 
+static uint32_t free_pieces(uint16_t held)
+{
+    return SLAB_PIECES - (uint32_t)__builtin_popcount(held);
+}
+
+/* Changes the mask of a slab, and what S4 says about it. */
+static void set_held(struct slabs *slabs, uint32_t slab, uint16_t held)
+{
+    uint16_t old = slabs->held[slab];
+    bool was_part = old != 0 && old != UINT16_MAX;
+    bool is_part = held != 0 && held != UINT16_MAX;
+    uint64_t bit = (uint64_t)1 << (slab % 64);
+    slabs->held[slab] = held;
+    if (was_part) {
+        slabs->part_map[slab / 64] &= ~bit;
+        slabs->part_count--;
+        slabs->part_free -= free_pieces(old);
+    }
+    if (is_part) {
+        slabs->part_map[slab / 64] |= bit;
+        slabs->part_count++;
+        slabs->part_free += free_pieces(held);
+    }
+}
+
 static void hold(struct slabs *slabs, uint32_t slab, uint16_t mask)
 {
     if (is_free(slabs, slab)) { /* S1 */
@@ -98,7 +129,7 @@ static void hold(struct slabs *slabs, uint32_t slab, uint16_t mask)
         slabs->ready_count--;
     }
     assert((slabs->held[slab] & mask) == 0);
-    slabs->held[slab] |= mask;
+    set_held(slabs, slab, slabs->held[slab] | mask);
 }
 
 bool slabs_claim(struct slabs *slabs, struct run run)
@@ -171,13 +202,100 @@ bool slabs_take_fresh(struct slabs *slabs, struct run *ret_run)
     return slabs->fresh < slabs->count && take_at(slabs, slabs->fresh, 1, ret_run) == 1;
 }
 
+/* --- single pieces --- */
+
+/* The next slab held in part, round and round; 0 when `looked` of them were. */
+static uint32_t next_part(const struct slabs *slabs, uint32_t *at, uint32_t *looked)
+{
+    if (*looked >= SEARCH_PARTS || *looked >= slabs->part_count)
+        return 0;
+    uint32_t slab = next_slab(slabs->part_map, *at + 1, slabs->count, 0);
+    if (slab == slabs->count)
+        slab = next_slab(slabs->part_map, 1, slabs->count, 0);
+    *at = slab;
+    ++*looked;
+    return slab;
+}
+
+/* The slab held in part to take a piece from; 0: there is none. */
+static uint32_t fullest(struct slabs *slabs)
+{
+    uint32_t at = slabs->part_next, looked = 0, best = 0, slab;
+    while ((slab = next_part(slabs, &at, &looked)) != 0) {
+        if (slab == slabs->avoid)
+            continue;
+        uint32_t n = free_pieces(slabs->held[slab]);
+        if (best == 0 || n < free_pieces(slabs->held[best]))
+            best = slab;
+        if (n == 1)
+            break;
+    }
+    /* From there on next time: full ones are behind it. */
+    slabs->part_next = at;
+    return best;
+}
+
+uint32_t slabs_held(const struct slabs *slabs, uint32_t slab)
+{
+    return SLAB_PIECES - free_pieces(slabs->held[slab]);
+}
+
+uint32_t slabs_emptiest(const struct slabs *slabs, const uint64_t *pinned)
+{
+    uint32_t best = 0;
+    for (uint32_t i = 0; i < div_up_u64(slabs->count, 64); i++) {
+        uint64_t bits = slabs->part_map[i] & ~pinned[i];
+        for (; bits != 0; bits &= bits - 1) {
+            uint32_t slab = i * 64 + (uint32_t)__builtin_ctzll(bits);
+            if (best == 0 || slabs_held(slabs, slab) < slabs_held(slabs, best))
+                best = slab;
+        }
+    }
+    return best;
+}
+
+/* The shortest free stretch of at least `want` pieces, else the longest. */
+static struct run stretch(uint16_t held, uint32_t want)
+{
+    struct run best = {0};
+    for (uint32_t at = 0; at < SLAB_PIECES;) {
+        uint32_t n = 0;
+        while (at + n < SLAB_PIECES && (held >> (at + n) & 1) == 0)
+            n++;
+        bool is_better = best.count < want ? n > best.count : n >= want && n < best.count;
+        if (is_better)
+            best = (struct run){at, n};
+        at += n + 1;
+    }
+    best.count = min_u32(best.count, want);
+    return best;
+}
+
+uint32_t slabs_take_pieces(struct slabs *slabs, uint32_t want, struct run *ret_run)
+{
+    assert(want > 0);
+    uint32_t slab = fullest(slabs);
+    if (slab == 0) {
+        if (slabs->free_count == 0)
+            return 0;
+        if (search_ready(slabs, 1, &slab) == 0)
+            slab = slabs->fresh;
+        raise_fresh(slabs, slab + 1);
+    }
+    struct run run = stretch(slabs->held[slab], want);
+    assert(run.count > 0); /* S4 */
+    hold(slabs, slab, (uint16_t)(((1U << run.count) - 1) << run.start));
+    *ret_run = (struct run){slab * SLAB_PIECES + run.start, run.count};
+    return run.count;
+}
+
 void slabs_release(struct slabs *slabs, struct run run)
 {
     while (run.count > 0) {
         uint32_t slab;
         uint16_t mask = next_mask(&run, &slab);
         assert((slabs->held[slab] & mask) == mask);
-        slabs->held[slab] &= (uint16_t)~mask;
+        set_held(slabs, slab, (uint16_t)(slabs->held[slab] & ~mask));
         if (slabs->held[slab] != 0)
             continue;
         slabs->free_map[slab / 64] |= (uint64_t)1 << (slab % 64); /* S1 */

@@ -22,8 +22,13 @@ struct slabs {
     uint32_t free_count;  /* wholly free slabs */
     uint32_t ready_count; /* of these, below fresh */
     uint32_t first_free;  /* none below it is free */
+    uint32_t part_count;  /* slabs that are held in part */
+    uint32_t part_free;   /* free pieces in these */
+    uint32_t part_next;   /* where the next search for one begins */
+    uint32_t avoid;       /* no piece is taken of this one; 0: none such */
     uint16_t *held;       /* for each slab a mask of its pieces in use */
     uint64_t *free_map;   /* a bit for each wholly free slab */
+    uint64_t *part_map;   /* a bit for each slab held in part */
 };
 
 /* Everything free but slab 0. -ENOMEM. */
@@ -37,6 +42,15 @@ uint32_t slabs_take(struct slabs *slabs, uint32_t want, uint32_t near,
                     struct run *ret_run);
 /* Takes the first slab never written, to fill it. False: there is none. */
 bool slabs_take_fresh(struct slabs *slabs, struct run *ret_run);
+/* Takes up to `want` adjacent pieces of one slab and returns how many: of one that is
+ * held in part, a full one rather than an empty one; else of one that was free. 0: there
+ * is none. */
+uint32_t slabs_take_pieces(struct slabs *slabs, uint32_t want, struct run *ret_run);
+/* Of the slabs held in part whose bit is not set in `pinned`, one that has the fewest
+ * pieces held; 0: there is none. */
+uint32_t slabs_emptiest(const struct slabs *slabs, const uint64_t *pinned);
+/* How many of its pieces are. */
+uint32_t slabs_held(const struct slabs *slabs, uint32_t slab);
 /* Gives back what was taken or claimed, whole or in part. */
 void slabs_release(struct slabs *slabs, struct run run);
 

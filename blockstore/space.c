@@ -15,7 +15,7 @@
  * On close a record write in flight is waited for. Space that a record in flight was to
  * reserve is free again after a restart: nothing in it was answered.
  */
-#include "blockstore/store_internal.h"
+#include "blockstore/compact.h"
 
 /* Reserving ahead leaves this share of the free slabs to others. */
 #define AHEAD_SHARE 8U
@@ -23,6 +23,7 @@
 static uint32_t slabs_allowed(const struct store *store, bool use_reserve)
 {
     uint64_t kept = use_reserve ? 0 : div_up_u64(store->reserve_bytes, SLAB_BYTES);
+    kept += compact_reserve_slabs(store->slabs.count);
     uint32_t free_count = store->slabs.free_count;
     return kept < free_count ? free_count - (uint32_t)kept : 0;
 }
@@ -48,7 +49,7 @@ static uint32_t space_add(struct store *store, struct extent *e, uint32_t slabs,
         if (n == 0)
             break;
         if (runs_add(&e->runs, run) < 0) {
-            slabs_release(&store->slabs, run);
+            space_release(store, run);
             break;
         }
         added += n;
@@ -58,6 +59,8 @@ static uint32_t space_add(struct store *store, struct extent *e, uint32_t slabs,
         zero_fill_wanted(store);
         allocate_wanted(store);
     }
+    if (slabs > 0)
+        compact_wanted(store);
     return added;
 }
 
@@ -77,8 +80,10 @@ int space_ensure(struct store *store, struct extent *e, uint32_t end, bool use_r
     if (end <= have)
         return 0;
     uint32_t need = (uint32_t)div_up_u64(end - have, SLAB_BLOCKS);
-    if (need > slabs_allowed(store, use_reserve))
+    if (need > slabs_allowed(store, use_reserve)) {
+        compact_wanted(store);
         return -PLX_EFULL;
+    }
     /* What it got of them stays: a later append will use it. */
     return space_add(store, e, need, use_reserve) == need ? 0 : -ENOMEM;
 }
@@ -90,7 +95,7 @@ static int record_start(struct store *store, struct extent_open *open)
     struct extent *e = open->extent;
     assert(!open->is_recording && e->state == EXTENT_OPEN);
     kv_batch_init(&open->write.batch);
-    record_put(store, &open->write.batch, e, EXTENT_PIECES);
+    record_put(store, &open->write.batch, e, RECORD_PIECES_MAX);
     if (open->write.batch.bad) {
         kv_batch_done(&open->write.batch);
         return -ENOMEM;
@@ -138,13 +143,21 @@ int space_ahead(struct store *store, struct extent *e)
     return record_start(store, open);
 }
 
+void space_release(struct store *store, struct run run)
+{
+    uint32_t before = store->slabs.free_count;
+    slabs_release(&store->slabs, run);
+    if (store->slabs.free_count > before && store->on_space != NULL)
+        loop_post(store->loop, store->on_space);
+}
+
 void space_cut(struct store *store, struct extent *e, uint32_t pieces)
 {
     for (;;) {
         struct run run = runs_cut_last(&e->runs, pieces);
         if (run.count == 0)
             break;
-        slabs_release(&store->slabs, run);
+        space_release(store, run);
     }
     if (e->runs.count == 0) {
         runs_done(&e->runs);

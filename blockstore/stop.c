@@ -60,7 +60,7 @@ async int store_create_extent(struct store *store, struct address extent, uint64
     if (result == 0)
         result = space_begin(store, e, slabs_hint);
     if (result == 0)
-        result = record_write(store, e, EXTENT_PIECES, KV_SYNCED);
+        result = record_write(store, e, RECORD_PIECES_MAX, KV_SYNCED);
     if (result == -PLX_EFAILED) {
         /* Nobody knows whether the record is there. */
         extent_unlock(store, e);
@@ -80,6 +80,12 @@ async int store_create_extent(struct store *store, struct address extent, uint64
 }
 
 /* --- stop --- */
+
+void headers_drop(struct extent *e)
+{
+    free(e->headers);
+    e->headers = NULL;
+}
 
 static async void appends_drain(struct extent_open *open)
 {
@@ -108,7 +114,9 @@ static async int stop_open(struct store *store, struct extent *e)
         return result;
     extent_open_end(store, e);
     e->state = EXTENT_STOPPED;
-    e->live = length;
+    extent_count(&store->extents, e, length, length);
+    if (length == 0)
+        headers_drop(e);
     space_cut(store, e, pieces); /* nobody reads beyond the length */
     trace(store->loop, "extent.stop", e->address.v, length, 0);
     return 0;
@@ -159,8 +167,7 @@ async int store_stop_extent(struct store *store, struct address extent,
 
 /* --- delete --- */
 
-/* Frees a locked extent. On failure it is still there, and locked. */
-static async int delete_locked(struct store *store, struct extent *e)
+async int extent_delete(struct store *store, struct extent *e)
 {
     if (e->state == EXTENT_OPEN)
         appends_drain(e->open);
@@ -175,6 +182,7 @@ static async int delete_locked(struct store *store, struct extent *e)
     readers_drain(store, e);
     space_cut(store, e, 0);
     extent_free(e);
+    compact_changed(store);
     return 0;
 }
 
@@ -183,7 +191,7 @@ async int store_delete_extent(struct store *store, struct address extent)
     struct extent *e = extent_lock(store, extent);
     if (e == NULL)
         return store->failed ? -PLX_EFAILED : 0;
-    int result = delete_locked(store, e);
+    int result = extent_delete(store, e);
     if (result < 0)
         extent_unlock(store, e);
     return result;
@@ -201,7 +209,10 @@ static async int finalize_stopped(struct store *store, struct extent *e, uint32_
     if (result < 0)
         return result;
     e->state = EXTENT_FINAL;
-    e->length = e->durable = e->live = length;
+    e->length = e->durable = length;
+    extent_count(&store->extents, e, length, length);
+    if (e->headers != NULL)
+        bitmap_cut(e->headers, length);
     readers_drain(store, e); /* some may still be beyond the length */
     space_cut(store, e, pieces);
     trace(store->loop, "extent.final", e->address.v, length, 0);
@@ -235,71 +246,12 @@ async int store_finalize_extent(struct store *store, struct address extent,
         return length == 0 ? 0 : -PLX_EMISSING;
     int result;
     if (length == 0 && e->state != EXTENT_FINAL) {
-        result = delete_locked(store, e);
+        result = extent_delete(store, e);
         if (result == 0)
             return 0;
     } else {
         result = finalize_locked(store, e, length);
     }
     extent_unlock(store, e);
-    return result;
-}
-
-/* --- trim --- */
-
-/* Each final extent gets its live bitmap with its first trim. */
-static int live_map_make(struct extent *e)
-{
-    if (e->live_map != NULL)
-        return 0;
-    uint8_t *map = malloc(BITMAP_BYTES);
-    if (map == NULL)
-        return -ENOMEM;
-    if (e->layout != NULL)
-        memcpy(map, e->layout, BITMAP_BYTES);
-    else
-        bitmap_fill(map, e->length);
-    e->live_map = map;
-    return 0;
-}
-
-static void live_clear(struct extent *e, const uint32_t *blocks, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        assert(i == 0 || blocks[i - 1] <= blocks[i]);
-        if (blocks[i] >= e->length)
-            break;
-        if (!bitmap_get(e->live_map, blocks[i]))
-            continue;
-        bitmap_clear(e->live_map, blocks[i]);
-        e->live--; /* E7 */
-    }
-}
-
-async int store_trim(struct store *store, struct address extent, const uint32_t *blocks,
-                     uint32_t count)
-{
-    struct extent *e = extent_lock(store, extent);
-    int result = 0;
-    if (store->failed)
-        result = -PLX_EFAILED;
-    else if (e == NULL)
-        result = -PLX_EMISSING;
-    else if (e->state != EXTENT_FINAL)
-        result = -PLX_EPRECONDITION;
-    else
-        result = live_map_make(e);
-    if (result == 0) {
-        live_clear(e, blocks, count);
-        if (e->live == 0) {
-            result = delete_locked(store, e);
-            if (result == 0)
-                return 0;
-        } else {
-            result = record_write(store, e, EXTENT_PIECES, KV_UNSYNCED);
-        }
-    }
-    if (e != NULL)
-        extent_unlock(store, e);
     return result;
 }

@@ -357,6 +357,8 @@ static struct store *store_alloc(struct loop *loop, const struct store_options *
     waitlist_init(&store->readers_gone);
     waitlist_init(&store->quiet);
     sync_init(store);
+    compact_init(store);
+    store->no_idle_work = options->no_idle_work;
     store->append_count = metric_counter(loop, "parallax_store_appends_total",
                                          "Batches appended to extents.");
     store->append_bytes = metric_counter(loop, "parallax_store_append_bytes_total",
@@ -414,6 +416,7 @@ async int store_open(struct loop *loop, const struct store_options *options,
         return result;
     }
     zero_fill_wanted(store);
+    compact_wanted(store);
     *ret_store = store;
     return 0;
 }
@@ -428,13 +431,14 @@ static bool is_quiet(const struct store *store)
             return false;
     }
     return !store->sync_busy && !store->fill_busy && !store->allocating &&
-           !store->answer.posted;
+           !store->compacting && !store->answer.posted;
 }
 
 async void store_close(struct store *store)
 {
     store->is_closing = true;
     timer_stop(store->loop, &store->idle);
+    timer_stop(store->loop, &store->compact_timer);
     while (!is_quiet(store))
         waitlist_wait(&store->quiet);
     int result = store->failed ? 0 : advance_generation(store);
@@ -458,6 +462,14 @@ void store_usage(const struct store *store, struct store_usage *ret_usage)
         .capacity_bytes = store->super.capacity_bytes,
         .used_bytes = (slabs->count - 1 - slabs->free_count) * SLAB_BYTES,
         .free_bytes = slabs->free_count * SLAB_BYTES,
+        .live_bytes = store->extents.live_blocks * BLOCK_SIZE,
+        .dead_bytes = (store->extents.stored_blocks - store->extents.live_blocks) *
+                      BLOCK_SIZE,
+        .free_piece_bytes = slabs->part_free * PIECE_BYTES,
+        .compact_runs = store->compact_count->value,
+        .compact_bytes_read = store->compact_read_bytes->value,
+        .compact_bytes_written = store->compact_written_bytes->value,
+        .compacting = store->compacting,
         .extent_count = store->extents.count,
         .failed = store->failed,
     };
@@ -472,4 +484,10 @@ void store_set_reserve(struct store *store, uint64_t reserve_bytes)
 {
     store->reserve_bytes = reserve_bytes;
     zero_fill_wanted(store);
+    compact_wanted(store);
+}
+
+void store_on_space(struct store *store, struct work *work)
+{
+    store->on_space = work;
 }

@@ -24,7 +24,8 @@ struct store_options {
     uint64_t capacity_bytes; /* create: the size (a device: 0 = all of it);
                                 open: grow to it, 0 = keep */
     struct kv *kv;           /* shared with others; the store's keys begin with e, s */
-    bool no_idle_work;       /* never zero-fill unwritten slabs in the background */
+    bool no_idle_work;       /* never zero-fill unwritten slabs in the background, nor
+                                compact before space is short */
 };
 
 /* Formats. The caller made sure that nothing is there (a file must not exist; a device
@@ -44,6 +45,12 @@ struct store_usage {
     uint64_t capacity_bytes, used_bytes, free_bytes; /* used: slabs held by extents, in
                                                       * part or whole; the superblock's
                                                       * slab is in neither */
+    uint64_t live_bytes;       /* blocks that are not trimmed */
+    uint64_t dead_bytes;       /* trimmed, but still stored */
+    uint64_t free_piece_bytes; /* free pieces of slabs that are used in part */
+    uint64_t compact_runs;     /* since it was opened: extents, or parts of one, moved */
+    uint64_t compact_bytes_read, compact_bytes_written;
+    bool compacting;
     uint64_t extent_count;
     bool failed;
 };
@@ -52,6 +59,12 @@ struct uid store_cluster(const struct store *store);
 
 /* Guest appends find the store full when fewer bytes than this are free. */
 void store_set_reserve(struct store *store, uint64_t reserve_bytes);
+/* Has `work` posted whenever slabs became free, and when compaction ends, so that nobody
+ * waits for more. One subscriber; NULL: none. */
+void store_on_space(struct store *store, struct work *work);
+/* The store may still gain space by itself: compaction is at work, or has something left
+ * that gains. */
+bool store_space_coming(const struct store *store);
 
 enum extent_state { EXTENT_OPEN, EXTENT_STOPPED, EXTENT_FINAL };
 
@@ -61,7 +74,9 @@ struct extent_info {
     enum extent_state state;
     uint32_t length;        /* blocks: end of an open one, stop or final length */
     uint32_t durable;       /* known to be synced, blocks; <= length */
-    uint32_t live;          /* blocks not trimmed */
+    uint32_t stored;        /* blocks that have a place */
+    uint32_t live;          /* of these, not trimmed */
+    bool has_headers;       /* its headers are live: store_trim_headers was not called */
     bool restart_scanned;   /* its stop length was found by a restart scan */
     uint32_t create_flags;  /* none is defined yet: 0 */
 };
@@ -165,10 +180,16 @@ struct store_read {
 void store_read(struct store *store, struct store_read *read);
 
 /* Clears live bits of a final extent; durable at the next sync of the key-value store.
- * blocks: sorted block numbers; those at or above the length are ignored. A whole extent
- * without live blocks is deleted. -PLX_EMISSING; -PLX_EPRECONDITION: it is not final. */
+ * blocks: sorted block numbers; those at or above the length are ignored, and so are
+ * headers as long as the extent has them. A whole extent without live blocks is deleted.
+ * -PLX_EMISSING; -PLX_EPRECONDITION: it is not final. */
 async int store_trim(struct store *store, struct address extent, const uint32_t *blocks,
                      uint32_t count);
+/* The same for all headers and the roll record of a final extent, once and for all:
+ * nobody may want to walk it any more. Idempotent. */
+async int store_trim_headers(struct store *store, struct address extent);
+/* A bit for each block, BITMAP_BYTES bytes; set: it is live. -PLX_EMISSING. */
+int store_live_map(const struct store *store, struct address extent, uint8_t *ret_map);
 
 /*
  * Reads all headers of an extent from block 0 on, in order, verifying the chain (not
@@ -181,5 +202,25 @@ typedef int header_fn(void *arg, const struct header *head, const struct entry *
                       const struct roll_entry *rolls);
 async int store_walk_headers(struct store *store, struct address extent, header_fn *fn,
                              void *arg, uint32_t *ret_end);
+
+/*
+ * Reads everything that is live in an extent that is not open, and its headers or its
+ * digest as long as they are there, and calls finding for whatever does not fit or
+ * cannot be read. Blocks behind a damaged header, up to the next one, and all blocks if
+ * the digest is damaged, cannot be checked but for being readable.
+ * -PLX_EMISSING, also when it is deleted meanwhile; -PLX_EPRECONDITION: it is open;
+ * -ENOMEM; or what a callback returned to end it.
+ */
+struct verify_callbacks {
+    /* entry NULL: a header (then address is its own), the digest (then it is the
+     * extent), or a block of which nothing is known. Not 0: ends it. */
+    int (*finding)(void *arg, struct address address, const struct entry *entry,
+                   int code);
+    /* Every 256 KiB or so, on the task; may suspend for long. Not 0: ends it. NULL ok. */
+    async int (*progress)(void *arg, uint64_t bytes);
+    void *arg;
+};
+async int store_verify_extent(struct store *store, struct address extent,
+                              const struct verify_callbacks *cb);
 
 #endif

@@ -22,6 +22,7 @@
 #define RESERVE_SLABS    EXTENT_SLABS      /* reserved at once at most */
 #define ZERO_POOL_SLABS  64U               /* filled ahead of use */
 #define IDLE_NS          (200 * NS_PER_MS) /* quiet for so long is idle */
+#define COMPACT_CHUNK_BYTES (256 * KIB)     /* read, and written, at once */
 #define STORE_BYTES_MIN  (16 * MIB)
 #define EXTENT_TABLE_MIN 64U               /* buckets */
 
@@ -46,19 +47,23 @@ async int superblock_load(struct file *file, const char *path, struct superblock
 
 /* --- extents --- */
 
-/* 112 bytes, plus 8 for each run and 2 KiB for each bitmap. */
+/* 136 bytes, plus 8 for each run and 2 KiB for each bitmap. */
 struct extent {
     struct address address;
     uint64_t disk, epoch, nonce;
-    uint32_t length, durable, live;
+    uint64_t serial; /* new whenever blocks have moved; 0: it is gone */
+    uint32_t length, durable;
+    uint32_t stored, live; /* extent_count changes them */
     uint32_t create_flags;
     uint32_t readers[2]; /* reads in flight that began in each phase */
     uint8_t phase;       /* of the reads that begin now */
     uint8_t state;       /* enum extent_state */
     bool restart_scanned;
     bool is_locked;
+    bool is_unfit; /* to be compacted: damaged */
     struct runs runs;
-    uint8_t *live_map, *layout; /* NULL: all live; place is number */
+    uint8_t *live_map, *layout; /* NULL: all stored is live; place is number */
+    uint8_t *headers;           /* NULL: trimmed; else each of them is live */
     struct extent_open *open;   /* NULL unless open */
     SLIST_ENTRY(extent) link;   /* in its bucket */
 };
@@ -85,6 +90,8 @@ struct extent_table {
     struct extent_bucket *buckets;
     size_t bucket_count; /* a power of two */
     size_t count;
+    uint64_t stored_blocks, live_blocks; /* of all extents */
+    uint64_t serials;
 };
 
 /* One operation on the file: the part of an append or read that is contiguous there. */
@@ -111,6 +118,7 @@ struct store {
     struct extent_table extents;
     struct extent_open_list opens;
     uint64_t reserve_bytes;
+    struct work *on_space; /* NULL: nobody asks */
     bool failed, is_closing;
 
     struct waitlist unlocked;     /* some extent was unlocked */
@@ -148,6 +156,15 @@ struct store {
     bool allocating;
     struct task_call allocate_task;
 
+    struct task_call compact_task;
+    struct timer compact_timer;
+    bool compacting, no_idle_work;
+    uint64_t compact_changes;       /* grows when blocks die or extents go */
+    uint64_t compact_nothing_at;    /* its value when nothing was found, */
+    uint32_t compact_nothing_goal;  /* for which goal, */
+    uint64_t compact_looked_ns;     /* and when */
+
+    struct metric *compact_count, *compact_read_bytes, *compact_written_bytes;
     struct metric *append_count, *append_bytes, *read_count, *sync_count, *sync_ns;
     uint64_t sync_started_ns;
 };
@@ -165,9 +182,15 @@ struct extent *extent_find(const struct extent_table *table, struct address addr
 void extent_insert(struct extent_table *table, struct extent *e);
 void extent_remove(struct extent_table *table, struct extent *e);
 void extent_free(struct extent *e);
+/* How many blocks it has stored and live from now on. */
+void extent_count(struct extent_table *table, struct extent *e, uint32_t stored,
+                  uint32_t live);
 /* Calls fn for every extent; fn may not insert or remove. */
 void extent_each(const struct extent_table *table,
                  void (*fn)(void *arg, struct extent *e), void *arg);
+/* The same from a bucket on, for `count` of them; returns where to go on. */
+size_t extent_each_from(const struct extent_table *table, size_t bucket, size_t count,
+                        void (*fn)(void *arg, struct extent *e), void *arg);
 /* One multi-step operation of an extent at a time. NULL: there is no such extent (any
  * more). */
 async struct extent *extent_lock(struct store *store, struct address address);
@@ -211,12 +234,19 @@ int space_begin(struct store *store, struct extent *e, uint32_t slabs);
 int space_ensure(struct store *store, struct extent *e, uint32_t end, bool use_reserve);
 /* Reserves more when half is used, and starts a record write if one is due. */
 int space_ahead(struct store *store, struct extent *e);
+/* Gives a run back, and tells who waits for slabs. */
+void space_release(struct store *store, struct run run);
 /* Gives back what lies behind the first `pieces` pieces. */
 void space_cut(struct store *store, struct extent *e, uint32_t pieces);
 static inline uint32_t pieces_of(uint32_t blocks)
 {
     return (uint32_t)div_up_u64(blocks, PIECE_BLOCKS);
 }
+
+/* stop.c */
+void headers_drop(struct extent *e);
+/* Frees a locked extent. On failure it is still there, and locked. */
+async int extent_delete(struct store *store, struct extent *e);
 
 /* part.c */
 int parts_init(struct store *store);
@@ -247,6 +277,7 @@ void sync_mark_dirty(struct store *store, struct extent *e);
 /* Also when the extent goes away. */
 void sync_forget(struct store *store, struct extent_open *open);
 async int sync_wait(struct store *store);
+async int sync_always_wait(struct store *store);
 
 /* zero_fill.c */
 int zero_fill_init(struct store *store);
@@ -259,6 +290,13 @@ void zero_fill_slabs_taken(struct store *store, uint32_t count);
 /* allocate.c */
 /* Slabs were taken: more space of the file may be wanted. */
 void allocate_wanted(struct store *store);
+
+/* compact_run.c */
+void compact_init(struct store *store);
+/* Slabs were taken, or are wanted: it may be time to compact. */
+void compact_wanted(struct store *store);
+/* Blocks died, or pieces became free. */
+void compact_changed(struct store *store);
 
 /* --- scans --- */
 

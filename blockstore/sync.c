@@ -146,3 +146,9 @@ async int sync_wait(struct store *store)
     event_wait(&w.over);
     return w.sync.result;
 }
+
+async int sync_always_wait(struct store *store)
+{
+    store->sync_forced = true;
+    return sync_wait(store);
+}

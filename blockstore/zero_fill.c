@@ -83,7 +83,7 @@ static void fill_on(struct store *store)
 static void fill_written(struct file_io *io)
 {
     struct store *store = container_of(io, struct store, fill_io);
-    slabs_release(&store->slabs, store->fill_run);
+    space_release(store, store->fill_run);
     if (io->result < 0) {
         log_warning(store->loop, "store %s: filling unused space with zeros: %s; no more",
                     store->path, err_text(io->result));

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the store reads back from a device or its metadata: batch headers, roll records,
- * superblocks, extent records. The low bits of the first byte choose; its highest bit
- * makes the checksum right first, else nothing but that would ever be looked at.
+ * superblocks, digests, extent records. The low bits of the first byte choose; its
+ * highest bit makes the checksum right first, else nothing but that would ever be looked
+ * at.
  *
  * What decodes must stay decodable after it was encoded again, with the same meaning.
  */
+#include "blockstore/digest.c"
 #include "blockstore/header.c"
 #include "blockstore/record.c"
 #include "blockstore/superblock.c"
@@ -64,6 +66,21 @@ static void one_superblock(const uint8_t *block)
     assert(result == 0 && again.capacity_bytes == sb.capacity_bytes);
 }
 
+static void one_digest(const uint8_t *block)
+{
+    struct digest_head head, again;
+    static struct digest_entry_format entries[DIGEST_ENTRIES], copies[DIGEST_ENTRIES];
+    static uint8_t copy[BLOCK_SIZE];
+    uint32_t count = 0, count_again = 0;
+    if (digest_decode(block, &head, entries, &count) < 0)
+        return;
+    head.index = 0; /* as if these were all */
+    digest_encode(&head, entries, count, copy);
+    int result = digest_decode(copy, &again, copies, &count_again);
+    assert(result == 0 && again.blocks == head.blocks && count_again == count);
+    assert(memcmp(entries, copies, count * sizeof *entries) == 0);
+}
+
 static void one_record(const uint8_t *bytes, size_t len)
 {
     struct extent *e = calloc(1, sizeof *e), *again = calloc(1, sizeof *again);
@@ -104,7 +121,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
         seal(block, sizeof block);
         seal(rest, len - 1);
     }
-    switch (choice % 4) {
+    switch (choice % 8) {
     case 0:
         one_header(block);
         break;
@@ -113,6 +130,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
         break;
     case 2:
         one_superblock(block);
+        break;
+    case 4:
+        one_digest(block);
         break;
     default:
         one_record(rest, len - 1);

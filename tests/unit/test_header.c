@@ -268,7 +268,15 @@ static void sample_extent(struct extent *e, enum extent_state state)
                          .durable = 300,
                          .restart_scanned = state == EXTENT_STOPPED};
     CHECK_EQ(runs_add(&e->runs, (struct run){16, 16}), 0);
-    CHECK_EQ(runs_add(&e->runs, (struct run){64, 16}), 0);
+    if (state == EXTENT_STOPPED) {
+        e->headers = calloc(1, BITMAP_BYTES);
+        bitmap_set(e->headers, 0);
+        bitmap_set(e->headers, 1);
+        bitmap_set(e->headers, 299);
+    }
+    /* A compacted one has 19 pieces of blocks, one of digest. */
+    uint32_t count = state == EXTENT_FINAL ? 4 : 16;
+    CHECK_EQ(runs_add(&e->runs, (struct run){64, count}), 0);
     if (state != EXTENT_FINAL)
         return;
     e->live_map = malloc(BITMAP_BYTES);
@@ -278,6 +286,63 @@ static void sample_extent(struct extent *e, enum extent_state state)
     bitmap_clear(e->layout, 17);
     bitmap_clear(e->live_map, 17);
     bitmap_clear(e->live_map, 100);
+}
+
+/* Each of these alone makes a record of the sample one that is refused. */
+static void check_unsound(void (*spoil)(struct extent *e), enum extent_state state)
+{
+    struct extent e;
+    struct writer w = {0};
+    uint8_t key[EXTENT_KEY_BYTES];
+    sample_extent(&e, state);
+    spoil(&e);
+    extent_key(e.address, key);
+    record_encode(&e, RECORD_PIECES_MAX, &w);
+    struct extent *d = calloc(1, sizeof *d);
+    CHECK_EQ(record_decode(key, sizeof key, w.bytes, w.len, d), -PLX_EDAMAGED);
+    extent_free(d);
+    writer_done(&w);
+    runs_done(&e.runs);
+    free(e.live_map);
+    free(e.layout);
+    free(e.headers);
+}
+
+static void no_roll(struct extent *e)
+{
+    bitmap_clear(e->headers, 0);
+}
+
+static void dead_header(struct extent *e)
+{
+    e->live_map = malloc(BITMAP_BYTES);
+    bitmap_fill(e->live_map, 299);
+}
+
+static void both_kinds(struct extent *e)
+{
+    e->headers = malloc(BITMAP_BYTES);
+    bitmap_fill(e->headers, 1);
+}
+
+static void no_digest(struct extent *e)
+{
+    (void)runs_cut_last(&e->runs, 19);
+}
+
+static void long_digest(struct extent *e)
+{
+    CHECK_EQ(runs_add(&e->runs, (struct run){100, DIGEST_PIECES_MAX}), 0);
+}
+
+static void not_stored(struct extent *e)
+{
+    bitmap_set(e->live_map, 17);
+}
+
+static void beyond(struct extent *e)
+{
+    bitmap_set(e->layout, 300);
 }
 
 static void check_record(enum extent_state state)
@@ -298,6 +363,10 @@ static void check_record(enum extent_state state)
     CHECK_EQ(d->nonce, 7);
     CHECK_EQ(d->runs.count, 2);
     CHECK_EQ(d->live, state == EXTENT_FINAL ? 298 : e.length);
+    CHECK_EQ(d->stored, state == EXTENT_FINAL ? 299 : e.length);
+    CHECK_EQ(d->headers != NULL, state == EXTENT_STOPPED);
+    if (d->headers != NULL)
+        CHECK(memcmp(d->headers, e.headers, BITMAP_BYTES) == 0);
     extent_free(d);
     for (size_t bit = 0; bit < w.len * 8; bit++) {
         w.bytes[bit / 8] ^= (uint8_t)(1U << (bit % 8));
@@ -319,10 +388,12 @@ static void check_record(enum extent_state state)
     runs_done(&got.runs);
     free(got.live_map);
     free(got.layout);
+    free(got.headers);
     writer_done(&w);
     runs_done(&e.runs);
     free(e.live_map);
     free(e.layout);
+    free(e.headers);
 }
 
 static void test_identity(void)
@@ -350,6 +421,13 @@ int main(void)
     check_record(EXTENT_OPEN);
     check_record(EXTENT_STOPPED);
     check_record(EXTENT_FINAL);
+    check_unsound(no_roll, EXTENT_STOPPED);
+    check_unsound(dead_header, EXTENT_STOPPED);
+    check_unsound(both_kinds, EXTENT_FINAL);
+    check_unsound(no_digest, EXTENT_FINAL);
+    check_unsound(long_digest, EXTENT_FINAL);
+    check_unsound(not_stored, EXTENT_FINAL);
+    check_unsound(beyond, EXTENT_FINAL);
     test_identity();
     return 0;
 }

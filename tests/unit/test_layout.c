@@ -71,6 +71,51 @@ static void test_bitmaps(void)
     CHECK_EQ(bitmap_span(map, 70, 100), 0);
 }
 
+static void test_parts(void)
+{
+    struct run at[] = {{10, 5}, {40, 1}, {90, 10}};
+    struct runs from = {.at = at, .count = 3}, to = {0};
+    for (uint32_t first = 0; first <= 16; first++) {
+        for (uint32_t end = first; end <= 17; end++) {
+            CHECK_EQ(runs_add_part(&to, &from, first, end), 0);
+            CHECK_EQ(runs_pieces(&to), min_u32(end, 16) - first);
+            for (uint32_t i = first; i < end && i < 16; i++) {
+                uint64_t want = 0, got = 0;
+                CHECK_EQ(runs_find(&from, i * PIECE_BLOCKS, 1, &want), 1);
+                CHECK_EQ(runs_find(&to, (i - first) * PIECE_BLOCKS, 1, &got), 1);
+                CHECK_EQ(got, want);
+            }
+            runs_done(&to);
+        }
+    }
+}
+
+static void test_bitmap_parts(void)
+{
+    uint8_t map[BITMAP_BYTES] = {0}, other[BITMAP_BYTES];
+    uint32_t bits[3000], count = 0;
+    for (uint32_t bit = random_below(9); bit < EXTENT_BLOCKS; bit += 1 + random_below(40))
+        if (count < ARRAY_LEN(bits)) {
+            bits[count++] = bit;
+            bitmap_set(map, bit);
+        }
+    for (uint32_t i = 0; i < count; i++)
+        CHECK_EQ(bitmap_select(map, i), bits[i]);
+    CHECK_EQ(bitmap_select(map, count), EXTENT_BLOCKS);
+    for (uint32_t i = 0; i < 200; i++) {
+        uint32_t limit = i < 20 ? i : random_below(EXTENT_BLOCKS + 1);
+        memcpy(other, map, sizeof map);
+        bitmap_cut(other, limit);
+        CHECK_EQ(bitmap_rank(other, EXTENT_BLOCKS), bitmap_rank(map, limit));
+        CHECK_EQ(bitmap_rank(other, limit), bitmap_rank(map, limit));
+        CHECK(bitmap_within(other, map));
+        CHECK_EQ(bitmap_within(map, other),
+                 bitmap_rank(map, limit) == bitmap_rank(map, EXTENT_BLOCKS));
+    }
+    bitmap_cut(map, EXTENT_BLOCKS);
+    CHECK_EQ(bitmap_rank(map, EXTENT_BLOCKS), count);
+}
+
 /* Against the slow way: count the bits before, one by one. */
 static void test_places(void)
 {
@@ -111,7 +156,9 @@ int main(void)
 {
     test_runs();
     test_adjacent_entries();
+    test_parts();
     test_bitmaps();
+    test_bitmap_parts();
     test_places();
     return 0;
 }

@@ -127,10 +127,101 @@ static void test_against_model(void)
     slabs_done(&s);
 }
 
+/* --- single pieces --- */
+
+static void test_take_pieces(void)
+{
+    struct slabs s;
+    struct run run;
+    uint64_t pinned[2] = {0};
+    CHECK_EQ(slabs_init(&s, 20, 1), 0);
+    CHECK_EQ(slabs_emptiest(&s, pinned), 0);
+    CHECK_EQ(slabs_take_pieces(&s, 20, &run), 16); /* never beyond a slab */
+    CHECK_EQ(run.start, 16);
+    CHECK_EQ(s.part_count, 0);
+    CHECK_EQ(slabs_take_pieces(&s, 5, &run), 5);
+    CHECK_EQ(run.start, 32);
+    CHECK_EQ(s.part_count, 1);
+    CHECK_EQ(s.part_free, 11);
+    CHECK(slabs_claim(&s, (struct run){48, 14}));
+    CHECK(slabs_claim(&s, (struct run){64, 1}));
+    CHECK_EQ(s.part_free, 11 + 2 + 15);
+    CHECK_EQ(slabs_emptiest(&s, pinned), 4);
+    CHECK_EQ(slabs_held(&s, 4), 1);
+    pinned[0] |= 1U << 4;
+    CHECK_EQ(slabs_emptiest(&s, pinned), 2);
+    CHECK_EQ(slabs_take_pieces(&s, 8, &run), 2); /* the fullest first */
+    CHECK_EQ(run.start, 62);
+    s.avoid = 2;
+    CHECK_EQ(slabs_take_pieces(&s, 8, &run), 8);
+    CHECK_EQ(run.start, 65);
+    s.avoid = 0;
+    /* The shortest stretch that is long enough. */
+    slabs_release(&s, (struct run){16 + 3, 4});
+    slabs_release(&s, (struct run){16 + 9, 2});
+    CHECK_EQ(slabs_take_pieces(&s, 2, &run), 2);
+    CHECK_EQ(run.start, 16 + 9);
+    CHECK_EQ(slabs_take_pieces(&s, 9, &run), 4);
+    CHECK_EQ(run.start, 16 + 3);
+    CHECK_EQ(s.fresh, 5);
+    slabs_done(&s);
+}
+
+/* Pieces and slabs together, against a byte for each piece. */
+static void test_pieces_model(void)
+{
+    static bool held[COUNT * SLAB_PIECES];
+    static struct run runs[COUNT * SLAB_PIECES];
+    struct slabs s;
+    uint32_t count = 0;
+    CHECK_EQ(slabs_init(&s, COUNT, 1), 0);
+    for (uint32_t i = 0; i < SLAB_PIECES; i++)
+        held[i] = true;
+    for (uint32_t i = 0; i < 20000; i++) {
+        uint32_t want = 1 + random_below(30);
+        struct run run = {0};
+        s.avoid = random_below(COUNT);
+        if (count > 0 && random_below(100) < (i / 3000 % 2 == 0 ? 30 : 60)) {
+            uint32_t victim = random_below(count);
+            run = runs[victim];
+            runs[victim] = runs[--count];
+            slabs_release(&s, run);
+        } else if (random_below(4) > 0 ? slabs_take_pieces(&s, want, &run) > 0
+                                       : slabs_take(&s, 1 + want / 8, 0, &run) > 0) {
+            CHECK(run.count <= want || run.count % SLAB_PIECES == 0);
+            runs[count++] = run;
+        } else {
+            CHECK_EQ(s.free_count, 0);
+        }
+        for (uint32_t j = 0; j < run.count; j++)
+            held[run.start + j] = !held[run.start + j];
+        uint32_t part = 0, part_free = 0, free_count = 0;
+        for (uint32_t slab = 1; slab < COUNT; slab++) {
+            uint32_t n = 0;
+            for (uint32_t j = 0; j < SLAB_PIECES; j++) {
+                CHECK_EQ(s.held[slab] >> j & 1, held[slab * SLAB_PIECES + j]);
+                n += held[slab * SLAB_PIECES + j];
+            }
+            bool is_part = n > 0 && n < SLAB_PIECES;
+            CHECK_EQ(s.part_map[slab / 64] >> (slab % 64) & 1, is_part);
+            CHECK_EQ(s.free_map[slab / 64] >> (slab % 64) & 1, n == 0);
+            part += is_part;
+            part_free += is_part ? SLAB_PIECES - n : 0;
+            free_count += n == 0;
+        }
+        CHECK_EQ(s.part_count, part);
+        CHECK_EQ(s.part_free, part_free);
+        CHECK_EQ(s.free_count, free_count);
+    }
+    slabs_done(&s);
+}
+
 int main(void)
 {
     test_preferences();
     test_pieces();
     test_against_model();
+    test_take_pieces();
+    test_pieces_model();
     return 0;
 }

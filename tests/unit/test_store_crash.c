@@ -82,15 +82,24 @@ static void work_trim(void)
     uint32_t blocks[40], count = 0;
     if (x == NULL)
         return;
-    for (uint32_t at = chance(m, 50); at < x->final && count < 40; at += 1 + chance(m, 9))
-        blocks[count++] = at;
+    uint32_t first = chance(m, 2) * chance(m, x->final);
+    for (uint32_t at = first; at < x->final && count < 40; at += 1 + chance(m, 5))
+        if (!is_header(x, at)) /* which the store would ignore */
+            blocks[count++] = at;
     for (uint32_t i = 0; i < count; i++)
-        x->trimmed[blocks[i] / 8] |= (uint8_t)(1U << (blocks[i] % 8));
+        bitmap_set(x->trimmed, blocks[i]);
+    bool headers = !x->headers_trimmed && chance(m, 3) == 0;
+    for (uint32_t at = 0; at < x->final && headers; at++)
+        if (is_header(x, at))
+            bitmap_set(x->trimmed, at);
+    x->headers_trimmed |= headers;
     bool all = bitmap_rank(x->trimmed, x->final) == x->final;
     if (all)
         x->next = M_DELETED;
     x->is_busy = true;
     CHECK_EQ(store_trim(m->store, x->address, blocks, count), 0);
+    if (headers)
+        CHECK_EQ(store_trim_headers(m->store, x->address), 0);
     x->is_busy = false;
     if (!all)
         return;
@@ -98,6 +107,22 @@ static void work_trim(void)
     bool is_gone = store_extent_info(m->store, x->address, &info) == -PLX_EMISSING;
     CHECK(is_gone || x->trims_lost);
     x->state = x->next = is_gone ? M_DELETED : M_FINAL;
+}
+
+/* A part of one, or all. It goes on while others trim and delete it. */
+static void work_compact(void)
+{
+    struct model_extent *x = pick(M_FINAL);
+    if (x == NULL)
+        return;
+    uint32_t pieces = pieces_of(x->final), from = 0, to = EXTENT_PIECES;
+    if (chance(m, 2) == 0) {
+        from = chance(m, pieces + 1);
+        to = from + chance(m, pieces + 1 - from);
+    }
+    int result = machine_compact(m, x, from, to, chance(m, 2) == 0);
+    CHECK(result == 0 || result == -PLX_EPRECONDITION || result == -PLX_EMISSING ||
+          result == -PLX_EFULL);
 }
 
 static void work_delete(void)
@@ -147,7 +172,12 @@ static void work_main(struct task_call *call)
             break;
         case 2:
         case 3:
+        case 13:
             work_trim();
+            break;
+        case 14:
+        case 15:
+            work_compact();
             break;
         case 4:
             work_delete();
@@ -260,11 +290,22 @@ static void script_extent(struct model_extent *x)
     if (note(store_finalize_extent(m->store, x->address, x->final)) < 0)
         return;
     x->state = M_FINAL;
-    const uint32_t dead[] = {0, 1};
-    x->trimmed[0] |= 3;
-    if (x->final <= 2)
+    const uint32_t dead[] = {2, 3, 40};
+    for (uint32_t i = 0; i < 3; i++)
+        bitmap_set(x->trimmed, dead[i]);
+    if (note(store_trim(m->store, x->address, dead, 3)) < 0)
+        return;
+    for (uint32_t at = 0; at < x->final; at++)
+        if (is_header(x, at))
+            bitmap_set(x->trimmed, at);
+    x->headers_trimmed = true;
+    if (x->final == 1)
         x->next = M_DELETED; /* nothing else is in it */
-    note(store_trim(m->store, x->address, dead, 2));
+    if (note(store_trim_headers(m->store, x->address)) < 0 || x->final == 1)
+        return;
+    uint32_t pieces = pieces_of(x->final);
+    if (note(machine_compact(m, x, pieces / 3, pieces / 2, false)) == 0)
+        note(machine_compact(m, x, 0, EXTENT_PIECES, false));
 }
 
 static void body_script(struct body *body)
