@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The operations of the cluster state as a table, what is checked before any of them,
- * and those of disks and leases. Reasons for each rule: doc/cluster.md.
+ * and those of disks and settings. Reasons for each rule: doc/cluster.md.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -96,7 +96,7 @@ static int apply_disk_rename(struct apply *apply)
 {
     const struct cluster_command *command = apply->command;
     const struct cluster_disk *disk = cluster_disk_by_name(apply->state, command->name);
-    if (disk == NULL)
+    if (disk == NULL || (disk->flags & DISK_TRASHED))
         return apply_refuse(apply, -PLX_EMISSING, "disk %s: no such disk", command->name);
     int rc = apply_check_new_disk(apply, command->new_name);
     if (rc != 0)
@@ -158,45 +158,128 @@ static int apply_disk_discard(struct apply *apply)
     return 0;
 }
 
+static int apply_settings(struct apply *apply)
+{
+    uint64_t keep_s = apply->command->trash_keep_s;
+    if (keep_s > TRASH_KEEP_MAX_S)
+        return apply_refuse(apply, -PLX_ELIMIT,
+                            "the trash cannot be kept for more than %u s",
+                            TRASH_KEEP_MAX_S);
+    apply->state->trash_keep_s = keep_s;
+    return 0;
+}
+
+static int check_rule(struct apply *apply, uint32_t i)
+{
+    const struct schedule_rule *rules = apply->command->rules;
+    const char *name = apply->disk->name;
+    if (rules[i].every_s == 0 || rules[i].every_s > SCHEDULE_EVERY_MAX_S)
+        return apply_refuse(apply, -EINVAL, "disk %s: a snapshot every %u s", name,
+                            rules[i].every_s);
+    if (rules[i].keep == 0 || rules[i].keep > SCHEDULE_KEEP_MAX)
+        return apply_refuse(apply, -EINVAL, "disk %s: keeping %u snapshots", name,
+                            rules[i].keep);
+    for (uint32_t j = 0; j < i; j++) {
+        if (rules[j].every_s == rules[i].every_s)
+            return apply_refuse(apply, -EINVAL, "disk %s: two rules for every %u s", name,
+                                rules[i].every_s);
+    }
+    return 0;
+}
+
+static int apply_schedule_set(struct apply *apply)
+{
+    const struct cluster_command *command = apply->command;
+    struct cluster_disk *disk = apply->disk;
+    for (uint32_t i = 0; i < command->rule_count; i++) {
+        int rc = check_rule(apply, i);
+        if (rc != 0)
+            return rc;
+    }
+    free(take(disk->rules));
+    disk->rule_count = command->rule_count;
+    if (disk->rule_count != 0) {
+        disk->rules = cluster_alloc(disk->rule_count * sizeof *disk->rules);
+        memcpy(disk->rules, command->rules, disk->rule_count * sizeof *disk->rules);
+    }
+    apply->result->id = disk->id;
+    return 0;
+}
+
+static int apply_quota_set(struct apply *apply)
+{
+    apply->disk->quota_bytes = apply->command->quota_bytes;
+    apply->result->id = apply->disk->id;
+    return 0;
+}
+
 /* --- the table --- */
 
 static const struct operation OPERATIONS[] = {
-    [CLUSTER_INIT] = {"init", F_CLUSTER | F_NODE | F_STORE | F_WALL, LEASE_NONE,
-                      apply_init},
+    [CLUSTER_INIT] = {"init", F_CLUSTER | F_NODE | F_STORE | F_WALL, LIFE_NO_DISK,
+                      LEASE_NONE, apply_init},
     [CLUSTER_DISK_CREATE] = {"disk create", F_NAME | F_SIZE | F_FLAGS | F_WALL,
-                             LEASE_NONE, apply_disk_create},
-    [CLUSTER_DISK_RENAME] = {"disk rename", F_NAME | F_NEW_NAME, LEASE_NONE,
+                             LIFE_NO_DISK, LEASE_NONE, apply_disk_create},
+    [CLUSTER_DISK_RENAME] = {"disk rename", F_NAME | F_NEW_NAME, LIFE_NO_DISK, LEASE_NONE,
                              apply_disk_rename},
-    [CLUSTER_DISK_RESIZE] = {"disk resize", F_DISK | F_EPOCH | F_SIZE, LEASE_EPOCH,
-                             apply_disk_resize},
-    [CLUSTER_DISK_PUBLISH] = {"disk publish", F_DISK | F_EPOCH | F_SIZE, LEASE_EPOCH,
-                              apply_disk_publish},
-    [CLUSTER_DISK_DISCARD] = {"disk discard", F_DISK, LEASE_NONE, apply_disk_discard},
-    [CLUSTER_LEASE_TAKE] = {"lease take", F_DISK | F_EPOCH | F_NODE, LEASE_TAKING,
-                            apply_lease_take},
+    [CLUSTER_DISK_RESIZE] = {"disk resize", F_DISK | F_EPOCH | F_SIZE, LIFE_LIVE,
+                             LEASE_EPOCH, apply_disk_resize},
+    [CLUSTER_DISK_PUBLISH] = {"disk publish", F_DISK | F_EPOCH | F_SIZE, LIFE_LIVE,
+                              LEASE_EPOCH, apply_disk_publish},
+    [CLUSTER_DISK_DISCARD] = {"disk discard", F_DISK, LIFE_LIVE, LEASE_NONE,
+                              apply_disk_discard},
+    [CLUSTER_LEASE_TAKE] = {"lease take", F_DISK | F_EPOCH | F_NODE, LIFE_LIVE,
+                            LEASE_TAKING, apply_lease_take},
     [CLUSTER_LEASE_CLOSE] = {"lease close", F_DISK | F_EPOCH | F_FLUSHED | F_FINALS,
-                             LEASE_HELD, apply_lease_close},
+                             LIFE_LIVE, LEASE_HELD, apply_lease_close},
     [CLUSTER_EXTENT_OPEN] = {"extent open",
                              F_DISK | F_EPOCH | F_COUNT | F_FLUSHED | F_MEMBERS |
                                  F_FINALS,
-                             LEASE_HELD, apply_extent_open},
-    [CLUSTER_CUT] = {"cut", F_DISK | F_EPOCH | F_NUMBER | F_FLUSHED | F_FINALS,
+                             LIFE_LIVE, LEASE_HELD, apply_extent_open},
+    [CLUSTER_CUT] = {"cut", F_DISK | F_EPOCH | F_NUMBER | F_FLUSHED | F_FINALS, LIFE_LIVE,
                      LEASE_HELD, apply_cut},
     [CLUSTER_CHECKPOINT] = {"checkpoint",
                             F_DISK | F_EPOCH | F_FLUSHED | F_NEWEST_MARKER |
-                                F_CHECKPOINT | F_ROOT | F_ROOTS | F_FINALS,
-                            LEASE_HELD, apply_checkpoint},
+                                F_CHECKPOINT | F_ROOT | F_ROOTS | F_FINALS | F_TRIMMED |
+                                F_LIST,
+                            LIFE_LIVE, LEASE_HELD, apply_checkpoint},
     [CLUSTER_SNAPSHOT] = {"snapshot",
                           F_DISK | F_EPOCH | F_NAME | F_WALL | F_GENERATION | F_FLUSHED |
                               F_MARKER | F_FINALS,
-                          LEASE_HELD, apply_snapshot},
+                          LIFE_LIVE, LEASE_HELD, apply_snapshot},
     [CLUSTER_SNAPSHOT_ABANDON] = {"snapshot abandon", F_DISK | F_EPOCH | F_MARKER,
-                                  LEASE_HELD, apply_snapshot_abandon},
-    [CLUSTER_CLONE] = {"clone", F_VERSION | F_NAME | F_COUNT | F_WALL, LEASE_NONE,
-                       apply_clone},
-    [CLUSTER_ROLLBACK] = {"rollback", F_DISK | F_VERSION | F_EPOCH, LEASE_FREE,
+                                  LIFE_LIVE, LEASE_HELD, apply_snapshot_abandon},
+    [CLUSTER_CLONE] = {"clone", F_VERSION | F_NAME | F_COUNT | F_WALL, LIFE_NO_DISK,
+                       LEASE_NONE, apply_clone},
+    [CLUSTER_ROLLBACK] = {"rollback", F_DISK | F_VERSION | F_EPOCH, LIFE_LIVE, LEASE_FREE,
                           apply_rollback},
+    [CLUSTER_SNAPSHOT_RM] = {"snapshot rm", F_DISK | F_VERSIONS, LIFE_LIVE, LEASE_NONE,
+                             apply_snapshot_rm},
+    [CLUSTER_COLLAPSE_BEGIN] = {"collapse begin", F_DISK | F_VERSION | F_EPOCH | F_NUMBER,
+                                LIFE_LIVE | LIFE_TRASHED | LIFE_NO_DISK, LEASE_EPOCH,
+                                apply_collapse_begin},
+    [CLUSTER_COLLAPSE_END] = {"collapse end", F_VERSION, LIFE_NO_DISK, LEASE_NONE,
+                              apply_collapse_end},
+    [CLUSTER_DISK_TRASH] = {"disk trash", F_DISK | F_EPOCH | F_WALL, LIFE_LIVE,
+                            LEASE_FREE, apply_disk_trash},
+    [CLUSTER_DISK_RESTORE] = {"disk restore", F_DISK | F_NAME, LIFE_TRASHED, LEASE_NONE,
+                              apply_disk_restore},
+    [CLUSTER_DISK_REMOVE] = {"disk remove", F_DISK, LIFE_TRASHED, LEASE_NONE,
+                             apply_disk_remove},
+    [CLUSTER_DISK_PURGED] = {"disk purged", F_DISK, LIFE_REMOVED | LIFE_HEADLESS,
+                             LEASE_NONE, apply_disk_purged},
+    [CLUSTER_DISK_TIDY] = {"disk tidy", F_DISK | F_EPOCH | F_NUMBER | F_FINALS,
+                           LIFE_LIVE | LIFE_TRASHED | LIFE_REMOVED, LEASE_FREE,
+                           apply_disk_tidy},
+    [CLUSTER_SETTINGS] = {"settings", F_TRASH_KEEP, LIFE_NO_DISK, LEASE_NONE,
+                          apply_settings},
+    [CLUSTER_SCHEDULE_SET] = {"schedule set", F_DISK | F_RULES, LIFE_LIVE, LEASE_NONE,
+                              apply_schedule_set},
+    [CLUSTER_QUOTA_SET] = {"quota set", F_DISK | F_QUOTA, LIFE_LIVE, LEASE_NONE,
+                           apply_quota_set},
 };
+
+static_assert(ARRAY_LEN(OPERATIONS) == CLUSTER_OP_LAST + 1, "every operation has a row");
 
 const struct operation *cluster_operation(unsigned op)
 {
@@ -243,6 +326,46 @@ static int check_lease(struct apply *apply, enum lease_need need)
     return rc;
 }
 
+static enum disk_life life_of(const struct cluster_disk *disk)
+{
+    if (disk->flags & DISK_HEADLESS)
+        return LIFE_HEADLESS;
+    if (disk->flags & DISK_REMOVED)
+        return LIFE_REMOVED;
+    return disk->flags & DISK_TRASHED ? LIFE_TRASHED : LIFE_LIVE;
+}
+
+static int check_life(struct apply *apply, unsigned lives)
+{
+    const struct cluster_disk *disk = apply->disk;
+    enum disk_life life = life_of(disk);
+    if (life & lives)
+        return 0;
+    if (life == LIFE_LIVE)
+        return apply_refuse(apply, -PLX_EPRECONDITION, "disk %s: is not in the trash",
+                            disk->name);
+    if (life == LIFE_TRASHED && (lives & LIFE_REMOVED))
+        return apply_refuse(apply, -PLX_EPRECONDITION, "disk %s: is not removed",
+                            disk->trash_name);
+    return apply_refuse(apply, -PLX_EMISSING, "disk %s: is %s", disk->trash_name,
+                        life == LIFE_TRASHED ? "in the trash" : "removed");
+}
+
+/* Finds the disk of the command and checks what its operation wants of it. */
+static int check_disk(struct apply *apply, const struct operation *operation)
+{
+    uint64_t id = apply->command->disk;
+    if ((operation->fields & F_DISK) == 0 ||
+        (id == 0 && (operation->lives & LIFE_NO_DISK)))
+        return 0;
+    apply->disk = cluster_disk_find(apply->state, id);
+    if (apply->disk == NULL)
+        return apply_refuse(apply, -PLX_EMISSING, "%s: there is no disk %llu",
+                            operation->name, (unsigned long long)id);
+    int rc = check_life(apply, operation->lives);
+    return rc != 0 ? rc : check_lease(apply, operation->lease);
+}
+
 int cluster_apply(struct cluster_state *state, const struct cluster_command *command,
                   struct cluster_result *result)
 {
@@ -252,12 +375,6 @@ int cluster_apply(struct cluster_state *state, const struct cluster_command *com
     if (state->node_count == 0 && command->op != CLUSTER_INIT)
         return apply_refuse(&apply, -PLX_EPRECONDITION, "%s: there is no cluster yet",
                             operation->name);
-    if (operation->fields & F_DISK) {
-        apply.disk = cluster_disk_find(state, command->disk);
-        if (apply.disk == NULL)
-            return apply_refuse(&apply, -PLX_EMISSING, "%s: there is no disk %llu",
-                                operation->name, (unsigned long long)command->disk);
-    }
-    int rc = check_lease(&apply, operation->lease);
+    int rc = check_disk(&apply, operation);
     return rc != 0 ? rc : operation->run(&apply);
 }

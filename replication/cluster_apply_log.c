@@ -259,6 +259,102 @@ int apply_cut(struct apply *apply)
     return 0;
 }
 
+int apply_check_settled(struct apply *apply)
+{
+    const struct cluster_disk *disk = apply->disk;
+    if (disk->pending_count != 0)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "disk %s: %u snapshots wait for a checkpoint", disk->name,
+                            disk->pending_count);
+    for (uint32_t i = 0; i < disk->extent_count; i++) {
+        const struct log_extent *extent = &disk->extents[i];
+        if (!extent->final)
+            return apply_refuse(apply, -PLX_EPRECONDITION,
+                                "disk %s: extent %llx has no final length", disk->name,
+                                (unsigned long long)extent->extent.v);
+        if (extent->last_number > disk->checkpoint.covers)
+            return apply_refuse(apply, -PLX_EPRECONDITION,
+                                "disk %s: extent %llx has what no checkpoint covers",
+                                disk->name, (unsigned long long)extent->extent.v);
+    }
+    assert(cluster_disk_is_settled(disk));
+    return 0;
+}
+
+/* How many of the disk's lists are of checkpoints up to `trimmed`. */
+static uint32_t lists_trimmed(const struct cluster_disk *disk, uint64_t trimmed)
+{
+    uint32_t count = 0;
+    while (count < disk->list_count && disk->lists[count].checkpoint <= trimmed)
+        count++;
+    return count;
+}
+
+static void lists_forget(struct cluster_disk *disk, uint64_t trimmed)
+{
+    uint32_t gone = lists_trimmed(disk, trimmed);
+    if (gone == 0)
+        return;
+    disk->list_count -= gone;
+    memmove(disk->lists, disk->lists + gone, disk->list_count * sizeof *disk->lists);
+}
+
+/* A list counts only once a committed checkpoint names it, so nobody can have trimmed
+ * more than these. */
+static int check_trimmed(struct apply *apply, uint64_t trimmed)
+{
+    const struct cluster_disk *disk = apply->disk;
+    if (trimmed > disk->checkpoint.number)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "disk %s: list %llu cannot be trimmed, it is checkpoint %llu",
+                            disk->name, (unsigned long long)trimmed,
+                            (unsigned long long)disk->checkpoint.number);
+    return 0;
+}
+
+static int check_list(struct apply *apply)
+{
+    const struct cluster_command *command = apply->command;
+    const struct cluster_disk *disk = apply->disk;
+    int rc = check_trimmed(apply, command->trimmed);
+    if (rc != 0 || command->list.blocks == 0)
+        return rc;
+    if (address_is_null(command->list.head))
+        return apply_refuse(apply, -EINVAL, "disk %s: a dead list that is nowhere",
+                            disk->name);
+    if (disk->list_count - lists_trimmed(disk, command->trimmed) >= LISTS_MAX)
+        return apply_refuse(apply, -PLX_ELIMIT,
+                            "disk %s: %u dead lists wait to be trimmed", disk->name,
+                            LISTS_MAX);
+    return 0;
+}
+
+static void list_append(struct cluster_disk *disk, const struct dead_list *list,
+                        uint64_t number)
+{
+    if (list->blocks == 0)
+        return;
+    disk->lists = cluster_grow(disk->lists, &disk->list_cap, disk->list_count + 1,
+                               sizeof *disk->lists);
+    disk->lists[disk->list_count] = *list;
+    disk->lists[disk->list_count++].checkpoint = number;
+}
+
+int apply_disk_tidy(struct apply *apply)
+{
+    struct cluster_disk *disk = apply->disk;
+    uint32_t left, open;
+    int rc = check_trimmed(apply, apply->command->number);
+    if (rc == 0)
+        rc = finals_check(apply, disk->checkpoint.covers, EMPTY_STAY, &left, &open);
+    if (rc != 0)
+        return rc;
+    lists_forget(disk, apply->command->number);
+    finals_apply(apply, EMPTY_STAY);
+    apply->result->id = disk->id;
+    return 0;
+}
+
 /* Each root must be of a pending version that the checkpoint passes, and all of these
  * must be there: a version it passed without a root would never get one. */
 static int check_roots(struct apply *apply)
@@ -311,6 +407,8 @@ int apply_checkpoint(struct apply *apply)
                             disk->name);
     int rc = check_roots(apply);
     if (rc == 0)
+        rc = check_list(apply);
+    if (rc == 0)
         rc = finals_check(apply, checkpoint->covers, EMPTY_STAY, &left, &open);
     if (rc != 0)
         return rc;
@@ -327,6 +425,8 @@ int apply_checkpoint(struct apply *apply)
     disk->head_generation = (uint32_t)max_u64(disk->head_generation,
                                               command->root.generation);
     disk->flushed = max_u64(disk->flushed, checkpoint->last);
+    lists_forget(disk, command->trimmed);
+    list_append(disk, &command->list, checkpoint->number);
     finals_apply(apply, EMPTY_STAY);
     apply->result->id = disk->id;
     return 0;

@@ -130,13 +130,29 @@ static bool clone_name(const struct cluster_command *command, uint32_t n,
     return len > 0 && len <= (int)DISK_NAME_MAX;
 }
 
+/* May anything grow from this version? */
+static int check_clone_source(struct apply *apply, const struct cluster_version *version)
+{
+    unsigned long long id = apply->command->version;
+    const struct cluster_disk *disk = NULL;
+    if (version != NULL)
+        disk = cluster_disk_by_id(apply->state, version->disk);
+    if (disk == NULL || !cluster_disk_is_visible(disk))
+        return apply_refuse(apply, -PLX_EMISSING, "clone: there is no version %llu", id);
+    if (version->collapsing)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "clone: version %llu of disk %s is being removed", id,
+                            disk->name);
+    return 0;
+}
+
 static int check_clones(struct apply *apply, const struct cluster_version *version)
 {
     const struct cluster_command *command = apply->command;
     char name[DISK_NAME_MAX + 1];
-    if (version == NULL)
-        return apply_refuse(apply, -PLX_EMISSING, "clone: there is no version %llu",
-                            (unsigned long long)command->version);
+    int rc = check_clone_source(apply, version);
+    if (rc != 0)
+        return rc;
     if (command->count == 0)
         return apply_refuse(apply, -EINVAL, "clone %s: no clones asked for",
                             command->name);
@@ -151,7 +167,7 @@ static int check_clones(struct apply *apply, const struct cluster_version *versi
         if (!clone_name(command, i, name))
             return apply_refuse(apply, -PLX_ENAME, "disk %s-%u: not a valid name",
                                 command->name, i + 1);
-        int rc = apply_check_new_disk(apply, name);
+        rc = apply_check_new_disk(apply, name);
         if (rc != 0)
             return rc;
     }
@@ -167,6 +183,7 @@ int apply_clone(struct apply *apply)
     if (rc != 0)
         return rc;
     apply->result->id = state->next_disk;
+    cluster_disk_find(state, version->disk)->flags |= DISK_SHARED;
     for (uint32_t i = 0; i < command->count; i++) {
         char name[DISK_NAME_MAX + 1];
         bool fits = clone_name(command, i, name);
@@ -189,17 +206,37 @@ static int check_rollback(struct apply *apply, const struct cluster_version *ver
     if (version == NULL || version->disk != disk->id)
         return apply_refuse(apply, -PLX_EMISSING, "disk %s: has no version %llu",
                             disk->name, (unsigned long long)apply->command->version);
-    if (disk->pending_count != 0)
+    if (disk->collapsing_version != 0)
         return apply_refuse(apply, -PLX_EPRECONDITION,
-                            "disk %s: %u snapshots wait for a checkpoint", disk->name,
-                            disk->pending_count);
-    for (uint32_t i = 0; i < disk->extent_count; i++) {
-        if (!disk->extents[i].final)
-            return apply_refuse(apply, -PLX_EPRECONDITION,
-                                "disk %s: extent %llx has no final length", disk->name,
-                                (unsigned long long)disk->extents[i].extent.v);
-    }
-    return 0;
+                            "disk %s: a removed snapshot is being merged into it",
+                            disk->name);
+    if (version->collapsing)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "disk %s: version %llu is being removed", disk->name,
+                            (unsigned long long)version->id);
+    if (!disk->has_root)
+        return apply_check_settled(apply);
+    if (apply->state->version_count >= CLUSTER_VERSIONS_MAX)
+        return apply_refuse(apply, -PLX_ELIMIT, "disk %s: there are %u versions already",
+                            disk->name, CLUSTER_VERSIONS_MAX);
+    if (disk->head_generation >= GENERATION_MAX)
+        return apply_refuse(apply, -PLX_ELIMIT, "disk %s: generations are used up",
+                            disk->name);
+    return apply_check_settled(apply);
+}
+
+/* What the old head alone has is found, and freed, like that of any version that lost its
+ * name. It has no marker: a rollback is no point of the log. */
+static void keep_old_head(struct cluster_state *state, const struct cluster_disk *disk)
+{
+    struct cluster_version *version = cluster_version_create("");
+    version->id = state->next_version++;
+    version->disk = disk->id;
+    version->parent = disk->head_parent;
+    version->generation = disk->head_generation;
+    version->size_bytes = disk->size_bytes;
+    version->root = disk->root;
+    cluster_version_add(state, version);
 }
 
 int apply_rollback(struct apply *apply)
@@ -211,8 +248,8 @@ int apply_rollback(struct apply *apply)
     if (rc != 0)
         return rc;
     uint64_t known = disk_known_number(disk);
-    for (uint32_t i = 0; i < disk->extent_count; i++)
-        known = max_u64(known, disk->extents[i].last_number);
+    if (disk->has_root)
+        keep_old_head(apply->state, disk);
     disk->extent_count = 0;
     disk->cut_count = 0;
     /* The root stands for every number the disk ever used. Were covers left lower, the

@@ -20,6 +20,7 @@ struct check {
     const struct cluster_state *state;
     struct tally *disks, *versions; /* by id */
     uint64_t disk_count, version_count;
+    uint64_t spare; /* versions that say so */
     char *text;
     size_t cap;
 };
@@ -48,9 +49,22 @@ static struct tally *tally_find(struct tally *tallies, uint64_t count, uint64_t 
     return NULL;
 }
 
+/* A child of another disk's version: the extents of that disk hold blocks of this one. */
+static int check_shared(struct check *check, const struct cluster_version *parent,
+                        uint64_t disk)
+{
+    if (parent->disk == disk)
+        return 0;
+    const struct cluster_disk *source = cluster_disk_by_id(check->state, parent->disk);
+    if (source != NULL && (source->flags & DISK_SHARED) == 0)
+        return wrong(check, "version %llu: has a clone, but its disk is not shared",
+                     (unsigned long long)parent->id);
+    return 0;
+}
+
 /* A parent is older than what grows from it: ids of versions only rise, so a path of
  * parents always ends. */
-static int check_parent(struct check *check, const char *what, uint64_t id,
+static int check_parent(struct check *check, const char *what, uint64_t id, uint64_t disk,
                         uint64_t parent, uint32_t generation)
 {
     if (parent == 0)
@@ -63,6 +77,66 @@ static int check_parent(struct check *check, const char *what, uint64_t id,
         return wrong(check, "%s %llu: generation %u, its parent's is %u", what,
                      (unsigned long long)id, generation, version->generation);
     tally_find(check->versions, check->version_count, parent)->children++;
+    return check_shared(check, version, disk);
+}
+
+/* The lists of children are what the counts say, and lead back. */
+static int check_children(struct check *check, const struct cluster_version *version)
+{
+    unsigned long long id = version->id;
+    const struct cluster_version *child = NULL;
+    const struct cluster_disk *head = NULL;
+    uint32_t count = 0;
+    while ((child = cluster_child_next(version, child)) != NULL) {
+        count++;
+        if (child->parent != version->id)
+            return wrong(check, "version %llu: a child of another one is listed", id);
+    }
+    while ((head = cluster_head_next(version, head)) != NULL) {
+        count++;
+        if (head->head_parent != version->id)
+            return wrong(check, "version %llu: a head of another one is listed", id);
+    }
+    if (count != version->child_count)
+        return wrong(check, "version %llu: %u children, %u are listed", id,
+                     version->child_count, count);
+    return 0;
+}
+
+/* The head that a collapsing version with this child collapses against; NULL: none. */
+static const struct cluster_disk *collapse_head(const struct check *check,
+                                                const struct cluster_version *version)
+{
+    const struct cluster_version *child = cluster_child_next(version, NULL);
+    const struct cluster_disk *disk = cluster_head_next(version, NULL);
+    if (disk == NULL && child != NULL)
+        disk = cluster_disk_by_id(check->state, child->disk);
+    return disk != NULL && disk->collapsing_version == version->id ? disk : NULL;
+}
+
+static int check_collapsing(struct check *check, const struct cluster_version *version)
+{
+    unsigned long long id = version->id;
+    const struct cluster_version *child = cluster_child_next(version, NULL);
+    const struct cluster_version *parent = cluster_version_by_id(check->state,
+                                                                 version->parent);
+    const struct cluster_disk *head = collapse_head(check, version);
+    const struct map_root *against = &version->against;
+    if (version->name[0] != '\0' || version->pending || version->child_count > 1)
+        return wrong(check, "version %llu: collapses, but something needs it", id);
+    if ((parent != NULL && parent->collapsing) || (child != NULL && child->collapsing))
+        return wrong(check, "version %llu: collapses, and so does its neighbour", id);
+    if (head == NULL && cluster_head_next(version, NULL) != NULL)
+        return wrong(check, "version %llu: collapses, but its child does not know", id);
+    if (head != NULL)
+        return against->generation <= head->head_generation
+                   ? 0
+                   : wrong(check, "version %llu: collapses against what is to come", id);
+    if (child != NULL &&
+        (child->pending || !address_equal(child->root.address, against->address)))
+        return wrong(check, "version %llu: collapses against what is not its child", id);
+    if (child == NULL && !address_is_null(against->address))
+        return wrong(check, "version %llu: collapses against nothing", id);
     return 0;
 }
 
@@ -87,8 +161,9 @@ static int check_version(struct check *check, const struct cluster_version *vers
         return wrong(check, "version %llu: generation %u", id, version->generation);
     if (version->size_bytes > DISK_BYTES_MAX || version->size_bytes % SECTOR_BYTES != 0)
         return wrong(check, "version %llu: an impossible size", id);
-    if (version->marker == 0 || version->marker > disk->newest_marker ||
-        version->marker_epoch > disk->epoch)
+    if (version->marker == 0 && (version->name[0] != '\0' || version->pending))
+        return wrong(check, "version %llu: a snapshot without a marker", id);
+    if (version->marker > disk->newest_marker || version->marker_epoch > disk->epoch)
         return wrong(check, "version %llu: its marker is younger than its disk's", id);
     if (version->pending && version->marker <= disk->checkpoint.covers)
         return wrong(check, "version %llu: a checkpoint passed it, but it has no root",
@@ -97,8 +172,17 @@ static int check_version(struct check *check, const struct cluster_version *vers
     tally->versions++;
     tally->snapshots += version->name[0] != '\0';
     tally->pending += version->pending;
-    return check_parent(check, "version", version->id, version->parent,
-                        version->generation);
+    check->spare += version->spare;
+    if (version->spare !=
+        (version->name[0] == '\0' && !version->pending && version->child_count <= 1))
+        return wrong(check, "version %llu: is in the wrong list", id);
+    int rc = check_parent(check, "version", version->id, version->disk, version->parent,
+                          version->generation);
+    if (rc == 0)
+        rc = check_children(check, version);
+    if (rc == 0 && version->collapsing)
+        rc = check_collapsing(check, version);
+    return rc;
 }
 
 static int check_extent(struct check *check, const struct cluster_disk *disk,
@@ -148,16 +232,84 @@ static int check_log(struct check *check, const struct cluster_disk *disk)
     return 0;
 }
 
+static int check_lists(struct check *check, const struct cluster_disk *disk)
+{
+    for (uint32_t i = 0; i < disk->list_count; i++) {
+        const struct dead_list *list = &disk->lists[i];
+        if (list->blocks == 0 || address_is_null(list->head) ||
+            list->checkpoint > disk->checkpoint.number ||
+            list->checkpoint <= (i > 0 ? list[-1].checkpoint : 0))
+            return wrong(check, "disk %s: its dead lists are out of order", disk->name);
+    }
+    return 0;
+}
+
+static int check_schedule(struct check *check, const struct cluster_disk *disk)
+{
+    for (uint32_t i = 0; i < disk->rule_count; i++) {
+        const struct schedule_rule *rule = &disk->rules[i];
+        bool good = rule->every_s != 0 && rule->every_s <= SCHEDULE_EVERY_MAX_S &&
+                    rule->keep != 0 && rule->keep <= SCHEDULE_KEEP_MAX;
+        for (uint32_t j = 0; j < i; j++)
+            good = good && disk->rules[j].every_s != rule->every_s;
+        if (!good)
+            return wrong(check, "disk %s: an impossible schedule", disk->name);
+    }
+    return 0;
+}
+
+static int check_name(struct check *check, const struct cluster_disk *disk)
+{
+    char trash_name[DISK_NAME_MAX + 1];
+    bool good = cluster_name_valid(disk->name);
+    if (disk->flags & DISK_TRASHED) {
+        cluster_trash_name(disk->id, trash_name);
+        good = strcmp(disk->name, trash_name) == 0 &&
+               cluster_name_valid(disk->trash_name);
+    }
+    if (!good || cluster_disk_by_name(check->state, disk->name) != disk)
+        return wrong(check, "disk %llu: its name is invalid or not its own",
+                     (unsigned long long)disk->id);
+    return 0;
+}
+
+/* What each state of its life demands; each comes after the ones before it. */
+static int check_life(struct check *check, const struct cluster_disk *disk)
+{
+    unsigned flags = disk->flags;
+    if ((flags & DISK_IMPORTING) && (flags & ~(unsigned)DISK_IMPORTING))
+        return wrong(check, "disk %s: is imported and more", disk->name);
+    if (((flags & DISK_REMOVED) && !(flags & DISK_TRASHED)) ||
+        ((flags & DISK_HEADLESS) && !(flags & DISK_REMOVED)))
+        return wrong(check, "disk %s: was removed out of order", disk->name);
+    if ((flags & DISK_TRASHED) && (disk->owner != 0 || !cluster_disk_is_settled(disk)))
+        return wrong(check, "disk %s: is in the trash, but not at rest", disk->name);
+    if ((flags & DISK_REMOVED) && disk->snapshot_count != 0)
+        return wrong(check, "disk %s: is removed, but has snapshots", disk->name);
+    if ((flags & DISK_HEADLESS) &&
+        (!(flags & DISK_SHARED) || disk->head_parent != 0 || disk->has_root ||
+         disk->extent_count != 0 || disk->cut_count != 0 || disk->list_count != 0 ||
+         disk->collapsing_version != 0))
+        return wrong(check, "disk %s: has no head, but what belongs to one", disk->name);
+    if (disk->collapsing_version == 0)
+        return 0;
+    const struct cluster_version *version = cluster_version_by_id(
+        check->state, disk->collapsing_version);
+    if (version == NULL || !version->collapsing || collapse_head(check, version) != disk)
+        return wrong(check, "disk %s: no version %llu collapses against it", disk->name,
+                     (unsigned long long)disk->collapsing_version);
+    return 0;
+}
+
 static int check_disk(struct check *check, const struct cluster_disk *disk)
 {
     if (disk->id == 0 || disk->id >= check->state->next_disk)
         return wrong(check, "disk %llu: a number not given out yet",
                      (unsigned long long)disk->id);
-    if (!cluster_name_valid(disk->name) ||
-        cluster_disk_by_name(check->state, disk->name) != disk)
-        return wrong(check, "disk %llu: its name is invalid or not its own",
-                     (unsigned long long)disk->id);
-    if ((disk->flags & ~(unsigned)DISK_IMPORTING) != 0 ||
+    int rc = check_name(check, disk);
+    if (rc != 0)
+        return rc;
+    if ((disk->flags & ~(unsigned)DISK_FLAGS_ALL) != 0 ||
         disk->size_bytes > DISK_BYTES_MAX || disk->size_bytes % SECTOR_BYTES != 0)
         return wrong(check, "disk %s: impossible flags or size", disk->name);
     if (disk->owner != 0 &&
@@ -168,28 +320,51 @@ static int check_disk(struct check *check, const struct cluster_disk *disk)
         disk->root.generation > disk->head_generation)
         return wrong(check, "disk %s: generation %u of its head", disk->name,
                      disk->head_generation);
-    int rc = check_parent(check, "disk", disk->id, disk->head_parent,
-                          disk->head_generation);
-    return rc != 0 ? rc : check_log(check, disk);
+    rc = check_parent(check, "disk", disk->id, disk->id, disk->head_parent,
+                      disk->head_generation);
+    if (rc == 0)
+        rc = check_life(check, disk);
+    if (rc == 0)
+        rc = check_log(check, disk);
+    if (rc == 0)
+        rc = check_lists(check, disk);
+    return rc != 0 ? rc : check_schedule(check, disk);
+}
+
+/* The lists of a disk's versions are in order, and what the counts say. */
+static int check_versions_of(struct check *check, const struct cluster_disk *disk)
+{
+    const struct tally *tally = tally_find(check->disks, check->disk_count, disk->id);
+    uint64_t id = 0, marker = 0;
+    uint32_t versions = 0, pendings = 0;
+    const struct cluster_version *version = NULL, *pending;
+    while ((version = cluster_disk_version_next(disk, version)) != NULL) {
+        if (version->disk != disk->id || version->id <= id)
+            return wrong(check, "disk %s: its versions are out of order", disk->name);
+        id = version->id;
+        versions++;
+    }
+    TAILQ_FOREACH (pending, &disk->pending, pending_link) {
+        if (pending->marker <= marker)
+            return wrong(check, "disk %s: its markers are out of order", disk->name);
+        marker = pending->marker;
+        pendings++;
+    }
+    if (disk->snapshot_count != tally->snapshots ||
+        disk->version_count != tally->versions || versions != tally->versions ||
+        disk->pending_count != tally->pending || pendings != tally->pending ||
+        disk->pending_count > PENDING_VERSIONS_MAX)
+        return wrong(check, "disk %s: its snapshots are miscounted", disk->name);
+    return 0;
 }
 
 static int check_counts(struct check *check)
 {
     const struct cluster_disk *disk = NULL;
     while ((disk = cluster_disk_next_id(check->state, disk)) != NULL) {
-        const struct tally *tally = tally_find(check->disks, check->disk_count, disk->id);
-        if (disk->snapshot_count != tally->snapshots ||
-            disk->version_count != tally->versions ||
-            disk->pending_count != tally->pending ||
-            disk->pending_count > PENDING_VERSIONS_MAX)
-            return wrong(check, "disk %s: its snapshots are miscounted", disk->name);
-        uint64_t marker = 0;
-        const struct cluster_version *pending;
-        TAILQ_FOREACH (pending, &disk->pending, pending_link) {
-            if (pending->marker <= marker)
-                return wrong(check, "disk %s: its markers are out of order", disk->name);
-            marker = pending->marker;
-        }
+        int rc = check_versions_of(check, disk);
+        if (rc != 0)
+            return rc;
     }
     const struct cluster_version *version = NULL;
     while ((version = cluster_version_next(check->state, version)) != NULL) {
@@ -199,6 +374,11 @@ static int check_counts(struct check *check)
             return wrong(check, "version %llu: its children are miscounted",
                          (unsigned long long)version->id);
     }
+    uint64_t listed = 0;
+    while ((version = cluster_spare_next(check->state, version)) != NULL)
+        listed += version->spare;
+    if (listed != check->spare || listed != check->state->spare_count)
+        return wrong(check, "versions to be removed are miscounted");
     return 0;
 }
 
@@ -231,6 +411,8 @@ static int check_all(struct check *check)
         state->next_version == 0 || state->next_version > NUMBERS_MAX ||
         state->next_sequence == 0 || state->next_sequence > EXTENT_SEQUENCE_MAX)
         return wrong(check, "an impossible next number");
+    if (state->trash_keep_s > TRASH_KEEP_MAX_S)
+        return wrong(check, "an impossible setting");
     int rc = 0;
     const struct cluster_version *version = NULL;
     while (rc == 0 && (version = cluster_version_next(state, version)) != NULL)

@@ -59,6 +59,35 @@ static void write_finals(struct writer *w, const struct cluster_command *command
     }
 }
 
+/* Its number is that of the checkpoint. */
+static void write_list(struct writer *w, const struct dead_list *list)
+{
+    write_u32(w, list->blocks);
+    if (list->blocks == 0)
+        return;
+    write_u64(w, list->head.v);
+    write_u32(w, list->crc);
+}
+
+static void write_version_ids(struct writer *w, const struct cluster_command *command)
+{
+    assert(command->version_count <= SNAPSHOTS_PER_COMMAND);
+    write_u16(w, (uint16_t)command->version_count);
+    for (uint32_t i = 0; i < command->version_count; i++)
+        write_u64(w, command->versions[i]);
+}
+
+void cluster_rules_write(struct writer *w, const struct schedule_rule *rules,
+                         uint32_t count)
+{
+    assert(count <= SCHEDULE_RULES_MAX);
+    write_u8(w, (uint8_t)count);
+    for (uint32_t i = 0; i < count; i++) {
+        write_u32(w, rules[i].every_s);
+        write_u32(w, rules[i].keep);
+    }
+}
+
 /* The fields that are one number or identity. */
 static void write_plain(struct writer *w, const struct cluster_command *command,
                         unsigned fields)
@@ -97,6 +126,12 @@ static void write_plain(struct writer *w, const struct cluster_command *command,
         write_u64(w, command->marker);
     if (fields & F_NEWEST_MARKER)
         write_u64(w, command->newest_marker);
+    if (fields & F_TRIMMED)
+        write_u64(w, command->trimmed);
+    if (fields & F_QUOTA)
+        write_u64(w, command->quota_bytes);
+    if (fields & F_TRASH_KEEP)
+        write_u64(w, command->trash_keep_s);
 }
 
 void cluster_command_encode(const struct cluster_command *command, struct writer *w)
@@ -123,6 +158,12 @@ void cluster_command_encode(const struct cluster_command *command, struct writer
         write_roots(w, command);
     if (fields & F_FINALS)
         write_finals(w, command);
+    if (fields & F_LIST)
+        write_list(w, &command->list);
+    if (fields & F_VERSIONS)
+        write_version_ids(w, command);
+    if (fields & F_RULES)
+        cluster_rules_write(w, command->rules, command->rule_count);
 }
 
 static void read_members(struct reader *r, struct cluster_command *command)
@@ -172,6 +213,42 @@ static void read_finals(struct reader *r, struct decoded_command *ret)
     ret->command.final_count = count;
 }
 
+static void read_list(struct reader *r, struct cluster_command *command)
+{
+    command->list = (struct dead_list){.blocks = read_u32(r)};
+    if (command->list.blocks == 0)
+        return;
+    command->list.checkpoint = command->checkpoint.number;
+    command->list.head.v = read_u64(r);
+    command->list.crc = read_u32(r);
+}
+
+static void read_version_ids(struct reader *r, struct decoded_command *ret)
+{
+    uint32_t count = read_u16(r);
+    if (count > SNAPSHOTS_PER_COMMAND) {
+        r->bad = true;
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++)
+        ret->versions[i] = read_u64(r);
+    ret->command.versions = ret->versions;
+    ret->command.version_count = count;
+}
+
+uint32_t cluster_rules_read(struct reader *r,
+                            struct schedule_rule ret_rules[SCHEDULE_RULES_MAX])
+{
+    uint32_t count = read_u8(r);
+    if (count > SCHEDULE_RULES_MAX)
+        r->bad = true;
+    for (uint32_t i = 0; i < count && !r->bad; i++) {
+        ret_rules[i].every_s = read_u32(r);
+        ret_rules[i].keep = read_u32(r);
+    }
+    return r->bad ? 0 : count;
+}
+
 static void read_plain(struct reader *r, struct decoded_command *ret, unsigned fields)
 {
     struct cluster_command *command = &ret->command;
@@ -209,6 +286,12 @@ static void read_plain(struct reader *r, struct decoded_command *ret, unsigned f
         command->marker = read_u64(r);
     if (fields & F_NEWEST_MARKER)
         command->newest_marker = read_u64(r);
+    if (fields & F_TRIMMED)
+        command->trimmed = read_u64(r);
+    if (fields & F_QUOTA)
+        command->quota_bytes = read_u64(r);
+    if (fields & F_TRASH_KEEP)
+        command->trash_keep_s = read_u64(r);
 }
 
 int cluster_command_decode(const void *bytes, size_t len, struct decoded_command *ret)
@@ -242,5 +325,13 @@ int cluster_command_decode(const void *bytes, size_t len, struct decoded_command
         read_roots(&r, ret);
     if (fields & F_FINALS)
         read_finals(&r, ret);
+    if (fields & F_LIST)
+        read_list(&r, command);
+    if (fields & F_VERSIONS)
+        read_version_ids(&r, ret);
+    if (fields & F_RULES) {
+        command->rules = ret->rules;
+        command->rule_count = cluster_rules_read(&r, ret->rules);
+    }
     return r.bad || r.left != 0 ? -PLX_EFORMAT : 0;
 }

@@ -4,9 +4,11 @@
  *
  *   cluster_command.c     commands as bytes
  *   cluster_state.c       the tables, looking things up, applying one command
- *   cluster_apply.c       the table of operations; disks, leases
- *   cluster_apply_log.c   extents, cuts, checkpoints
+ *   cluster_query.c       what follows from the tables
+ *   cluster_apply.c       the table of operations; disks and settings
+ *   cluster_apply_log.c   leases, extents, cuts, checkpoints, dead lists
  *   cluster_apply_tree.c  snapshots, clones, rollback
+ *   cluster_apply_remove.c  versions and disks go away
  *   cluster_snapshot.c    the state as bytes
  *   cluster_check.c       is it consistent?
  */
@@ -48,6 +50,9 @@ struct cluster_state {
     struct cluster_version_ids versions_by_id;
     struct cluster_version_names versions_by_name;
     uint64_t disk_count, version_count;
+    uint64_t trash_keep_s;
+    struct cluster_version_list spare; /* derived; see cluster_spare_next */
+    uint64_t spare_count;
     uint32_t answer_count;
     struct cluster_answer answers[CLUSTER_CLIENTS_MAX]; /* by index */
 };
@@ -78,6 +83,12 @@ enum command_field {
     F_ROOT = 1 << 19,
     F_ROOTS = 1 << 20,
     F_FINALS = 1 << 21,
+    F_TRIMMED = 1 << 22,
+    F_QUOTA = 1 << 23,
+    F_TRASH_KEEP = 1 << 24,
+    F_LIST = 1 << 25,
+    F_VERSIONS = 1 << 26,
+    F_RULES = 1 << 27,
 };
 
 /* A decoded command and the memory its pointers lead to. */
@@ -86,6 +97,8 @@ struct decoded_command {
     char name[DISK_NAME_MAX + 1], new_name[DISK_NAME_MAX + 1];
     struct version_root roots[PENDING_VERSIONS_MAX];
     struct final_length finals[LOG_EXTENTS_MAX];
+    uint64_t versions[SNAPSHOTS_PER_COMMAND];
+    struct schedule_rule rules[SCHEDULE_RULES_MAX];
 };
 
 /* 0, -PLX_EFORMAT or -PLX_ENEWER; ret is undefined on failure. */
@@ -94,6 +107,10 @@ int cluster_command_decode(const void *bytes, size_t len, struct decoded_command
 /* Also part of snapshots. */
 void cluster_root_write(struct writer *w, const struct map_root *root);
 struct map_root cluster_root_read(struct reader *r);
+void cluster_rules_write(struct writer *w, const struct schedule_rule *rules,
+                         uint32_t count);
+uint32_t cluster_rules_read(struct reader *r,
+                            struct schedule_rule ret_rules[SCHEDULE_RULES_MAX]);
 
 /* --- cluster_apply.c --- */
 
@@ -113,12 +130,22 @@ struct apply {
     struct cluster_result *result;
 };
 
+/* Which disks an operation is for. */
+enum disk_life {
+    LIFE_LIVE = 1, /* or being imported */
+    LIFE_TRASHED = 2,
+    LIFE_REMOVED = 4,
+    LIFE_HEADLESS = 8,
+    LIFE_NO_DISK = 16, /* the command has none, or may be without one: 0 */
+};
+
 /* Checks every precondition, then changes the state: never the other way round. */
 typedef int apply_fn(struct apply *apply);
 
 struct operation {
     const char *name;
     unsigned fields; /* enum command_field */
+    unsigned lives;  /* enum disk_life */
     enum lease_need lease;
     apply_fn *run;
 };
@@ -137,6 +164,9 @@ bool cluster_node_known(const struct cluster_state *state, uint64_t node);
 apply_fn apply_lease_take, apply_lease_close, apply_extent_open, apply_cut;
 apply_fn apply_checkpoint;
 apply_fn apply_snapshot, apply_snapshot_abandon, apply_clone, apply_rollback;
+apply_fn apply_snapshot_rm, apply_collapse_begin, apply_collapse_end;
+apply_fn apply_disk_trash, apply_disk_restore, apply_disk_remove, apply_disk_purged;
+apply_fn apply_disk_tidy;
 
 /* --- cluster_apply_log.c --- */
 
@@ -150,11 +180,23 @@ int finals_check(struct apply *apply, uint64_t covers, enum empty_extents empty,
 void finals_apply(struct apply *apply, enum empty_extents empty);
 /* The highest number known to be committed. */
 uint64_t disk_known_number(const struct cluster_disk *disk);
+/* cluster_disk_is_settled, or a refusal that says what is missing. */
+int apply_check_settled(struct apply *apply);
+
+/* --- cluster_query.c --- */
+
+/* What a disk in the trash is called: no user can type it. */
+void cluster_trash_name(uint64_t disk, char ret_name[DISK_NAME_MAX + 1]);
+
+/* Why COLLAPSE_BEGIN would be refused; NULL: nothing stands in its way. */
+const char *cluster_collapse_obstacle(const struct cluster_state *state,
+                                      const struct cluster_version *version);
 
 /* --- cluster_state.c: changing the tables; these cannot fail --- */
 
-/* calloc and realloc that end the process when memory is out. */
+/* calloc, strdup and realloc that end the process when memory is out. */
 void *cluster_alloc(size_t size);
+char *cluster_copy(const char *string);
 void *cluster_grow(void *array, uint32_t *cap, uint32_t need, size_t element_size);
 
 /* A disk or version without any link yet. */
@@ -167,9 +209,15 @@ bool cluster_disk_insert(struct cluster_state *state, struct cluster_disk *disk)
 bool cluster_version_insert(struct cluster_state *state, struct cluster_version *version);
 /* Makes the derived counts and lists of tables just filled; false: a reference leads
  * nowhere. */
-bool cluster_state_count(struct cluster_state *state);
-/* Inserts and counts a version whose name is free and whose references are good. */
+bool cluster_state_link(struct cluster_state *state);
+/* Inserts and links a version whose name is free and whose references are good. */
 void cluster_version_add(struct cluster_state *state, struct cluster_version *version);
+/* One without name and children. */
+void cluster_version_remove(struct cluster_state *state, struct cluster_version *version);
+void cluster_version_drop_name(struct cluster_state *state,
+                               struct cluster_version *version);
+void cluster_version_set_parent(struct cluster_state *state,
+                                struct cluster_version *version, uint64_t parent);
 
 void cluster_disk_remove(struct cluster_state *state, struct cluster_disk *disk);
 void cluster_disk_set_name(struct cluster_state *state, struct cluster_disk *disk,

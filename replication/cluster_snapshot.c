@@ -26,6 +26,17 @@ static void write_extent(struct writer *w, const struct log_extent *extent)
     }
 }
 
+static void write_lists(struct writer *w, const struct cluster_disk *disk)
+{
+    write_u16(w, (uint16_t)disk->list_count);
+    for (uint32_t i = 0; i < disk->list_count; i++) {
+        write_u64(w, disk->lists[i].checkpoint);
+        write_u64(w, disk->lists[i].head.v);
+        write_u32(w, disk->lists[i].crc);
+        write_u32(w, disk->lists[i].blocks);
+    }
+}
+
 static void write_disk(struct writer *w, const struct cluster_disk *disk)
 {
     write_u64(w, disk->id);
@@ -54,6 +65,14 @@ static void write_disk(struct writer *w, const struct cluster_disk *disk)
     write_u16(w, (uint16_t)disk->extent_count);
     for (uint32_t i = 0; i < disk->extent_count; i++)
         write_extent(w, &disk->extents[i]);
+    write_lists(w, disk);
+    write_u64(w, disk->collapsing_version);
+    write_u64(w, disk->quota_bytes);
+    cluster_rules_write(w, disk->rules, disk->rule_count);
+    if (disk->flags & DISK_TRASHED) {
+        write_string(w, disk->trash_name);
+        write_u64(w, disk->trashed_wall_ns);
+    }
 }
 
 static void write_version(struct writer *w, const struct cluster_version *version)
@@ -70,6 +89,9 @@ static void write_version(struct writer *w, const struct cluster_version *versio
     write_u8(w, version->pending);
     if (!version->pending)
         cluster_root_write(w, &version->root);
+    write_u8(w, version->collapsing);
+    if (version->collapsing)
+        cluster_root_write(w, &version->against);
 }
 
 static void write_tables(struct writer *w, const struct cluster_state *state)
@@ -112,6 +134,7 @@ void cluster_state_encode(const struct cluster_state *state, struct writer *w)
     write_u64(w, state->next_disk);
     write_u64(w, state->next_version);
     write_u64(w, state->next_sequence);
+    write_u64(w, state->trash_keep_s);
     write_tables(w, state);
     if (w->bad)
         return;
@@ -178,6 +201,34 @@ static void read_log(struct reader *r, struct cluster_disk *disk)
     }
 }
 
+static void read_lists(struct reader *r, struct cluster_disk *disk)
+{
+    uint32_t count = read_u16(r);
+    if (count > LISTS_MAX)
+        r->bad = true;
+    for (uint32_t i = 0; i < count && !r->bad; i++) {
+        disk->lists = cluster_grow(disk->lists, &disk->list_cap, i + 1,
+                                   sizeof *disk->lists);
+        struct dead_list *list = &disk->lists[i];
+        list->checkpoint = read_u64(r);
+        list->head.v = read_u64(r);
+        list->crc = read_u32(r);
+        list->blocks = read_u32(r);
+        disk->list_count++;
+    }
+}
+
+static void read_rules(struct reader *r, struct cluster_disk *disk)
+{
+    struct schedule_rule rules[SCHEDULE_RULES_MAX];
+    uint32_t count = cluster_rules_read(r, rules);
+    if (count == 0)
+        return;
+    disk->rules = cluster_alloc(count * sizeof *rules);
+    memcpy(disk->rules, rules, count * sizeof *rules);
+    disk->rule_count = count;
+}
+
 static struct cluster_disk *read_disk(struct reader *r)
 {
     struct cluster_disk *disk = cluster_disk_create("");
@@ -200,6 +251,16 @@ static struct cluster_disk *read_disk(struct reader *r)
     disk->abandoned_marker = read_u64(r);
     disk->flushed = read_u64(r);
     read_log(r, disk);
+    read_lists(r, disk);
+    disk->collapsing_version = read_u64(r);
+    disk->quota_bytes = read_u64(r);
+    read_rules(r, disk);
+    if (disk->flags & DISK_TRASHED) {
+        char name[DISK_NAME_MAX + 1] = "";
+        read_string(r, name, sizeof name);
+        disk->trash_name = cluster_copy(name);
+        disk->trashed_wall_ns = read_u64(r);
+    }
     return disk;
 }
 
@@ -218,12 +279,15 @@ static struct cluster_version *read_version(struct reader *r)
     version->pending = read_bool(r);
     if (!version->pending)
         version->root = cluster_root_read(r);
+    version->collapsing = read_bool(r);
+    if (version->collapsing)
+        version->against = cluster_root_read(r);
     return version;
 }
 
 #define NODE_BYTES    32U /* the least that one of each takes */
-#define DISK_BYTES    112U
-#define VERSION_BYTES 63U
+#define DISK_BYTES    131U
+#define VERSION_BYTES 64U
 #define ANSWER_BYTES  40U
 
 static void read_disks(struct reader *r, struct cluster_state *state)
@@ -278,6 +342,7 @@ static bool read_body(struct reader *r, struct cluster_state *state)
     state->next_disk = read_u64(r);
     state->next_version = read_u64(r);
     state->next_sequence = read_u64(r);
+    state->trash_keep_s = read_u64(r);
     uint32_t node_count = read_count(r, CLUSTER_NODES_MAX, NODE_BYTES);
     for (uint32_t i = 0; i < node_count; i++) {
         struct cluster_node node = {.id = read_u64(r)};
@@ -288,7 +353,7 @@ static bool read_body(struct reader *r, struct cluster_state *state)
     read_disks(r, state);
     read_versions(r, state);
     read_answers(r, state);
-    return !r->bad && r->left == 0 && cluster_state_count(state);
+    return !r->bad && r->left == 0 && cluster_state_link(state);
 }
 
 static int check_header(const uint8_t *bytes, size_t len, struct error *err)

@@ -51,6 +51,11 @@ void *cluster_alloc(size_t size)
     return need_memory(calloc(1, size));
 }
 
+char *cluster_copy(const char *string)
+{
+    return need_memory(strdup(string));
+}
+
 void *cluster_grow(void *array, uint32_t *cap, uint32_t need, size_t element_size)
 {
     if (need <= *cap)
@@ -68,6 +73,7 @@ struct cluster_disk *cluster_disk_create(const char *name)
     struct cluster_disk *disk = cluster_alloc(sizeof *disk);
     snprintf(disk->name, sizeof disk->name, "%s", name);
     TAILQ_INIT(&disk->pending);
+    TAILQ_INIT(&disk->versions);
     return disk;
 }
 
@@ -75,6 +81,8 @@ struct cluster_version *cluster_version_create(const char *name)
 {
     struct cluster_version *version = cluster_alloc(sizeof *version);
     snprintf(version->name, sizeof version->name, "%s", name);
+    TAILQ_INIT(&version->children);
+    TAILQ_INIT(&version->heads);
     return version;
 }
 
@@ -82,6 +90,9 @@ void cluster_disk_destroy(struct cluster_disk *disk)
 {
     free(disk->cuts);
     free(disk->extents);
+    free(disk->lists);
+    free(disk->rules);
+    free(disk->trash_name);
     free(disk);
 }
 
@@ -92,7 +103,9 @@ struct cluster_state *cluster_state_create(void)
     RB_INIT(&state->disks_by_name);
     RB_INIT(&state->versions_by_id);
     RB_INIT(&state->versions_by_name);
+    TAILQ_INIT(&state->spare);
     state->next_disk = state->next_version = state->next_sequence = 1;
+    state->trash_keep_s = TRASH_KEEP_DEFAULT_S;
     return state;
 }
 
@@ -141,47 +154,100 @@ bool cluster_version_insert(struct cluster_state *state, struct cluster_version 
     return true;
 }
 
-static bool disk_count_in(struct cluster_state *state, const struct cluster_disk *disk)
+/* After any change of its name, its children, or whether it is pending. */
+static void spare_update(struct cluster_state *state, struct cluster_version *version)
+{
+    bool spare = version->name[0] == '\0' && !version->pending &&
+                 version->child_count <= 1;
+    if (spare == version->spare)
+        return;
+    version->spare = spare;
+    if (spare) {
+        TAILQ_INSERT_TAIL(&state->spare, version, spare_link);
+        state->spare_count++;
+    } else {
+        TAILQ_REMOVE(&state->spare, version, spare_link);
+        state->spare_count--;
+    }
+}
+
+/* False: it has a parent that is not there. */
+static bool head_link_in(struct cluster_state *state, struct cluster_disk *disk)
 {
     if (disk->head_parent == 0)
         return true;
     struct cluster_version *parent = cluster_version_find(state, disk->head_parent);
     if (parent == NULL)
         return false;
+    TAILQ_INSERT_TAIL(&parent->heads, disk, head_link);
     parent->child_count++;
+    spare_update(state, parent);
     return true;
 }
 
-static bool version_count_in(struct cluster_state *state, struct cluster_version *version)
+static void head_link_out(struct cluster_state *state, struct cluster_disk *disk)
+{
+    if (disk->head_parent == 0)
+        return;
+    struct cluster_version *parent = cluster_version_find(state, disk->head_parent);
+    assert(parent != NULL && parent->child_count > 0);
+    TAILQ_REMOVE(&parent->heads, disk, head_link);
+    parent->child_count--;
+    spare_update(state, parent);
+}
+
+static bool parent_link_in(struct cluster_state *state, struct cluster_version *version)
+{
+    if (version->parent == 0)
+        return true;
+    struct cluster_version *parent = cluster_version_find(state, version->parent);
+    if (parent == NULL)
+        return false;
+    TAILQ_INSERT_TAIL(&parent->children, version, child_link);
+    parent->child_count++;
+    spare_update(state, parent);
+    return true;
+}
+
+static void parent_link_out(struct cluster_state *state, struct cluster_version *version)
+{
+    if (version->parent == 0)
+        return;
+    struct cluster_version *parent = cluster_version_find(state, version->parent);
+    assert(parent != NULL && parent->child_count > 0);
+    TAILQ_REMOVE(&parent->children, version, child_link);
+    parent->child_count--;
+    spare_update(state, parent);
+}
+
+/* Ids of versions rise, so that a disk's are in order; so are markers of pending ones. */
+static bool version_link_in(struct cluster_state *state, struct cluster_version *version)
 {
     struct cluster_disk *disk = cluster_disk_find(state, version->disk);
-    struct cluster_version *parent = NULL;
-    if (version->parent != 0)
-        parent = cluster_version_find(state, version->parent);
-    if (disk == NULL || (version->parent != 0 && parent == NULL))
+    if (disk == NULL || !parent_link_in(state, version))
         return false;
-    if (parent != NULL)
-        parent->child_count++;
+    TAILQ_INSERT_TAIL(&disk->versions, version, disk_link);
     disk->version_count++;
     if (version->name[0] != '\0')
         disk->snapshot_count++;
-    if (version->pending) { /* ids and markers of a disk rise together */
+    if (version->pending) {
         TAILQ_INSERT_TAIL(&disk->pending, version, pending_link);
         disk->pending_count++;
     }
+    spare_update(state, version);
     return true;
 }
 
-bool cluster_state_count(struct cluster_state *state)
+bool cluster_state_link(struct cluster_state *state)
 {
     struct cluster_version *version;
     RB_FOREACH (version, cluster_version_ids, &state->versions_by_id) {
-        if (!version_count_in(state, version))
+        if (!version_link_in(state, version))
             return false;
     }
     struct cluster_disk *disk;
     RB_FOREACH (disk, cluster_disk_ids, &state->disks_by_id) {
-        if (!disk_count_in(state, disk))
+        if (!head_link_in(state, disk))
             return false;
     }
     return true;
@@ -189,21 +255,58 @@ bool cluster_state_count(struct cluster_state *state)
 
 void cluster_version_add(struct cluster_state *state, struct cluster_version *version)
 {
-    bool fits = cluster_version_insert(state, version) &&
-                version_count_in(state, version);
+    bool fits = cluster_version_insert(state, version) && version_link_in(state, version);
     assert(fits);
+}
+
+void cluster_version_remove(struct cluster_state *state, struct cluster_version *version)
+{
+    struct cluster_disk *disk = cluster_disk_find(state, version->disk);
+    assert(version->child_count == 0 && version->name[0] == '\0' && disk != NULL);
+    parent_link_out(state, version);
+    if (version->pending) {
+        TAILQ_REMOVE(&disk->pending, version, pending_link);
+        disk->pending_count--;
+    }
+    if (version->spare) {
+        TAILQ_REMOVE(&state->spare, version, spare_link);
+        state->spare_count--;
+    }
+    TAILQ_REMOVE(&disk->versions, version, disk_link);
+    disk->version_count--;
+    RB_REMOVE(cluster_version_ids, &state->versions_by_id, version);
+    state->version_count--;
+    free(version);
+}
+
+void cluster_version_set_parent(struct cluster_state *state,
+                                struct cluster_version *version, uint64_t parent)
+{
+    parent_link_out(state, version);
+    version->parent = parent;
+    bool found = parent_link_in(state, version);
+    assert(found);
+}
+
+void cluster_version_drop_name(struct cluster_state *state,
+                               struct cluster_version *version)
+{
+    struct cluster_disk *disk = cluster_disk_find(state, version->disk);
+    if (version->name[0] == '\0')
+        return;
+    assert(disk != NULL && disk->snapshot_count > 0);
+    RB_REMOVE(cluster_version_names, &state->versions_by_name, version);
+    version->name[0] = '\0';
+    disk->snapshot_count--;
+    spare_update(state, version);
 }
 
 void cluster_disk_set_parent(struct cluster_state *state, struct cluster_disk *disk,
                              uint64_t parent)
 {
-    if (disk->head_parent != 0) {
-        struct cluster_version *old = cluster_version_find(state, disk->head_parent);
-        assert(old != NULL && old->child_count > 0);
-        old->child_count--;
-    }
+    head_link_out(state, disk);
     disk->head_parent = parent;
-    bool found = disk_count_in(state, disk);
+    bool found = head_link_in(state, disk);
     assert(found);
 }
 
@@ -237,6 +340,7 @@ void cluster_version_set_root(struct cluster_state *state,
     disk->pending_count--;
     version->pending = false;
     version->root = *root;
+    spare_update(state, version);
 }
 
 void cluster_node_add(struct cluster_state *state, const struct cluster_node *node)
@@ -365,6 +469,16 @@ uint64_t cluster_disk_count(const struct cluster_state *state)
 uint64_t cluster_version_count(const struct cluster_state *state)
 {
     return state->version_count;
+}
+
+uint64_t cluster_spare_count(const struct cluster_state *state)
+{
+    return state->spare_count;
+}
+
+uint64_t cluster_trash_keep_s(const struct cluster_state *state)
+{
+    return state->trash_keep_s;
 }
 
 int cluster_disk_root(const struct cluster_state *state, const struct cluster_disk *disk,

@@ -9,6 +9,16 @@
  *
  * A disk's head grows from head_parent; a version's parent is the version it grew from.
  * A disk (or version) without a root of its own yet has the root of its parent.
+ *
+ * The life of a disk, in flags (each state keeps the flags of the one before it):
+ *
+ *      IMPORTING -> visible <-> TRASHED -> REMOVED -> HEADLESS -> no record
+ *          |                                  |
+ *          +--> no record                     +--> no record, if not SHARED
+ *
+ * The life of a version:
+ *
+ *      pending -> named -> unnamed -> collapsing -> gone
  */
 #ifndef PARALLAX_REPLICATION_CLUSTER_STATE_H
 #define PARALLAX_REPLICATION_CLUSTER_STATE_H
@@ -24,6 +34,13 @@
 #define CLUSTER_CLIENTS_MAX  256U /* whose last answer is kept; least recent goes */
 #define CLONES_PER_COMMAND   10000U
 #define REPLICAS_MAX         5U
+#define SNAPSHOTS_PER_COMMAND 1024U /* to be removed */
+#define LISTS_MAX            64U   /* dead lists of one disk that are not trimmed yet */
+#define SCHEDULE_RULES_MAX   8U
+#define SCHEDULE_KEEP_MAX    10000U
+#define SCHEDULE_EVERY_MAX_S (366U * 86400U)
+#define TRASH_KEEP_DEFAULT_S 86400U
+#define TRASH_KEEP_MAX_S     (3660U * 86400U) /* in ns it fits 64 bits easily */
 #define SECTOR_BYTES         512U /* sizes of disks are multiples of it */
 /* Versions of one disk whose root is still to come: what a checkpoint may name. */
 #define PENDING_VERSIONS_MAX (4 * FROZEN_LAYERS_MAX)
@@ -53,6 +70,20 @@ struct cluster_checkpoint {
     uint64_t last;              /* N: the checkpoint's own last batch */
 };
 
+/* What died with a checkpoint: its blocks of the log, chained from the last one. */
+struct dead_list {
+    uint64_t checkpoint;        /* K */
+    struct address head;        /* the last block of the list */
+    uint32_t crc;               /* of that block */
+    uint32_t blocks;            /* 0: there is no list */
+};
+
+/* Snapshots that the daemon takes by itself. */
+struct schedule_rule {
+    uint32_t every_s;           /* 1 to SCHEDULE_EVERY_MAX_S; no two the same */
+    uint32_t keep;              /* 1 to SCHEDULE_KEEP_MAX */
+};
+
 /* A cut: a batch of an epoch <= epoch with a number > number is void for ever. */
 struct cluster_cut {
     uint64_t epoch, number;
@@ -63,7 +94,17 @@ struct cluster_cut {
 
 enum disk_flags {
     DISK_IMPORTING = 1,         /* hidden until published */
+    DISK_TRASHED = 2,           /* hidden, can be restored; nobody may own it */
+    DISK_REMOVED = 4,           /* also TRASHED: for ever; its versions have no names */
+    DISK_HEADLESS = 8,          /* also REMOVED: its head is gone */
+    DISK_SHARED = 16,           /* a clone was made of one of its versions, or it took
+                                   over a version of another disk: what its extents hold
+                                   is not just what it reaches beyond its parent */
+    DISK_FLAGS_ALL = 31,
 };
+
+TAILQ_HEAD(cluster_version_list, cluster_version);
+TAILQ_HEAD(cluster_disk_list, cluster_disk);
 
 struct cluster_disk {
     uint64_t id;
@@ -80,15 +121,26 @@ struct cluster_disk {
     struct cluster_checkpoint checkpoint;
     uint64_t newest_marker;     /* batch number of the newest committed snapshot marker */
     uint64_t abandoned_marker;  /* a SNAPSHOT of a marker up to this is refused */
+    uint64_t collapsing_version; /* that collapses against this head; 0: none. Until it is
+                                    gone the disk's lists are not trimmed */
+    uint64_t quota_bytes;       /* 0: none */
+    char *trash_name;           /* the name it had; NULL unless TRASHED */
+    uint64_t trashed_wall_ns;   /* if TRASHED */
+    uint32_t rule_count;
+    struct schedule_rule *rules;
     uint64_t flushed;           /* F: highest flushed number a command has stated */
     uint32_t cut_count, cut_cap;
     struct cluster_cut *cuts;   /* that still void something listed; oldest first */
     uint32_t extent_count, extent_cap;
     struct log_extent *extents; /* in order of sequence */
+    uint32_t list_count, list_cap;
+    struct dead_list *lists;    /* not known to be trimmed; oldest first */
     uint32_t snapshot_count;    /* derived: named versions of this disk */
     uint32_t version_count;     /* derived: all versions of this disk */
     uint32_t pending_count;     /* derived */
-    TAILQ_HEAD(cluster_pending, cluster_version) pending; /* by marker; derived */
+    struct cluster_version_list pending;  /* by marker; derived */
+    struct cluster_version_list versions; /* by id; derived */
+    TAILQ_ENTRY(cluster_disk) head_link;  /* in its head_parent's heads */
     RB_ENTRY(cluster_disk) by_id, by_name;
 };
 
@@ -101,11 +153,17 @@ struct cluster_version {
     uint64_t size_bytes;
     uint64_t created_wall_ns;
     bool pending;               /* its root is not committed yet; `marker` tells where */
-    uint64_t marker;            /* batch number of its marker in its disk's log */
+    uint64_t marker;            /* batch number of its marker in its disk's log; 0: it
+                                   has none, it was a head until a rollback */
     uint64_t marker_epoch;
     struct map_root root;       /* unless pending */
+    bool collapsing;            /* on its way out: no new child, no pending, no name */
+    struct map_root against;    /* if collapsing: what is reachable from it stays */
     uint32_t child_count;       /* derived: heads and versions whose parent this is */
-    TAILQ_ENTRY(cluster_version) pending_link;
+    bool spare;                 /* derived: in the list of such */
+    struct cluster_version_list children; /* in no order; derived */
+    struct cluster_disk_list heads;       /* in no order; derived */
+    TAILQ_ENTRY(cluster_version) pending_link, disk_link, child_link, spare_link;
     RB_ENTRY(cluster_version) by_id, by_name; /* by (disk, name); unnamed: by id only */
 };
 
@@ -133,7 +191,9 @@ enum cluster_op {
     CLUSTER_CUT,          /* disk, epoch, number, flushed, finals: extents that finals
                              do not name stay; those with length 0 leave */
     CLUSTER_CHECKPOINT,   /* disk, epoch, checkpoint, root, roots, flushed, finals,
-                             newest_marker */
+                             newest_marker, trimmed, list: lists of checkpoints up to
+                             `trimmed` are forgotten, its own (if list.blocks != 0) is
+                             added; -PLX_ELIMIT: there are LISTS_MAX */
     CLUSTER_SNAPSHOT,     /* disk, epoch, name (may be ""), marker, generation, wall_ns,
                              flushed, finals -> version id. generation stamps the newest
                              blocks of the version: at least head_generation (else it is
@@ -142,8 +202,31 @@ enum cluster_op {
                              -PLX_EPRECONDITION: it is committed already */
     CLUSTER_CLONE,        /* version, name, count, wall_ns -> first disk id */
     CLUSTER_ROLLBACK,     /* disk, epoch (expected), version: only without owner: a new
-                             head under it; all extents must be final; the log restarts */
+                             head under it; the disk must be settled; the log restarts.
+                             The old head stays as an unnamed version without children */
+    CLUSTER_SNAPSHOT_RM,  /* disk, versions: they lose their names; those that have none,
+                             or are gone, are passed over */
+    CLUSTER_COLLAPSE_BEGIN, /* version; disk, epoch, number if its child is that disk's
+                             head (else 0): the head must be as checkpoint `number` left
+                             it. See cluster_version_removable */
+    CLUSTER_COLLAPSE_END, /* version: what it alone reached is freed; it goes, its child
+                             grows from its parent */
+    CLUSTER_DISK_TRASH,   /* disk, epoch, wall_ns: only without owner, and settled */
+    CLUSTER_DISK_RESTORE, /* disk, name: from the trash, under this name */
+    CLUSTER_DISK_REMOVE,  /* disk: from the trash, for ever; its versions lose their
+                             names */
+    CLUSTER_DISK_PURGED,  /* disk: only a REMOVED one. Not SHARED: record and versions go,
+                             and whatever extents it has are garbage. SHARED: what its
+                             head alone reached is freed, and its lists are trimmed; it
+                             becomes HEADLESS. HEADLESS and without versions: no extent
+                             of it is left; the record goes */
+    CLUSTER_DISK_TIDY,    /* disk, epoch, number, finals: only without owner: lists of
+                             checkpoints up to number are trimmed */
+    CLUSTER_SETTINGS,     /* trash_keep_s */
+    CLUSTER_SCHEDULE_SET, /* disk, rules */
+    CLUSTER_QUOTA_SET,    /* disk, quota_bytes (0: none) */
 };
+#define CLUSTER_OP_LAST CLUSTER_QUOTA_SET
 
 /* The root of a pending version that a checkpoint passed. */
 struct version_root {
@@ -176,6 +259,13 @@ struct cluster_command {
     uint32_t root_count;
     const struct final_length *finals;
     uint32_t final_count;
+    uint64_t trimmed;           /* CHECKPOINT: lists up to its are trimmed */
+    struct dead_list list;      /* CHECKPOINT: its own; its number is the checkpoint's */
+    const uint64_t *versions;
+    uint32_t version_count;     /* at most SNAPSHOTS_PER_COMMAND */
+    const struct schedule_rule *rules;
+    uint32_t rule_count;        /* at most SCHEDULE_RULES_MAX */
+    uint64_t quota_bytes, trash_keep_s;
 };
 
 struct cluster_result {
@@ -193,7 +283,8 @@ struct cluster_state *cluster_state_create(void);
 void cluster_state_destroy(struct cluster_state *state);
 
 /* Appends the encoding to w. Names are at most DISK_NAME_MAX bytes (NULL: empty); lists
- * at most LOG_EXTENTS_MAX, PENDING_VERSIONS_MAX and REPLICAS_MAX long. */
+ * at most LOG_EXTENTS_MAX, PENDING_VERSIONS_MAX, REPLICAS_MAX, SNAPSHOTS_PER_COMMAND and
+ * SCHEDULE_RULES_MAX long. */
 void cluster_command_encode(const struct cluster_command *command, struct writer *w);
 
 /* Applies the encoded command with this log index (the last one + 1). Foreign bytes:
@@ -229,8 +320,48 @@ const struct cluster_disk *cluster_disk_next(const struct cluster_state *state,
 const struct cluster_version *
 cluster_version_next(const struct cluster_state *state,
                      const struct cluster_version *version);
+/* Disks that are hidden because they are TRASHED (the REMOVED ones too): NULL starts. */
+const struct cluster_disk *cluster_trash_next(const struct cluster_state *state,
+                                              const struct cluster_disk *disk);
+/* Versions of a disk by id; children of a version, which are versions and heads. */
+const struct cluster_version *
+cluster_disk_version_next(const struct cluster_disk *disk,
+                          const struct cluster_version *version);
+const struct cluster_version *
+cluster_child_next(const struct cluster_version *parent,
+                   const struct cluster_version *version);
+const struct cluster_disk *cluster_head_next(const struct cluster_version *parent,
+                                             const struct cluster_disk *disk);
+/* Versions without name that are not pending and have at most one child, collapsing ones
+ * included: what reclaim may work on. In no order that would outlive a restart. */
+const struct cluster_version *
+cluster_spare_next(const struct cluster_state *state,
+                   const struct cluster_version *version);
+uint64_t cluster_spare_count(const struct cluster_state *state);
 uint64_t cluster_disk_count(const struct cluster_state *state);
 uint64_t cluster_version_count(const struct cluster_state *state);
+uint64_t cluster_trash_keep_s(const struct cluster_state *state);
+
+/* What users see: neither being imported, nor in the trash, nor removed. */
+bool cluster_disk_is_visible(const struct cluster_disk *disk);
+/* Does the root tell all of it? No version pending, and no extent that a replay needs:
+ * all have a final length and nothing above what the checkpoint covers. */
+bool cluster_disk_is_settled(const struct cluster_disk *disk);
+/* The effective bound of the head: what was born later died with its last reference in
+ * the head. The generation of the first version above it that is neither a pending one
+ * of its own nor collapsing; 0: there is none. */
+uint32_t cluster_disk_bound(const struct cluster_state *state,
+                            const struct cluster_disk *disk);
+/* May COLLAPSE_BEGIN be proposed? Unnamed, not pending, at most one child, no neighbour
+ * collapsing, its child not pending. If that is a head: not of a REMOVED disk (the head
+ * goes first, DISK_PURGED), and no version collapses against it already. */
+bool cluster_version_removable(const struct cluster_state *state,
+                               const struct cluster_version *version);
+/* Is the next step for a REMOVED disk its head, or all of it, and then DISK_PURGED? Not
+ * while a version collapses against its head, or, if it is not SHARED, any version of it
+ * or above it. */
+bool cluster_disk_purgeable(const struct cluster_state *state,
+                            const struct cluster_disk *disk);
 
 /* The root a disk's head starts from: its own, or the first ancestor's that has one.
  * -EAGAIN if that ancestor is pending (*ret_pending tells which); 0 otherwise. */

@@ -10,6 +10,7 @@
  */
 #include "replication/cluster_apply.c"
 #include "replication/cluster_apply_log.c"
+#include "replication/cluster_apply_remove.c"
 #include "replication/cluster_apply_tree.c"
 #include "replication/cluster_command.c"
 #include "replication/cluster_snapshot.c"
@@ -27,6 +28,8 @@ static void run(struct cluster_state *state, const struct cluster_command *comma
 
 static void run_steps(struct cluster_state *state, unsigned steps)
 {
+    static const struct version_root ROOTS[] = {{1, {{5}, 1, 1, 1}}, {2, {{6}, 1, 2, 1}}};
+    static const uint64_t VERSIONS[] = {1, 2};
     static const struct cluster_command STEPS[] = {
         {.op = CLUSTER_INIT, .node = 1},
         {.op = CLUSTER_DISK_CREATE, .name = "a", .size_bytes = MIB},
@@ -44,6 +47,29 @@ static void run_steps(struct cluster_state *state, unsigned steps)
          .marker = 5,
          .generation = 1},
         {.op = CLUSTER_CLONE, .version = 1, .name = "c", .count = 2},
+        {.op = CLUSTER_SNAPSHOT,
+         .disk = 1,
+         .epoch = 1,
+         .name = "t",
+         .marker = 6,
+         .generation = 2},
+        {.op = CLUSTER_CHECKPOINT,
+         .disk = 1,
+         .epoch = 1,
+         .checkpoint = {1, 6, 6},
+         .newest_marker = 6,
+         .roots = ROOTS,
+         .root_count = 2,
+         .list = {.head = {77}, .blocks = 1}},
+        {.op = CLUSTER_SNAPSHOT_RM, .disk = 1, .versions = VERSIONS, .version_count = 2},
+        {.op = CLUSTER_COLLAPSE_BEGIN,
+         .version = 2,
+         .disk = 1,
+         .epoch = 1,
+         .number = 1},
+        {.op = CLUSTER_DISK_TRASH, .disk = 2},
+        {.op = CLUSTER_DISK_REMOVE, .disk = 2},
+        {.op = CLUSTER_DISK_TRASH, .disk = 3},
     };
     for (unsigned i = 0; i < ARRAY_LEN(STEPS) && i < steps; i++)
         run(state, &STEPS[i]);

@@ -6,6 +6,7 @@
 #include "tests/unit/cluster_machine.h"
 #include "tests/unit/cluster_random.h"
 
+#define STREAMS         12U
 #define STREAM_COMMANDS 3000U
 
 static void reload(struct machine *m)
@@ -34,10 +35,66 @@ static void check_equal(const struct machine *a, const struct machine *b)
     writer_done(&wb);
 }
 
-/* Every operation must have succeeded and been refused, or the stream tests little. */
-struct tally {
-    uint32_t done[CLUSTER_ROLLBACK + 1], refused[CLUSTER_ROLLBACK + 1];
+/* Every operation must have succeeded and been refused, and each of these must have
+ * come about, or the stream tests little. */
+enum situation {
+    AGAINST_NOTHING, /* collapses of each kind */
+    AGAINST_VERSION,
+    AGAINST_HEAD,
+    SNAPSHOT_BETWEEN, /* an end whose head took a snapshot meanwhile */
+    ROOT_PASSED_ON,   /* an end that gives a head its root */
+    TOOK_OVER,        /* an end that makes a disk shared */
+    OLD_HEAD_KEPT,
+    PURGED_ALL,
+    PURGED_WITH_VERSIONS,
+    PURGED_HEAD,
+    PURGED_LAST,
+    SITUATIONS,
 };
+
+struct tally {
+    uint32_t done[CLUSTER_OP_LAST + 1], refused[CLUSTER_OP_LAST + 1];
+    uint32_t situations[SITUATIONS];
+};
+
+static void note_end(const struct cluster_state *state,
+                     const struct cluster_version *version, bool *seen)
+{
+    const struct cluster_version *child = cluster_child_next(version, NULL);
+    const struct cluster_disk *disk = cluster_head_next(version, NULL);
+    if (child != NULL)
+        disk = cluster_disk_by_id(state, child->disk);
+    bool against_head = disk != NULL && disk->collapsing_version == version->id;
+    seen[SNAPSHOT_BETWEEN] = against_head && child != NULL;
+    seen[ROOT_PASSED_ON] = against_head && !disk->has_root;
+    seen[TOOK_OVER] = disk != NULL && disk->id != version->disk &&
+                      !(disk->flags & DISK_SHARED);
+}
+
+/* What the command would be a case of, if it succeeds. */
+static void note_situations(const struct cluster_state *state,
+                            const struct cluster_command *command, bool *seen)
+{
+    const struct cluster_disk *disk = cluster_disk_by_id(state, command->disk);
+    const struct cluster_version *version = cluster_version_by_id(state,
+                                                                  command->version);
+    unsigned flags = disk == NULL ? 0 : disk->flags;
+    if (command->op == CLUSTER_COLLAPSE_BEGIN && version != NULL) {
+        seen[AGAINST_NOTHING] = version->child_count == 0;
+        seen[AGAINST_VERSION] = cluster_child_next(version, NULL) != NULL;
+        seen[AGAINST_HEAD] = cluster_head_next(version, NULL) != NULL;
+    }
+    if (command->op == CLUSTER_COLLAPSE_END && version != NULL)
+        note_end(state, version, seen);
+    if (command->op == CLUSTER_ROLLBACK && disk != NULL)
+        seen[OLD_HEAD_KEPT] = disk->has_root;
+    if (command->op == CLUSTER_DISK_PURGED && disk != NULL) {
+        seen[PURGED_LAST] = (flags & DISK_HEADLESS) != 0;
+        seen[PURGED_HEAD] = (flags & DISK_SHARED) && !seen[PURGED_LAST];
+        seen[PURGED_ALL] = !(flags & DISK_SHARED) && disk->version_count == 0;
+        seen[PURGED_WITH_VERSIONS] = !(flags & DISK_SHARED) && disk->version_count != 0;
+    }
+}
 
 static void run_stream(uint64_t seed, struct tally *tally)
 {
@@ -47,6 +104,8 @@ static void run_stream(uint64_t seed, struct tally *tally)
     b.quick = true;
     for (uint32_t i = 0; i < STREAM_COMMANDS; i++) {
         const struct cluster_command *command = random_command(&random, a.state);
+        bool seen[SITUATIONS] = {false};
+        note_situations(a.state, command, seen);
         int rc = machine_run(&a, command);
         CHECK_EQ(machine_run(&b, command), rc);
         CHECK_EQ(a.result.id, b.result.id);
@@ -54,6 +113,8 @@ static void run_stream(uint64_t seed, struct tally *tally)
         CHECK_STR(a.result.text, b.result.text);
         uint32_t *counts = rc == 0 ? tally->done : tally->refused;
         counts[command->op]++;
+        for (unsigned j = 0; j < SITUATIONS; j++)
+            tally->situations[j] += rc == 0 && seen[j];
         if (i % 100 == 99) {
             check_equal(&a, &b);
             reload(&b);
@@ -65,14 +126,19 @@ static void run_stream(uint64_t seed, struct tally *tally)
 
 static void test_streams(void)
 {
-    struct tally tally = {{0}, {0}};
-    for (uint64_t seed = 1; seed <= 6; seed++)
+    struct tally tally = {{0}, {0}, {0}};
+    for (uint64_t seed = 1; seed <= STREAMS; seed++)
         run_stream(seed, &tally);
-    for (unsigned op = CLUSTER_DISK_CREATE; op <= CLUSTER_ROLLBACK; op++) {
+    for (unsigned op = CLUSTER_DISK_CREATE; op <= CLUSTER_OP_LAST; op++) {
         if (tally.done[op] == 0 || tally.refused[op] == 0)
             fprintf(stderr, "operation %u: %u done, %u refused\n", op, tally.done[op],
                     tally.refused[op]);
         CHECK(tally.done[op] != 0 && tally.refused[op] != 0);
+    }
+    for (unsigned i = 0; i < SITUATIONS; i++) {
+        if (tally.situations[i] == 0)
+            fprintf(stderr, "situation %u never came about\n", i);
+        CHECK(tally.situations[i] != 0);
     }
 }
 
@@ -204,26 +270,32 @@ static double now_ms(void)
     return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
 }
 
+#define LARGE 10000U
+
+static void large_history(struct machine *m, uint64_t disk)
+{
+    for (uint32_t i = 1; i <= LARGE; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "s%u", i);
+        CHECK_EQ(RUN(m, .op = CLUSTER_SNAPSHOT, .disk = disk, .epoch = 1, .name = name,
+                     .marker = i, .generation = i),
+                 0);
+        struct version_root root = {i, {{i}, i, i, 1}};
+        CHECK_EQ(RUN(m, .op = CLUSTER_CHECKPOINT, .disk = disk, .epoch = 1,
+                     .checkpoint = {i, i, i}, .newest_marker = i, .roots = &root,
+                     .root_count = 1),
+                 0);
+    }
+}
+
 /* 10,000 clones and 10,000 versions. The bound is a loose one: sanitizers, other load. */
 static void test_large(void)
 {
     struct machine m = machine_create();
     m.quick = true;
-    uint64_t id = machine_disk(&m, "gold");
-    for (uint32_t i = 1; i <= 10000; i++) {
-        char name[16];
-        snprintf(name, sizeof name, "s%u", i);
-        CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT, .disk = id, .epoch = 1, .name = name,
-                     .marker = i, .generation = i),
-                 0);
-        struct version_root root = {i, {{i}, i, i, 1}};
-        CHECK_EQ(RUN(&m, .op = CLUSTER_CHECKPOINT, .disk = id, .epoch = 1,
-                     .checkpoint = {i, i, i}, .newest_marker = i, .roots = &root,
-                     .root_count = 1),
-                 0);
-    }
+    large_history(&m, machine_disk(&m, "gold"));
     double start = now_ms();
-    CHECK_EQ(RUN(&m, .op = CLUSTER_CLONE, .version = 1, .name = "vm", .count = 10000), 0);
+    CHECK_EQ(RUN(&m, .op = CLUSTER_CLONE, .version = 1, .name = "vm", .count = LARGE), 0);
     double cloned = now_ms();
     struct writer w = {0};
     struct cluster_state *again = NULL;
@@ -231,11 +303,49 @@ static void test_large(void)
     double encoded = now_ms();
     CHECK_EQ(cluster_state_decode(w.bytes, w.len, &again, NULL), 0);
     double decoded = now_ms();
-    printf("10000 clones %.1f ms; encode %.1f ms, %zu bytes; decode %.1f ms\n",
+    printf("%u clones %.1f ms; encode %.1f ms, %zu bytes; decode %.1f ms\n", LARGE,
            cloned - start, encoded - cloned, w.len, decoded - encoded);
     CHECK(decoded - cloned < 1000);
     cluster_state_destroy(again);
     writer_done(&w);
+    machine_done(&m);
+}
+
+/* 10,000 snapshots in a row lose their names and go, the oldest first. */
+static void test_large_removal(void)
+{
+    struct machine m = machine_create();
+    static uint64_t versions[SNAPSHOTS_PER_COMMAND];
+    m.quick = true;
+    uint64_t id = machine_disk(&m, "gold");
+    large_history(&m, id);
+    double start = now_ms();
+    for (uint64_t first = 1; first <= LARGE; first += SNAPSHOTS_PER_COMMAND) {
+        uint32_t count = 0;
+        for (uint64_t i = first; i <= LARGE && count < SNAPSHOTS_PER_COMMAND; i++)
+            versions[count++] = i;
+        CHECK_EQ(RUN(&m, .op = CLUSTER_SNAPSHOT_RM, .disk = id, .versions = versions,
+                     .version_count = count),
+                 0);
+    }
+    double unnamed = now_ms();
+    CHECK_EQ(cluster_spare_count(m.state), LARGE);
+    const struct cluster_version *version;
+    while ((version = cluster_spare_next(m.state, NULL)) != NULL) {
+        uint64_t head = cluster_head_next(version, NULL) != NULL ? id : 0;
+        uint64_t victim = version->id;
+        CHECK_EQ(RUN(&m, .op = CLUSTER_COLLAPSE_BEGIN, .version = victim, .disk = head,
+                     .epoch = 1, .number = LARGE),
+                 0);
+        CHECK_EQ(RUN(&m, .op = CLUSTER_COLLAPSE_END, .version = victim), 0);
+    }
+    double gone = now_ms();
+    printf("%u snapshots: names %.1f ms, collapses %.1f ms\n", LARGE, unnamed - start,
+           gone - unnamed);
+    CHECK(gone - start < 1000);
+    CHECK_EQ(cluster_version_count(m.state), 0);
+    m.quick = false;
+    CHECK_EQ(RUN(&m, .op = CLUSTER_QUOTA_SET, .disk = id, .quota_bytes = 1), 0);
     machine_done(&m);
 }
 
@@ -246,5 +356,6 @@ int main(void)
     test_malformed_states();
     test_small_entries();
     test_large();
+    test_large_removal();
     return 0;
 }

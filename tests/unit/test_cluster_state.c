@@ -570,14 +570,21 @@ static void test_rollback(void)
     CHECK_EQ(RUN(&m, .op = CLUSTER_LEASE_TAKE, .disk = id, .epoch = 1, .node = 1), 0);
     CHECK_EQ(checkpoint_roots(&m, id, 9, 6, roots, 1), 0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_LEASE_CLOSE, .disk = id, .epoch = 2), 0);
+    CHECK_EQ(RUN(&m, .op = CLUSTER_ROLLBACK, .disk = id, .epoch = 2, .version = 1),
+             -PLX_EPRECONDITION);
+    CHECK_STR(m.result.text,
+              "disk a: extent 1000000004000 has what no checkpoint covers");
+    CHECK_EQ(RUN(&m, .op = CLUSTER_LEASE_TAKE, .disk = id, .epoch = 2, .node = 1), 0);
+    CHECK_EQ(checkpoint_roots(&m, id, 30, 6, NULL, 0), 0);
+    CHECK_EQ(RUN(&m, .op = CLUSTER_LEASE_CLOSE, .disk = id, .epoch = 3), 0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_ROLLBACK, .disk = id, .epoch = 1, .version = 1),
              -PLX_EEPOCH);
-    CHECK_EQ(RUN(&m, .op = CLUSTER_ROLLBACK, .disk = id, .epoch = 2, .version = 2),
+    CHECK_EQ(RUN(&m, .op = CLUSTER_ROLLBACK, .disk = id, .epoch = 3, .version = 2),
              -PLX_EMISSING);
     CHECK_EQ(RUN(&m, .op = CLUSTER_LEASE_CLOSE, .disk = other, .epoch = 1), 0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_ROLLBACK, .disk = other, .epoch = 1, .version = 1),
              -PLX_EMISSING); /* another disk's */
-    CHECK_EQ(RUN(&m, .op = CLUSTER_ROLLBACK, .disk = id, .epoch = 2, .version = 1), 0);
+    CHECK_EQ(RUN(&m, .op = CLUSTER_ROLLBACK, .disk = id, .epoch = 3, .version = 1), 0);
     const struct cluster_disk *disk = disk_of(&m, "a");
     CHECK_EQ(disk->head_parent, 1);
     CHECK_EQ(disk->head_generation, 2);
@@ -585,10 +592,10 @@ static void test_rollback(void)
     CHECK(disk->has_root);
     CHECK_EQ(disk->root.address.v, 99);
     CHECK_EQ(disk->extent_count, 0);
-    CHECK_EQ(disk->checkpoint.number, 2);
+    CHECK_EQ(disk->checkpoint.number, 3);
     CHECK_EQ(disk->checkpoint.covers, 30); /* batches go on with 31 */
     CHECK_EQ(disk->checkpoint.last, 30);
-    CHECK_EQ(disk->epoch, 2);
+    CHECK_EQ(disk->epoch, 3);
     machine_done(&m);
 }
 
