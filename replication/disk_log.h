@@ -48,6 +48,7 @@ struct log_piece {
     struct address address;  /* null for intervals and markers */
     const uint32_t *crcs;    /* one per block; NULL for intervals and markers */
     uint64_t number;         /* of the batch */
+    bool is_spare;           /* only in a replay: see log_replay */
 };
 
 /* How the log talks back; one for each disk. Called on the loop, never from inside
@@ -101,13 +102,19 @@ async int log_open(const struct log_options *options, struct disk_log **ret_log,
                    struct error *err);
 
 /* Step 6: calls fn for every piece after the committed checkpoint's `covers`, in order
- * of number, nodes and markers included, void batches left out. crcs as in committed. */
+ * of number, nodes and markers included, void batches left out. crcs as in committed.
+ * After all these it is called for second copies of batches, which a forced roll left
+ * behind, in no order and marked as spare: nothing names their blocks. */
 typedef int log_replay_fn(void *arg, const struct log_piece *piece);
 async int log_replay(struct disk_log *log, log_replay_fn *fn, void *arg,
                      struct error *err);
 
 /* Queues a record. Its order among records of this log is the order of these calls. */
 void log_append(struct disk_log *log, struct log_record *record);
+
+/* What comes next goes to another extent than what came so far, so that this one can
+ * become final. Null if there is no other one yet, or nothing in this one. */
+struct address log_end_extent(struct disk_log *log);
 
 /* Makes everything committed before this call durable on all members. */
 struct log_flush {

@@ -21,8 +21,10 @@
  *                                               |
  *        +--------------------------------------+
  *        v
- *     DECIDED -command committed-> COMMITTED --members have it--> FINAL --leaves--> gone
- *     (a length)     finals                        janitor                  finals
+ *     DECIDED -command committed-> COMMITTED --members have it--> FINAL --leaves--> LEFT
+ *     (a length)     finals                        janitor                 finals     |
+ *                                                       gone <--headers are trimmed---+
+ *                                                                       janitor
  *
  * Everything happens in log_advance: an event (a record, an answer, a timer) notes what
  * is new and calls it or posts it; it looks at all that is known and goes on until
@@ -43,6 +45,8 @@
  * L9  A record is told once and last: committed with `last`, or failed. Never from inside
  *     log_append or log_flush.
  * L10 A batch is resubmitted or freed only when no member owes an answer for it.
+ * L12 The headers of an extent are trimmed only after it left the cluster's list: until
+ *     then a take-over may walk them.
  * L11 An extent leaves the cluster's list only after all its members have made it final,
  *     so no crash can leave a copy whose final length nobody knows.
  */
@@ -67,6 +71,7 @@ enum tail_phase {
     TAIL_DECIDED,
     TAIL_COMMITTED,
     TAIL_FINAL,
+    TAIL_LEFT,
 };
 
 /* Two may have a command with final lengths under way at the same time. */
@@ -172,6 +177,8 @@ struct replay_range {
     struct address extent;
     struct replica *member;
     uint64_t first, last;
+    bool is_final;           /* before the take-over: what the checkpoint covers in it may
+                              * be named by roots */
 };
 
 struct disk_log {

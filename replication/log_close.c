@@ -115,6 +115,8 @@ static async int give_up_lease(struct disk_log *log, struct error *err)
     {
         if (tail->phase == TAIL_DECIDED)
             tail->phase = TAIL_COMMITTED;
+        else if (tail->phase == TAIL_FINAL && tail->leaving)
+            tail->phase = TAIL_LEFT;
         tail->proposer = PROPOSER_NONE;
         tail->finalize_failed = false;
     }

@@ -6,12 +6,14 @@
  * Happy path: the opener commits EXTENT_OPEN and creates the extents on all members
  * before the log needs them. Any command of the disk carries the lengths decided since;
  * once it is committed the janitor makes the members final; a later command then takes
- * the extent off the list, if replay needs nothing in it.
+ * the extent off the list, if replay needs nothing in it, and the janitor lets its
+ * headers go.
  *
  * What can fail: a create (no space, a broken store). The extent then ends at length 0.
  * Without space the queued records fail; else the opener tries again after a while. If
  * the epoch is over, or the cluster takes no commands, the log gives up. A copy that
  * cannot be made final is tried again with the next commit, and stays listed till then.
+ * Headers that cannot be trimmed are found again by the next start.
  *
  * On close both tasks end first.
  */
@@ -67,10 +69,7 @@ void log_finals_settle(struct disk_log *log, enum proposer proposer, bool commit
         tail->proposer = PROPOSER_NONE;
         if (!committed)
             continue;
-        if (tail->leaving)
-            tail_destroy(tail);
-        else
-            tail->phase = TAIL_COMMITTED;
+        tail->phase = tail->leaving ? TAIL_LEFT : TAIL_COMMITTED;
     }
     log_clean_up(log);
 }
@@ -92,15 +91,31 @@ async void log_finals_committed(struct disk_log *log, bool committed)
 
 /* --- the janitor --- */
 
-static struct tail_extent *first_to_finalize(const struct disk_log *log)
+static struct tail_extent *first_to_do(const struct disk_log *log)
 {
     struct tail_extent *tail;
     TAILQ_FOREACH(tail, &log->tails, link)
     {
-        if (tail->phase == TAIL_COMMITTED && !tail->finalize_failed)
+        if (tail->phase == TAIL_LEFT ||
+            (tail->phase == TAIL_COMMITTED && !tail->finalize_failed))
             return tail;
     }
     return NULL;
+}
+
+/* L12 */
+static async void trim_headers(struct disk_log *log, struct tail_extent *tail)
+{
+    int rc = 0;
+    assert(tail->phase == TAIL_LEFT);
+    for (uint32_t i = 0; rc == 0 && i < tail->member_count; i++)
+        rc = tail->members[i]->ops->trim_headers(tail->members[i], tail->extent);
+    if (rc != 0)
+        log_warning(log->loop, "disk %llu: extent %llx keeps its headers: %s",
+                    (unsigned long long)log->disk, (unsigned long long)tail->extent.v,
+                    err_text(rc));
+    trace(log->loop, "log left", log->disk, tail->extent.v, (uint64_t)-rc);
+    tail_destroy(tail);
 }
 
 static bool is_listed(const struct disk_log *log, struct address extent)
@@ -139,8 +154,12 @@ static async void finalize_one(struct disk_log *log, struct tail_extent *tail)
 async void log_finalize_all(struct disk_log *log)
 {
     struct tail_extent *tail;
-    while ((tail = first_to_finalize(log)) != NULL)
-        finalize_one(log, tail);
+    while ((tail = first_to_do(log)) != NULL) {
+        if (tail->phase == TAIL_LEFT)
+            trim_headers(log, tail);
+        else
+            finalize_one(log, tail);
+    }
 }
 
 static void janitor_main(struct task_call *call)
@@ -153,7 +172,7 @@ static void janitor_main(struct task_call *call)
 
 void log_clean_up(struct disk_log *log)
 {
-    if (log->janitor_runs || first_to_finalize(log) == NULL)
+    if (log->janitor_runs || first_to_do(log) == NULL)
         return;
     log->janitor_runs = true;
     log->janitor_call = (struct task_call){

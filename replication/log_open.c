@@ -12,6 +12,8 @@
  * damaged below what must be there, which the text then says. Nothing but the epoch has
  * changed then, and the next take-over starts over. Dying anywhere is the same.
  *
+ * What a forced roll wrote again is kept where it was written last (take_over_plan.h).
+ *
  * An extent of which nothing is kept is not named in the cut, which would take it off the
  * list: its batches are void by the cut, and it leaves like any other, after its copies
  * are deleted (L11).
@@ -384,13 +386,14 @@ static int keep_ranges(struct take_over *over)
         return -ENOMEM;
     for (uint32_t i = 0; i < plan->extent_count; i++) {
         const struct plan_extent *extent = &plan->extents[i];
-        if (extent->keep <= plan->covers)
+        if (extent->keep == 0)
             continue;
         log->ranges[log->range_count++] = (struct replay_range){
             .extent = extent->extent,
             .member = replica_of_node(&log->set, extent->copies[extent->source].node),
             .first = extent->first,
-            .last = extent->keep};
+            .last = extent->keep,
+            .is_final = extent->is_final};
     }
     log->covers = plan->covers;
     log->replay_last = plan->last;

@@ -4,8 +4,9 @@
  *
  * Happy path: the take-over left an index of ranges, extent and numbers. The next number
  * is looked up, that extent's headers are walked, and its batches delivered piece by
- * piece up to its end; a number that was delivered before is passed over. So memory does
- * not grow with the log.
+ * piece up to its end, or to where a later extent has the number, too. So memory does not
+ * grow with the log. After that the batches of which a later extent has the copy that
+ * counts are told as spare: what is in them is dead.
  *
  * What can fail: reading, or the caller's function, which ends it. A number that the
  * take-over saw is then missing or damaged: the disk is not opened, and may be again.
@@ -19,6 +20,7 @@ struct replay {
     log_replay_fn *fn;
     void *arg;
     uint64_t next, last; /* numbers to deliver from this extent */
+    const struct replay_range *range; /* of spares: whose they are */
     uint32_t crcs[BATCH_BLOCKS];
 };
 
@@ -30,7 +32,7 @@ static bool continues(const struct log_piece *piece, const struct entry *entry)
 }
 
 static int deliver(struct replay *replay, const struct header *head,
-                   const struct entry *entries)
+                   const struct entry *entries, bool is_spare)
 {
     uint32_t block = head->block + 1;
     uint32_t crc_count = 0;
@@ -43,7 +45,8 @@ static int deliver(struct replay *replay, const struct header *head,
                                   .generation = head->generation,
                                   .checkpoint = head->checkpoint,
                                   .address = ADDRESS_NULL,
-                                  .number = head->number};
+                                  .number = head->number,
+                                  .is_spare = is_spare};
         if (entry_has_block(entry->kind)) {
             piece.address = address_plus(head->extent, block++);
             piece.crcs = &replay->crcs[crc_count];
@@ -72,17 +75,77 @@ static int replay_header(void *arg, const struct header *head,
     replay->next++;
     if (head->number % 8 == 0 && planted(PLANT_REPLAY_SKIPS))
         return 0;
-    return deliver(replay, head, entries);
+    return deliver(replay, head, entries, false);
 }
 
-/* The first that has it: of several copies the one lowest in the log. */
+static bool has(const struct replay_range *range, uint64_t number)
+{
+    return range->first <= number && number <= range->last;
+}
+
+/* Of several copies the last one counts. */
 static const struct replay_range *range_of(const struct disk_log *log, uint64_t number)
 {
-    for (uint32_t i = 0; i < log->range_count; i++) {
-        if (log->ranges[i].first <= number && number <= log->ranges[i].last)
+    for (uint32_t i = log->range_count; i-- > 0;) {
+        if (has(&log->ranges[i], number))
             return &log->ranges[i];
     }
     return NULL;
+}
+
+/* From `number` on: up to where a later extent has the copies that count. */
+static uint64_t range_end(const struct disk_log *log, const struct replay_range *range,
+                          uint64_t number)
+{
+    uint64_t end = range->last;
+    const struct replay_range *later = range + 1;
+    for (; later < log->ranges + log->range_count; later++) {
+        if (later->first > number && later->first <= end)
+            end = later->first - 1;
+    }
+    return end;
+}
+
+/* --- spares --- */
+
+static int spare_header(void *arg, const struct header *head, const struct entry *entries,
+                        const struct roll_entry *rolls)
+{
+    struct replay *replay = arg;
+    const struct replay_range *range = replay->range;
+    (void)rolls;
+    if (head->kind != HEADER_BATCH || !has(range, head->number) ||
+        (range->is_final && head->number <= replay->log->covers) ||
+        range_of(replay->log, head->number) == range)
+        return 0;
+    return deliver(replay, head, entries, true);
+}
+
+static bool has_spares(const struct disk_log *log, const struct replay_range *range)
+{
+    const struct replay_range *later = range + 1;
+    for (; later < log->ranges + log->range_count; later++) {
+        if (later->first <= range->last && range->first <= later->last)
+            return true;
+    }
+    return false;
+}
+
+static async int tell_spares(struct replay *replay, struct error *err)
+{
+    const struct disk_log *log = replay->log;
+    for (uint32_t i = 0; i < log->range_count; i++) {
+        const struct replay_range *range = &log->ranges[i];
+        if (!has_spares(log, range))
+            continue;
+        replay->range = range;
+        int rc = range->member->ops->walk_headers(range->member, range->extent,
+                                                  spare_header, replay, NULL);
+        if (rc != 0)
+            return err_set(err, rc, "replay of extent %llx: %s",
+                           (unsigned long long)range->extent.v, err_text(rc));
+    }
+    return 0;
 }
 
 async int log_replay(struct disk_log *log, log_replay_fn *fn, void *arg,
@@ -97,7 +160,7 @@ async int log_replay(struct disk_log *log, log_replay_fn *fn, void *arg,
         const struct replay_range *range = range_of(log, replay->next);
         assert(range != NULL); /* the plan found no gap */
         uint64_t before = replay->next;
-        replay->last = range->last;
+        replay->last = range_end(log, range, replay->next);
         rc = range->member->ops->walk_headers(range->member, range->extent, replay_header,
                                               replay, NULL);
         if (rc == 0 && replay->next == before)
@@ -107,6 +170,8 @@ async int log_replay(struct disk_log *log, log_replay_fn *fn, void *arg,
                     (unsigned long long)range->extent.v,
                     (unsigned long long)replay->next, err_text(rc));
     }
+    if (rc == 0)
+        rc = tell_spares(replay, err);
     free(replay);
     free(take(log->ranges));
     log->range_count = 0;

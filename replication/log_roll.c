@@ -181,6 +181,17 @@ bool log_room_for(struct disk_log *log, uint32_t blocks)
     return true;
 }
 
+struct address log_end_extent(struct disk_log *log)
+{
+    if (log->down != 0 || log->is_closing || log->current == NULL ||
+        first_ahead(log) == NULL || log->current->end <= 1)
+        return ADDRESS_NULL;
+    struct address extent = log->current->extent;
+    end_current(log);
+    log_kick(log);
+    return extent;
+}
+
 /* --- the forced roll --- */
 
 /* In order of number: committed, in flight, and what an earlier roll left over. */

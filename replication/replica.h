@@ -44,6 +44,8 @@ struct replica_ops {
     /* Stops first, if need be. Length 0 deletes; so does an absent extent then. */
     async int (*finalize)(struct replica *replica, struct address extent,
                           uint32_t length);
+    /* Of a final extent that no take-over walks any more; an absent one is fine. */
+    async int (*trim_headers)(struct replica *replica, struct address extent);
     async int (*walk_headers)(struct replica *replica, struct address extent,
                               header_fn *fn, void *arg, uint32_t *ret_end);
     void (*read)(struct replica *replica, struct replica_read *read);

@@ -70,6 +70,12 @@ static async int local_finalize(struct replica *replica, struct address extent,
     return rc != 0 ? rc : store_finalize_extent(store, extent, length);
 }
 
+static async int local_trim_headers(struct replica *replica, struct address extent)
+{
+    int rc = store_trim_headers(store_of(replica), extent);
+    return rc == -PLX_EMISSING ? 0 : rc;
+}
+
 static async int local_walk(struct replica *replica, struct address extent, header_fn *fn,
                             void *arg, uint32_t *ret_end)
 {
@@ -100,6 +106,7 @@ static const struct replica_ops LOCAL_OPS = {
     .sync = local_sync,
     .stop = local_stop,
     .finalize = local_finalize,
+    .trim_headers = local_trim_headers,
     .walk_headers = local_walk,
     .read = local_read,
     .destroy = local_destroy,

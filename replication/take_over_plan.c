@@ -141,6 +141,21 @@ static uint64_t end_on_all(const struct plan_extent *extent)
     return extent->is_final ? extent->last : end;
 }
 
+/* Rule 4. The last number of the extent that no later one has, too. */
+static uint64_t last_of_its_own(const struct take_over_plan *plan, uint32_t at)
+{
+    const struct plan_extent *extent = &plan->extents[at];
+    uint64_t keep = extent->keep;
+    for (uint32_t i = at + 1; i < plan->extent_count && keep >= extent->first; i++) {
+        const struct plan_extent *later = &plan->extents[i];
+        if (later->first != 0 && later->first <= keep && keep <= later->keep) {
+            keep = later->first - 1;
+            i = at;
+        }
+    }
+    return keep >= extent->first ? keep : 0;
+}
+
 int take_over_decide(struct take_over_plan *plan, struct error *err)
 {
     uint64_t reach = plan->covers;
@@ -169,8 +184,12 @@ int take_over_decide(struct take_over_plan *plan, struct error *err)
         max_u64(plan->known_flushed, extend(plan, plan->covers, end_on_all));
     for (uint32_t i = 0; i < plan->extent_count; i++) {
         struct plan_extent *extent = &plan->extents[i];
-        if (extent->first != 0 && extent->first <= last) /* rule 4 */
+        if (extent->first != 0 && extent->first <= last)
             extent->keep = min_u64(extent->last, last);
+    }
+    for (uint32_t i = 0; i < plan->extent_count; i++) {
+        if (!plan->extents[i].is_final)
+            plan->extents[i].keep = last_of_its_own(plan, i);
     }
     return 0;
 }

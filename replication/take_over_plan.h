@@ -11,8 +11,10 @@
  *      that is damaged. Of the others the longest counts.
  *   3. The log is the numbers above `covers` up to the first gap; a number may lie in
  *      several extents, with the same bytes.
- *   4. Every extent keeps all its batches up to the end of the log, also those that lie
- *      elsewhere, too: a map node may name either place.
+ *   4. Of a number that lies in several extents the last one counts: a forced roll wrote
+ *      again only what was not flushed, and what a committed root names was flushed, so
+ *      no root can name an earlier place. An extent without a committed length keeps its
+ *      batches up to the last one that no later extent has.
  */
 #ifndef PARALLAX_REPLICATION_TAKE_OVER_PLAN_H
 #define PARALLAX_REPLICATION_TAKE_OVER_PLAN_H
@@ -43,7 +45,7 @@ struct plan_extent {
     struct plan_copy copies[REPLICAS_MAX];
     /* out: */
     uint64_t first, last;   /* of the copy that counts, without what is void */
-    uint64_t keep;          /* its last number within the log; 0: nothing */
+    uint64_t keep;          /* its last number that stays; 0: nothing */
     uint32_t source;        /* index of that copy */
 };
 

@@ -28,6 +28,7 @@ struct fake_extent {
     uint32_t end;     /* of all that was submitted */
     uint32_t length;  /* stop or final length */
     bool is_absent, is_refusing; /* an I/O error stopped it before `length` */
+    bool has_no_headers;
     uint32_t inflight;
     struct fake_append *appends, **last;
 };
@@ -301,6 +302,19 @@ static inline async int fake_finalize(struct replica *replica, struct address ex
     return 0;
 }
 
+/* Nobody may walk it after this. */
+static inline async int fake_trim_headers(struct replica *replica, struct address extent)
+{
+    struct fake_member *member = fake_of(replica);
+    struct fake_extent *e = fake_find(member->medium, extent);
+    task_sleep_ns(fake_latency(member));
+    if (e == NULL || e->is_absent)
+        return 0;
+    CHECK_EQ(e->state, EXTENT_FINAL);
+    e->has_no_headers = true;
+    return 0;
+}
+
 static inline async int fake_walk(struct replica *replica, struct address extent,
                                   header_fn *fn, void *arg, uint32_t *ret_end)
 {
@@ -312,6 +326,7 @@ static inline async int fake_walk(struct replica *replica, struct address extent
     uint32_t previous_crc = 0, end = 0;
     if (e == NULL || e->is_absent)
         return -PLX_EMISSING;
+    CHECK(!e->has_no_headers);
     task_sleep_ns(fake_latency(member));
     struct fake_append *data = e->appends;
     for (; data != NULL && data->block + data->blocks <= e->length; data = data->next) {
@@ -341,6 +356,7 @@ static inline const struct replica_ops *fake_ops(void)
                                            .sync = fake_sync,
                                            .stop = fake_stop,
                                            .finalize = fake_finalize,
+                                           .trim_headers = fake_trim_headers,
                                            .walk_headers = fake_walk};
     return &ops;
 }

@@ -432,9 +432,24 @@ static void replayed_whole(struct test *t)
     t->replayed = (struct model_batch){0};
 }
 
+/* A second copy is not where anybody was told to look. */
+static void check_spare(struct test *t, const struct log_piece *piece)
+{
+    if (t->replayed.count > 0)
+        replayed_whole(t);
+    const struct log_piece *known = model_find(t, piece);
+    CHECK(piece->number <= t->replay_number);
+    if (known != NULL && piece->crcs != NULL)
+        CHECK(known->address.v != piece->address.v);
+}
+
 static int on_replay(void *arg, const struct log_piece *piece)
 {
     struct test *t = arg;
+    if (piece->is_spare) {
+        check_spare(t, piece);
+        return 0;
+    }
     if (piece->number != t->replay_number) {
         if (t->replayed.count > 0)
             replayed_whole(t);
