@@ -1,36 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The check reads everything that any disk or snapshot can reach and verifies it: the
- * cluster state's own rules, every map node, every block of data. Disks that an earlier
- * process left open are opened first, which replays their logs; every open disk is
- * checkpointed, so that its map tells the whole; the others are read by their roots.
+ * cluster state's own rules, whether the store keeps what is reachable and nothing else
+ * (check_live.c), every map node, every block of data. First all logs are put into maps:
+ * disks that an earlier process left open are opened for it, open ones checkpointed.
  *
- * Subtrees that versions share are read once: the addresses of visited nodes are kept,
- * eight bytes each (2 MiB for 1 TiB of written data). Damage is reported, by disk,
- * snapshot and offset, and the check goes on.
+ * What versions share is read once. A head is read a stretch at a time, each with the
+ * root it has then, so that its dead blocks need not be kept for the whole check. Damage
+ * is reported, by disk, snapshot and offset, and the check goes on.
+ *
+ * Memory: a bitmap of 2 KiB for each extent, 32 MiB for 1 TiB of log.
  */
-#include "cow/disk_internal.h"
+#include "cow/check_internal.h"
 
 #include <stdarg.h>
 
 #define CHECK_READ_BLOCKS 64U
+#define STRETCH_BLOCKS    ((uint64_t)1 << 16)
 
-struct check {
-    struct host *host;
-    const struct check_callbacks *callbacks;
-    struct check_report report;
-    char name[2 * DISK_NAME_MAX + 2]; /* of what is being walked */
-    uint64_t size_blocks;
-    uint64_t total_bytes;
-    struct visited {
-        uint64_t *slots; /* an open hash of addresses; 0: free */
-        uint64_t count, cap;
-    } seen;
-    uint8_t *bytes;      /* CHECK_READ_BLOCKS blocks */
-};
-
-static void finding(struct check *check, const char *fmt, ...) attr_printf(2, 3);
-static void finding(struct check *check, const char *fmt, ...)
+void check_finding(struct check *check, const char *fmt, ...)
 {
     char line[512];
     va_list args;
@@ -42,32 +30,71 @@ static void finding(struct check *check, const char *fmt, ...)
     check->callbacks->finding(check->callbacks->arg, line);
 }
 
-/* 1: new, 0: seen before, or -ENOMEM. */
-static int visit(struct visited *seen, uint64_t address)
+/* --- sets of blocks --- */
+
+static struct mark_map **slot_of(const struct marks *marks, struct address extent)
 {
-    if (seen->count * 2 >= seen->cap) {
-        struct visited bigger = {.cap = seen->cap ? seen->cap * 2 : 1024};
-        bigger.slots = calloc(bigger.cap, sizeof *bigger.slots);
-        if (!bigger.slots)
-            return -ENOMEM;
-        for (uint64_t i = 0; i < seen->cap; i++)
-            if (seen->slots[i])
-                (void)visit(&bigger, seen->slots[i]);
-        free(seen->slots);
-        *seen = bigger;
-    }
-    uint64_t at = (address * 0x9e3779b97f4a7c15U) >> 20;
+    uint64_t at = (extent.v * 0x9e3779b97f4a7c15U) >> 32;
+
     for (;; at++) {
-        uint64_t *slot = &seen->slots[at & (seen->cap - 1)];
-        if (*slot == address)
-            return 0;
-        if (*slot)
-            continue;
-        *slot = address;
-        seen->count++;
-        return 1;
+        struct mark_map **slot = &marks->slots[at & (marks->cap - 1)];
+        if (!*slot || address_equal((*slot)->extent, extent))
+            return slot;
     }
 }
+
+static int grow(struct marks *marks)
+{
+    struct marks bigger = {.count = marks->count,
+                           .cap = marks->cap ? marks->cap * 2 : 64};
+
+    bigger.slots = calloc(bigger.cap, sizeof(struct mark_map *));
+    if (!bigger.slots)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < marks->cap; i++)
+        if (marks->slots[i])
+            *slot_of(&bigger, marks->slots[i]->extent) = marks->slots[i];
+    free(marks->slots);
+    *marks = bigger;
+    return 0;
+}
+
+int marks_add(struct marks *marks, struct address address)
+{
+    uint32_t block = address_block(address);
+
+    if (marks->count * 2 >= marks->cap && grow(marks) < 0)
+        return -ENOMEM;
+    struct mark_map **slot = slot_of(marks, address_extent(address));
+    if (!*slot) {
+        *slot = calloc(1, sizeof **slot);
+        if (!*slot)
+            return -ENOMEM;
+        (*slot)->extent = address_extent(address);
+        marks->count++;
+    }
+    if (bitmap_get((*slot)->bits, block))
+        return 0;
+    (*slot)->bits[block / 8] |= (uint8_t)(1U << block % 8);
+    return 1;
+}
+
+const uint8_t *marks_of(const struct marks *marks, struct address extent)
+{
+    const struct mark_map *map = marks->cap ? *slot_of(marks, extent) : NULL;
+
+    return map ? map->bits : NULL;
+}
+
+void marks_done(struct marks *marks)
+{
+    for (uint32_t i = 0; i < marks->cap; i++)
+        free(marks->slots[i]);
+    free(marks->slots);
+    *marks = (struct marks){0};
+}
+
+/* --- reading data --- */
 
 struct check_read {
     struct log_read read;
@@ -104,10 +131,10 @@ static async void check_run(struct check *check, uint64_t block, struct address 
             bad = 0;
         } else {
             struct address at = address_plus(address, bad);
-            finding(check, "%s: offset %llu: extent %llx block %u: %s", check->name,
-                    (unsigned long long)((block + bad) * BLOCK_SIZE),
-                    (unsigned long long)address_extent(at).v, address_block(at),
-                    err_text(read.read.result));
+            check_finding(check, "%s: offset %llu: extent %llx block %u: %s", check->name,
+                          (unsigned long long)((block + bad) * BLOCK_SIZE),
+                          (unsigned long long)address_extent(at).v, address_block(at),
+                          err_text(read.read.result));
         }
         bad++;
         if (bad >= count)
@@ -119,216 +146,278 @@ static async void check_run(struct check *check, uint64_t block, struct address 
     }
 }
 
-static async void check_leaf(struct check *check, const struct map_node_format *leaf,
-                             uint64_t start)
+static async void finish_run(struct check *check)
 {
-    uint32_t crcs[CHECK_READ_BLOCKS];
+    uint32_t count = check->run_count;
 
-    for (unsigned i = 0; i < MAP_FANOUT;) {
-        struct map_entry first = map_entry_at(leaf, i);
-        uint32_t count = 0;
-
-        if (address_is_null(first.address)) {
-            i++;
-            continue;
-        }
-        while (i + count < MAP_FANOUT && count < CHECK_READ_BLOCKS) {
-            struct map_entry next = map_entry_at(leaf, i + count);
-            if (next.address.v != first.address.v + count ||
-                address_extent(next.address).v != address_extent(first.address).v)
-                break;
-            crcs[count++] = next.crc;
-        }
-        if (start + i + count > check->size_blocks)
-            finding(check, "%s: offset %llu: data beyond the end", check->name,
-                    (unsigned long long)((start + i) * BLOCK_SIZE));
-        check_run(check, start + i, first.address, crcs, count);
-        check->report.blocks += count;
-        check->report.bytes += (uint64_t)count * BLOCK_SIZE;
-        i += count;
-    }
+    if (count == 0)
+        return;
+    check->run_count = 0;
+    check_run(check, check->run_block, check->run_address, check->run_crcs, count);
+    check->report.blocks += count;
+    check->report.bytes += (uint64_t)count * BLOCK_SIZE;
     if (check->callbacks->progress)
         check->callbacks->progress(check->callbacks->arg, check->report.bytes,
                                    max_u64(check->total_bytes, check->report.bytes));
-    task_yield();
 }
 
-static async int check_node(struct check *check, struct map_entry entry, unsigned level,
-                            uint64_t start)
+/* A node is never older than what it names. */
+static void check_generation(struct check *check, unsigned level, uint64_t block,
+                             uint32_t generation)
 {
-    const struct node *node;
-    int rc = visit(&check->seen, entry.address.v);
+    if (level < MAP_HEIGHT_MAX && generation > check->generations[level])
+        check_finding(check, "%s: offset %llu: a map node is older than what it names",
+                      check->name, (unsigned long long)(block * BLOCK_SIZE));
+}
 
+static async int on_data(void *arg, uint64_t block, struct map_entry entry,
+                         struct map_entry other)
+{
+    struct check *check = arg;
+    uint32_t count = check->run_count;
+    int rc = marks_add(&check->marks, entry.address);
+
+    (void)other;
     if (rc <= 0)
         return rc;
-    rc = node_get(check->host->nodes, entry.address, entry.crc, &node);
-    if (rc < 0) {
-        finding(check, "%s: offset %llu: map node at level %u, extent %llx block %u: %s",
-                check->name, (unsigned long long)(start * BLOCK_SIZE), level,
-                (unsigned long long)address_extent(entry.address).v,
-                address_block(entry.address), err_text(rc));
-        return rc == -ENOMEM ? rc : 0;
+    check_generation(check, 0, block, entry.generation);
+    if (block >= check->size_blocks)
+        check_finding(check, "%s: offset %llu: data beyond the end", check->name,
+                      (unsigned long long)(block * BLOCK_SIZE));
+    if (count == CHECK_READ_BLOCKS || check->run_block + count != block ||
+        check->run_address.v + count != entry.address.v ||
+        address_block(entry.address) == 0)
+        finish_run(check);
+    if (check->run_count == 0) {
+        check->run_block = block;
+        check->run_address = entry.address;
     }
-    check->report.nodes++;
-    rc = 0;
-    if (level == 0)
-        check_leaf(check, node->format, start);
-    for (unsigned i = 0; level > 0 && i < MAP_FANOUT && rc == 0; i++) {
-        struct map_entry child = map_entry_at(node->format, i);
-        uint64_t under = map_entry_blocks(level);
-        if (address_is_null(child.address))
-            continue;
-        if (child.generation > entry.generation)
-            finding(check, "%s: offset %llu: a map node is older than what it names",
-                    check->name, (unsigned long long)((start + i * under) * BLOCK_SIZE));
-        rc = check_node(check, child, level - 1, start + i * under);
+    check->run_crcs[check->run_count++] = entry.crc;
+    return 0;
+}
+
+/* What was seen is not looked at again, unless only a part of it lay in the stretch. */
+static async int on_enter(void *arg, unsigned level, uint64_t index,
+                          struct map_entry entry)
+{
+    struct check *check = arg;
+    uint64_t blocks = map_entry_blocks(level + 1);
+    int rc = marks_add(&check->marks, entry.address);
+
+    check_generation(check, level + 1, index * blocks, entry.generation);
+    check->generations[level] = entry.generation;
+    if (rc > 0)
+        check->report.nodes++;
+    return rc < 0 ? rc : rc == 0 && blocks <= STRETCH_BLOCKS;
+}
+
+static async int on_unreadable(void *arg, unsigned level, uint64_t index,
+                               struct map_entry entry, bool of_against, int code)
+{
+    struct check *check = arg;
+    uint64_t start = index * map_entry_blocks(level + 1);
+
+    (void)of_against;
+    check_finding(check,
+                  "%s: offset %llu: map node at level %u, extent %llx block %u: %s",
+                  check->name, (unsigned long long)(start * BLOCK_SIZE), level,
+                  (unsigned long long)address_extent(entry.address).v,
+                  address_block(entry.address), err_text(code));
+    return 0;
+}
+
+/* --- disks and versions --- */
+
+static async int read_tree(struct check *check, const struct map_root *root,
+                           uint64_t first, uint64_t end)
+{
+    static const struct tree_walk_ops ops = {
+        .data = on_data, .enter = on_enter, .unreadable = on_unreadable,
+    };
+    struct tree_walk walk = {
+        .loop = check->host->loop,
+        .cache = check->host->nodes,
+        .root = *root,
+        .first = first,
+        .end = end,
+    };
+    int rc;
+
+    if (!map_root_sound(root)) {
+        check_finding(check, "%s: not a map root", check->name);
+        return 0;
     }
-    node_put(check->host->nodes, node);
+    for (unsigned i = 0; i < MAP_HEIGHT_MAX; i++)
+        check->generations[i] = UINT32_MAX;
+    rc = tree_walk(&walk, &ops, check);
+    finish_run(check);
     return rc;
 }
 
-static async int check_root(struct check *check, const struct map_root *root)
-{
-    struct map_entry entry = {root->address, root->crc, root->generation};
-
-    if (!map_root_sound(root))
-        finding(check, "%s: not a map root", check->name);
-    if (!map_root_sound(root) || address_is_null(root->address))
-        return 0;
-    return check_node(check, entry, root->height - 1U, 0);
-}
-
-/* True if the committed root tells all of a disk that nobody has open. */
-static bool head_is_settled(const struct check *check, uint64_t id,
-                            struct map_root *ret_root)
+static async int read_head(struct check *check, uint64_t id)
 {
     const struct cluster_state *state = cluster_state(check->host->cluster);
     const struct cluster_disk *disk = cluster_disk_by_id(state, id);
-    uint64_t pending;
+    uint64_t blocks = 1;
+    struct pin pin;
+    int rc = 0;
 
-    if (!disk || disk->owner || disk_find(check->host, id, 0))
-        return false;
-    for (uint32_t i = 0; i < disk->extent_count; i++)
-        if (!disk->extents[i].final ||
-            disk->extents[i].last_number > disk->checkpoint.covers)
-            return false;
-    return disk_base_root(state, disk, ret_root, &pending) == 0;
-}
-
-static async int walk_open(struct check *check, struct disk *disk)
-{
-    struct error err = {0};
-    int rc = disk_checkpoint(disk, &err);
-
-    if (rc < 0) {
-        finding(check, "disk %s: %s", disk->name, err.text);
-        return rc == -ENOMEM ? rc : 0;
-    }
-    struct map_root root = disk->root;
-    check->size_blocks = disk->size_bytes / BLOCK_SIZE;
-    return check_root(check, &root);
-}
-
-/* Brings the disk's map up to date, for which it may have to be opened, and walks it. */
-static async int check_head(struct check *check, uint64_t id)
-{
-    const struct cluster_disk *state =
-        cluster_disk_by_id(cluster_state(check->host->cluster), id);
-    bool was_open = disk_find(check->host, id, 0) != NULL;
-    struct error err = {0};
-    struct map_root root;
-    struct disk *disk;
-    int rc;
-
+    if (!disk || (disk->flags & (DISK_IMPORTING | DISK_REMOVED)))
+        return 0;
     check->report.disks++;
-    snprintf(check->name, sizeof check->name, "disk %.200s", state ? state->name : "?");
-    if (head_is_settled(check, id, &root)) {
-        check->size_blocks = state->size_bytes / BLOCK_SIZE;
-        return check_root(check, &root);
+    snprintf(check->name, sizeof check->name, "disk %s", disk->name);
+    for (uint64_t first = 0; first < blocks && rc == 0; first += STRETCH_BLOCKS) {
+        struct map_root root;
+        uint64_t pending;
+        disk = cluster_disk_by_id(state, id);
+        if (!disk || (disk->flags & DISK_REMOVED) ||
+            disk_base_root(state, disk, &root, &pending) < 0)
+            break;
+        check->size_blocks = disk->size_bytes / BLOCK_SIZE;
+        blocks = check->size_blocks;
+        reclaim_pin_head(check->host, &pin, id);
+        /* The last one also has what may lie beyond the end. */
+        rc = read_tree(check, &root, first,
+                       first + STRETCH_BLOCKS < blocks ? first + STRETCH_BLOCKS : 0);
+        pin_release(&check->host->pins, &pin);
     }
-    rc = disk_acquire(check->host, id, 0, &disk, &err);
-    if (rc < 0) {
-        finding(check, "%s", err.text);
-        return rc == -ENOMEM ? rc : 0;
-    }
-    rc = walk_open(check, disk);
-    disk_release(disk);
-    if (!was_open) /* many may have been left by a process that was killed */
-        (void)disk_shut(check->host, id, &err);
     return rc;
 }
 
-static async int check_version(struct check *check, uint64_t id)
+static async int read_version(struct check *check, const struct cluster_version *version)
 {
     const struct cluster_state *state = cluster_state(check->host->cluster);
-    const struct cluster_version *version = cluster_version_by_id(state, id);
     const struct cluster_disk *disk = cluster_disk_by_id(state, version->disk);
-    struct error err = {0};
+    struct map_root root = version->root;
+    struct pin pin;
 
     check->report.snapshots++;
-    snprintf(check->name, sizeof check->name, "disk %.120s@%.120s",
-             disk ? disk->name : "?", version->name[0] ? version->name : "(unnamed)");
-    /* It may have been made since its disk was walked. */
-    int rc = version->pending ? version_settle(check->host, id, &err) : 0;
-    if (rc < 0) {
-        finding(check, "%s: its map cannot be written: %s", check->name, err.text);
-        return rc == -ENOMEM ? rc : 0;
-    }
-    version = cluster_version_by_id(state, id);
-    if (!version)
-        return 0;
-    struct map_root root = version->root;
-    check->size_blocks = version->size_bytes / BLOCK_SIZE;
-    return check_root(check, &root);
+    snprintf(check->name, sizeof check->name, "disk %s@%s", disk ? disk->name : "?",
+             version->name[0] ? version->name : "(unnamed)");
+    check->size_blocks = div_up_u64(version->size_bytes, BLOCK_SIZE);
+    pin_take(&check->host->pins, &pin, PIN_VERSION, version->id);
+    int rc = read_tree(check, &root, 0, 0);
+    pin_release(&check->host->pins, &pin);
+    return rc;
 }
 
-/* The next disk after this id, 0 at the end: iteration that survives suspensions. */
-static uint64_t disk_after(const struct cluster_state *state, uint64_t id)
-{
-    const struct cluster_disk *disk = NULL;
-    uint64_t next = 0;
-
-    while ((disk = cluster_disk_next(state, disk)))
-        if (disk->id > id && (!next || disk->id < next) &&
-            !(disk->flags & DISK_IMPORTING))
-            next = disk->id;
-    return next;
-}
-
-static const struct cluster_version *version_after(const struct cluster_state *state,
-                                                   uint64_t id)
+int check_collect_versions(const struct cluster_state *state, uint64_t **ret_ids,
+                           size_t *ret_count)
 {
     const struct cluster_version *version = NULL;
+    size_t count = 0;
+    uint64_t *ids = malloc((cluster_version_count(state) + 1) * sizeof *ids);
 
+    if (!ids)
+        return -ENOMEM;
     while ((version = cluster_version_next(state, version)))
-        if (version->id > id)
-            return version;
-    return NULL;
+        ids[count++] = version->id;
+    *ret_ids = ids;
+    *ret_count = count;
+    return 0;
+}
+
+static async int read_all(struct check *check)
+{
+    const struct cluster_state *state = cluster_state(check->host->cluster);
+    cleanup(free_ptr) uint64_t *ids = NULL;
+    size_t count = 0;
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < check->disk_count; i++)
+        rc = read_head(check, check->disks[i]);
+    if (rc == 0)
+        rc = check_collect_versions(state, &ids, &count);
+    for (size_t i = 0; rc == 0 && i < count; i++) {
+        const struct cluster_version *version = cluster_version_by_id(state, ids[i]);
+        if (version && !version->pending && !version->collapsing)
+            rc = read_version(check, version);
+    }
+    return rc;
+}
+
+/* --- what every part of it needs first --- */
+
+static bool is_leaving(const struct check *check, uint64_t id)
+{
+    const struct cluster_disk *disk =
+        cluster_disk_by_id(cluster_state(check->host->cluster), id);
+
+    return !disk || (disk->flags & DISK_TRASHED);
+}
+
+static async int checkpoint_open(struct check *check, uint64_t id)
+{
+    bool was_open = disk_find(check->host, id, 0) != NULL;
+    struct error err = {0};
+    struct disk *disk;
+    int rc = disk_acquire(check->host, id, 0, &disk, &err);
+
+    if (rc == 0) {
+        rc = disk_checkpoint(disk, &err);
+        disk_release(disk);
+    }
+    if (rc < 0 && is_leaving(check, id)) /* to the trash, meanwhile */
+        return rc == -ENOMEM || rc == -ESHUTDOWN ? rc : 0;
+    if (rc < 0) {
+        check->is_incomplete = true;
+        check_finding(check, "%s: %s", check->name, err.text);
+        return rc == -ENOMEM || rc == -ESHUTDOWN ? rc : 0;
+    }
+    if (!was_open) /* many may have been left by a process that was killed */
+        (void)disk_shut(check->host, id, &err);
+    return 0;
+}
+
+async int check_settle(struct check *check)
+{
+    const struct cluster_state *state = cluster_state(check->host->cluster);
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < check->disk_count; i++) {
+        uint64_t id = check->disks[i];
+        const struct cluster_disk *disk = cluster_disk_by_id(state, id);
+        if (is_leaving(check, id))
+            continue;
+        snprintf(check->name, sizeof check->name, "disk %s", disk->name);
+        if (disk_find(check->host, id, 0) || disk->owner ||
+            !cluster_disk_is_settled(disk))
+            rc = checkpoint_open(check, id);
+    }
+    return rc;
+}
+
+static int collect_disks(struct check *check)
+{
+    const struct cluster_state *state = cluster_state(check->host->cluster);
+    const struct cluster_disk *disk = NULL;
+
+    check->disks = malloc((cluster_disk_count(state) + 1) * sizeof *check->disks);
+    if (!check->disks)
+        return -ENOMEM;
+    while ((disk = cluster_disk_next(state, disk)))
+        check->disks[check->disk_count++] = disk->id;
+    return 0;
 }
 
 static async int check_all(struct check *check)
 {
-    const struct cluster_state *state = cluster_state(check->host->cluster);
-    const struct cluster_version *version;
     char text[256];
-    uint64_t id = 0;
-    int rc = 0;
+    int rc = collect_disks(check);
 
-    if (cluster_state_check(state, text, sizeof text) < 0)
-        finding(check, "cluster state: %s", text);
-    while (rc == 0 && (id = disk_after(state, id)))
-        rc = check_head(check, id);
-    for (id = 0; rc == 0 && (version = version_after(state, id)); ) {
-        id = version->id;
-        rc = check_version(check, id);
-    }
-    return rc;
+    if (cluster_state_check(cluster_state(check->host->cluster), text, sizeof text) < 0)
+        check_finding(check, "cluster state: %s", text);
+    if (rc == 0)
+        rc = check_liveness(check);
+    marks_done(&check->marks);
+    return rc == 0 ? read_all(check) : rc;
 }
 
-async int host_check(struct host *host, const struct check_callbacks *callbacks,
+async int host_check(struct host *host, unsigned flags,
+                     const struct check_callbacks *callbacks,
                      struct check_report *ret_report, struct error *err)
 {
-    struct check check = {.host = host, .callbacks = callbacks};
+    struct check check = {.host = host, .flags = flags, .callbacks = callbacks};
     struct store_usage usage;
     int rc;
 
@@ -336,9 +425,13 @@ async int host_check(struct host *host, const struct check_callbacks *callbacks,
     check.total_bytes = usage.used_bytes;
     check.report.extents = usage.extent_count;
     check.bytes = aligned_alloc(BLOCK_SIZE, CHECK_READ_BLOCKS * BLOCK_SIZE);
-    rc = check.bytes ? check_all(&check) : -ENOMEM;
+    check.run_crcs = calloc(CHECK_READ_BLOCKS, sizeof *check.run_crcs);
+    rc = check.bytes && check.run_crcs ? check_all(&check) : -ENOMEM;
     free(check.bytes);
-    free(check.seen.slots);
+    free(check.run_crcs);
+    free(check.disks);
+    marks_done(&check.marks);
+    reclaim_wake(host);
     if (rc < 0)
         return err_set(err, rc, "check: %s", err_text(rc));
     *ret_report = check.report;

@@ -2,14 +2,20 @@
 /*
  * A checkpoint freezes the top layer, makes the log durable up to that point P, merges
  * the frozen layers into the map, oldest first (each that ends a version gives that
- * version its root), writes the new nodes to the log under its number K, makes these
- * durable too, and only then commits {K, P, N, root, roots}. Writes go on meanwhile, into
- * a fresh layer.
+ * version its root), writes the new nodes to the log under its number K and behind them
+ * the list of what died, makes these durable too, and only then commits {K, P, N, root,
+ * roots, list}. Writes go on meanwhile, into a fresh layer.
  *
- * An attempt whose nodes a forced roll moved is begun again under a new K, unless already
- * proposed; one refused because of a newer snapshot is proposed again unchanged. If it
- * fails (no space, unreadable node) nothing has changed: the layers stay, and it is tried
- * again (checkpoint_due.c).
+ * Dead is what the merged layers superseded, in themselves and below them, as long as it
+ * is younger than the version each grows from; what earlier attempts left behind; and
+ * what earlier lists could not trim yet, with the blocks of those lists.
+ *
+ * An attempt whose nodes a forced roll moved, or under which a version began to collapse
+ * (what died is told by another bound then), is begun again under a new K; one refused
+ * because of a newer snapshot is proposed again unchanged. Its nodes and list are dead
+ * and known, in `orphans`. If it fails (no space, unreadable node) nothing has changed:
+ * the layers stay, and it is tried again (checkpoint_due.c). If nobody knows whether it
+ * was committed the disk goes down, and the next take-over reads what is there.
  *
  * Closing a disk runs one last checkpoint; see disk_open.c.
  */
@@ -18,16 +24,30 @@
 #define NODES_INFLIGHT 64U   /* written, not committed: 256 KiB */
 #define ATTEMPTS       16U
 #define NODES_A_FLUSH  1024U /* what is not flushed is retained */
+#define LISTS_WAIT_NS  (100 * NS_PER_MS)
 
 struct sink {
     struct map_sink map;     /* first: handed to map_merge */
     struct disk *disk;
+    struct list_writer *list;
     uint64_t checkpoint;     /* K */
     uint32_t generation;
+    uint32_t bound;          /* of the layer being merged */
     uint32_t inflight;
-    uint64_t written;        /* nodes, in all */
+    uint64_t count;          /* nodes, in all */
+    struct dead_set written; /* where they are */
     int result;
     struct waitlist waiting;
+};
+
+struct checkpoint_attempt {
+    struct sink sink;
+    struct list_writer list;
+    /* What of the trimmer's is in the list. */
+    uint64_t trimmed;
+    uint32_t carried_runs, carried_subtrees, spent_runs;
+    uint64_t kept_blocks;
+    uint32_t bound;          /* of the oldest layer */
 };
 
 struct sink_node {
@@ -52,13 +72,16 @@ static void node_done(struct sink_node *node, int result)
 void node_committed(struct log_record *record, const struct log_piece *piece)
 {
     struct sink_node *node = container_of(record, struct sink_node, record);
+    struct sink *sink = node->sink;
 
+    if (dead_set_put(&sink->written, piece->address, 1) < 0)
+        disk_go_down(sink->disk, -ENOMEM); /* it might be garbage nobody knows of */
     *node->ret_entry = (struct map_entry){
         .address = piece->address,
         .crc = piece->crcs[0],
         .generation = piece->generation,
     };
-    node_add(node->sink->disk->host->nodes, piece->address, node->buffer->data);
+    node_add(sink->disk->host->nodes, piece->address, node->buffer->data);
     node_done(node, 0);
 }
 
@@ -75,7 +98,7 @@ static async int sink_write(struct map_sink *map, unsigned level, uint64_t index
 
     while (sink->inflight >= NODES_INFLIGHT)
         waitlist_wait(&sink->waiting);
-    if (++sink->written % NODES_A_FLUSH == 0) {
+    if (++sink->count % NODES_A_FLUSH == 0) {
         int rc = disk_flush_wait(sink->disk);
         if (rc < 0)
             return rc;
@@ -115,6 +138,16 @@ static async int sink_wait(struct map_sink *map)
     return sink->result;
 }
 
+static async int sink_dead(struct map_sink *map, struct map_entry entry, int level)
+{
+    struct sink *sink = container_of(map, struct sink, map);
+
+    if (level == MAP_BLOCK)
+        return list_add(sink->list, entry.address, 1);
+    struct dead_subtree subtree = {entry, sink->bound, (uint8_t)level};
+    return list_add_subtree(sink->list, &subtree);
+}
+
 /* What one checkpoint is made of. */
 struct merge_plan {
     uint32_t count;              /* frozen layers to merge: the oldest ones */
@@ -122,73 +155,207 @@ struct merge_plan {
     struct map_root root;
     struct version_root roots[PENDING_VERSIONS_MAX];
     uint32_t root_count;
-    uint64_t nodes;              /* written by the last attempt */
+    uint64_t blocks;             /* nodes and list, of the last attempt */
     bool is_partial;             /* the top could not be frozen as well */
 };
 
-/* Steps of one attempt: merge, durable. */
-static async int merge_layers(struct disk *disk, struct merge_plan *todo)
+static const struct cluster_disk *state_of(const struct disk *disk)
 {
-    struct sink sink = {
-        .map = {.write = sink_write, .wait = sink_wait,
-                .buffers = disk->host->log_buffers},
-        .disk = disk,
-        .checkpoint = disk->next_checkpoint,
+    return cluster_disk_by_id(cluster_state(disk->host->cluster), disk->id);
+}
+
+static uint32_t bound_now(const struct disk *disk)
+{
+    const struct cluster_disk *state = state_of(disk);
+
+    return state ? cluster_disk_bound(cluster_state(disk->host->cluster), state) : 0;
+}
+
+static void attempt_init(struct checkpoint_attempt *attempt, struct disk *disk)
+{
+    *attempt = (struct checkpoint_attempt){
+        .sink = {.map = {.write = sink_write, .wait = sink_wait, .dead = sink_dead,
+                         .buffers = disk->host->log_buffers},
+                 .disk = disk,
+                 .list = &attempt->list,
+                 .checkpoint = disk->next_checkpoint},
+        .bound = bound_now(disk),
     };
+    waitlist_init(&attempt->sink.waiting);
+    dead_set_init(&attempt->sink.written);
+    list_init(&attempt->list, disk, disk->next_checkpoint);
+    disk->checkpoint_abandoned = false;
+    disk->attempt = attempt;
+}
+
+/* Ends it. What it wrote is garbage, unless it was committed. */
+static void attempt_done(struct checkpoint_attempt *attempt, struct disk *disk,
+                         bool committed)
+{
+    struct trimmer *trims = &disk->trims;
+
+    disk->attempt = NULL;
+    trims->gathered = false;
+    if (committed) {
+        dead_set_done(&disk->orphans);
+        dead_entries_drop(&trims->carried, attempt->carried_runs,
+                          attempt->carried_subtrees);
+        dead_entries_drop(&trims->spent, attempt->spent_runs, 0);
+        trims->kept_blocks -= attempt->kept_blocks;
+    } else {
+        dead_set_take(&disk->orphans, &attempt->sink.written);
+        dead_set_take(&disk->orphans, &attempt->list.written);
+    }
+    dead_set_done(&attempt->sink.written);
+    list_done(&attempt->list);
+}
+
+int checkpoint_moved(struct checkpoint_attempt *attempt, uint32_t count,
+                     struct address was, struct address now)
+{
+    int rc = dead_set_move(&attempt->sink.written, count, was, now);
+
+    return rc < 0 ? rc : dead_set_move(&attempt->list.written, count, was, now);
+}
+
+/* Merges the layers; each grows from the last version below it. */
+static async int merge_layers(struct disk *disk, struct checkpoint_attempt *attempt,
+                              struct merge_plan *todo)
+{
+    struct sink *sink = &attempt->sink;
     struct layer *layer = TAILQ_LAST(&disk->layers, layer_list);
     uint64_t blocks = div_up_u64(disk->size_bytes, BLOCK_SIZE);
 
-    waitlist_init(&sink.waiting);
     todo->root = disk->root;
     todo->root_count = 0;
+    sink->bound = attempt->bound;
     for (uint32_t i = 0; i < todo->count; i++) {
-        sink.generation = planted(PLANT_NODE_GENERATION) ? disk->append_generation
-                                                          : layer->overlay.generation;
+        sink->generation = planted(PLANT_NODE_GENERATION) ? disk->append_generation
+                                                           : layer->overlay.generation;
         int rc = map_merge(disk->host->nodes, &todo->root, &layer->overlay, blocks,
-                           &sink.map, &todo->root);
+                           sink->bound, &sink->map, &todo->root);
         if (rc < 0)
             return rc;
         if (layer->version) {
-            if (todo->root_count == ARRAY_LEN(todo->roots))
+            const struct cluster_version *version = cluster_version_by_id(
+                cluster_state(disk->host->cluster), layer->version);
+            if (todo->root_count == ARRAY_LEN(todo->roots) || !version)
                 return -PLX_ELIMIT;
             todo->roots[todo->root_count++] =
                 (struct version_root){layer->version, todo->root};
+            if (!planted(PLANT_BOUND_AT_CHECKPOINT))
+                sink->bound = version->generation;
         }
         layer = TAILQ_PREV(layer, layer_list, link);
     }
-    todo->nodes = sink.written;
-    return planted(PLANT_NODES_UNFLUSHED) ? 0 : disk_flush_wait(disk);
+    return 0;
 }
 
-/* Commits the attempt. Refused for a newer snapshot: again, unchanged. */
-static async int propose(struct disk *disk, const struct merge_plan *todo,
-                         struct error *err)
+/* All that died beside what the merge told. */
+static async int list_the_rest(struct disk *disk, struct checkpoint_attempt *attempt,
+                               const struct merge_plan *todo)
 {
-    struct host *host = disk->host;
+    struct trimmer *trims = &disk->trims;
+    struct list_writer *list = &attempt->list;
+    struct layer *layer = TAILQ_LAST(&disk->layers, layer_list);
+    int rc = 0;
+
+    for (uint32_t i = 0; rc == 0 && i < todo->count; i++) {
+        rc = list_add_set(list, &layer->overlay.dead);
+        layer = TAILQ_PREV(layer, layer_list, link);
+    }
+    if (rc == 0)
+        rc = list_add_set(list, &disk->orphans);
+    trims->gathered = true;
+    trims->gathers++;
+    attempt->kept_blocks = trims->kept_blocks;
+    attempt->trimmed = trims->processed;
+    attempt->carried_runs = trims->carried.run_count;
+    attempt->carried_subtrees = trims->carried.subtree_count;
+    attempt->spent_runs = trims->spent.run_count;
+    if (rc == 0)
+        rc = list_add_entries(list, &trims->carried, attempt->carried_runs,
+                              attempt->carried_subtrees);
+    if (rc == 0)
+        rc = list_add_entries(list, &trims->spent, attempt->spent_runs, 0);
+    return rc < 0 ? rc : list_finish(list);
+}
+
+/* P. If nothing but nodes and lists was written since the freeze, the root covers these
+ * batches, too: then a disk at rest needs no batch of its log any more. */
+static uint64_t covered_now(const struct disk *disk, const struct merge_plan *todo,
+                            uint64_t last)
+{
+    bool is_quiet = overlay_empty(&layer_top(disk)->overlay) &&
+                    disk->frozen_count == todo->count;
+
+    return is_quiet ? max_u64(todo->covers, last) : todo->covers;
+}
+
+/* Commits the attempt. Refused for a newer snapshot: again, unchanged. -EAGAIN: its list
+ * does not fit the state any more. */
+static async int propose(struct disk *disk, const struct checkpoint_attempt *attempt,
+                         const struct merge_plan *todo, struct error *err)
+{
     struct cluster_result result;
     uint64_t last = log_flushed_number(disk->log);
     int rc = -PLX_EPRECONDITION;
 
     for (uint32_t i = 0; i < ATTEMPTS && rc == -PLX_EPRECONDITION; i++) {
         mutex_lock(&disk->command_lock);
-        const struct cluster_disk *state =
-            cluster_disk_by_id(cluster_state(host->cluster), disk->id);
+        if (bound_now(disk) != attempt->bound) {
+            mutex_unlock(&disk->command_lock);
+            return -EAGAIN;
+        }
+        const struct cluster_disk *state = state_of(disk);
+        uint64_t covers = covered_now(disk, todo, last);
         struct cluster_command command = {
             .op = CLUSTER_CHECKPOINT,
-            .checkpoint = {disk->next_checkpoint, todo->covers, last},
+            .checkpoint = {disk->next_checkpoint, covers, last},
             .root = todo->root,
             .roots = todo->roots,
             .root_count = todo->root_count,
             .newest_marker = state ? state->newest_marker : 0,
+            .trimmed = attempt->trimmed,
+            .list = attempt->list.named,
         };
-        log_finals_prepare(disk->log, todo->covers, &command);
-        rc = cluster_submit(host->cluster, &command, &result);
+        log_finals_prepare(disk->log, covers, &command);
+        rc = cluster_submit(disk->host->cluster, &command, &result);
         log_finals_committed(disk->log, rc == 0);
         mutex_unlock(&disk->command_lock);
     }
+    if (rc == -PLX_EFAILED) /* nobody knows: what K wrote is neither live nor dead */
+        disk_go_down(disk, rc);
     if (rc < 0)
         return err_set(err, rc, "checkpoint: %s", result.text);
     return 0;
+}
+
+/* One attempt, under a number of its own. -EAGAIN: it was in vain, another may do. */
+static async int attempt_run(struct disk *disk, struct merge_plan *todo,
+                             struct error *err)
+{
+    struct checkpoint_attempt attempt;
+    int rc;
+
+    disk->next_checkpoint++;
+    attempt_init(&attempt, disk);
+    rc = merge_layers(disk, &attempt, todo);
+    if (rc == 0)
+        rc = list_the_rest(disk, &attempt, todo);
+    if (rc == 0 && !planted(PLANT_NODES_UNFLUSHED))
+        rc = disk_flush_wait(disk);
+    if (rc == 0 && disk->checkpoint_abandoned)
+        rc = -EAGAIN;
+    if (rc == 0 && planted(PLANT_TRIM_BEFORE_CHECKPOINT))
+        trimmer_trim_early(disk, &attempt.list.named);
+    if (rc < 0)
+        err_set(err, rc, "checkpoint: %s", err_text(rc));
+    else
+        rc = propose(disk, &attempt, todo, err);
+    todo->blocks = attempt.sink.count + attempt.list.named.blocks;
+    attempt_done(&attempt, disk, rc == 0);
+    return rc;
 }
 
 static void drop_merged(struct disk *disk, const struct merge_plan *todo)
@@ -234,16 +401,47 @@ static int freeze(struct disk *disk, struct merge_plan *todo)
     return 0;
 }
 
+/* As many lists may be named as the state has room for; more are named when some were
+ * trimmed. */
+static async int await_list_room(struct disk *disk)
+{
+    while (trimmer_lists_left(disk) >= LISTS_MAX) {
+        if (disk->down)
+            return disk->down;
+        if (disk->state != DISK_OPEN || disk->host->closing)
+            return -PLX_ELIMIT;
+        trimmer_kick(disk);
+        task_sleep_ns(LISTS_WAIT_NS);
+    }
+    return 0;
+}
+
+/* Nothing is to be merged or listed. A closing disk is left with a root that covers all
+ * of its log, so that nobody has to replay what it does not need. */
+static bool is_idle(const struct disk *disk, const struct merge_plan *todo)
+{
+    const struct cluster_disk *state = state_of(disk);
+    uint64_t covered = state ? state->checkpoint.covers : 0;
+
+    if (todo->count > 0 || disk->orphans.count > 0 || disk->is_rolled_for_space)
+        return false;
+    return disk->state == DISK_OPEN || log_committed_number(disk->log) <= covered;
+}
+
 static async int checkpoint_locked(struct disk *disk, bool *ret_again, struct error *err)
 {
     struct merge_plan todo = {0};
-    uint64_t at_bytes = log_appended_bytes(disk->log);
-    int rc = freeze(disk, &todo);
+    uint64_t at_bytes;
+    int rc = await_list_room(disk);
 
+    if (rc < 0)
+        return err_set(err, rc, "checkpoint: %s", err_text(rc));
+    at_bytes = log_appended_bytes(disk->log);
+    rc = freeze(disk, &todo);
     *ret_again = todo.is_partial;
     if (rc < 0)
         return err_set(err, rc, "out of memory");
-    if (todo.count == 0) {
+    if (is_idle(disk, &todo)) {
         disk->checkpoint_at_bytes = at_bytes;
         return 0;
     }
@@ -253,23 +451,21 @@ static async int checkpoint_locked(struct disk *disk, bool *ret_again, struct er
     if (disk->down)
         return err_set(err, disk->down, "%s", err_text(disk->down));
     rc = disk_flush_wait(disk); /* what nodes name must be where it stays */
-    for (uint32_t i = 0; rc == 0 && i < ATTEMPTS; i++) {
-        disk->next_checkpoint++;
-        disk->checkpoint_abandoned = false;
-        rc = merge_layers(disk, &todo);
-        if (rc == 0 && !disk->checkpoint_abandoned)
-            break;
-        if (rc == 0 && i == ATTEMPTS - 1)
-            rc = -PLX_EPRECONDITION;
-    }
     if (rc < 0)
         return err_set(err, rc, "checkpoint: %s", err_text(rc));
-    rc = propose(disk, &todo, err);
+    rc = -EAGAIN;
+    for (uint32_t i = 0; rc == -EAGAIN && i < ATTEMPTS; i++)
+        rc = attempt_run(disk, &todo, err);
+    if (rc == -EAGAIN)
+        rc = err_set(err, -PLX_EPRECONDITION, "checkpoint: the log rolls on and on");
     if (rc < 0)
         return rc;
     drop_merged(disk, &todo);
+    disk->is_rolled_for_space = false;
     /* Its own nodes are no reason for the next one. */
-    disk->checkpoint_at_bytes = at_bytes + todo.nodes * BLOCK_SIZE;
+    disk->checkpoint_at_bytes = at_bytes + todo.blocks * BLOCK_SIZE;
+    trimmer_kick(disk);
+    space_freed(disk->host);
     return 0;
 }
 

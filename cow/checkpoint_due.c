@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * When a checkpoint is due: after so much log, when the overlays of all disks have used
- * half of their budget, when layers pile up, and at least every ten minutes. The disks
+ * half of their budget, when what they superseded may be a tenth of the free space, when
+ * layers pile up, and at least every ten minutes. The disks
  * that want one stand in a queue; a few run at a time, because each retains nodes and
  * holds a task while it waits for the log.
  *
@@ -19,6 +20,8 @@
 #define THIN_LEAVES   16384U /* a disk of less than 16 GiB is not large */
 #define THIN_FACTOR   4U     /* wanted writes a leaf; times the log at most */
 #define EXTENTS_SOON  (LOG_EXTENTS_MAX / 4)
+/* Superseded bytes that are no reason, however little space is free. */
+#define DEAD_BYTES_MIN (8 * MIB)
 
 static void start_next(struct host *host);
 
@@ -85,22 +88,29 @@ static uint64_t log_limit(const struct disk *disk)
                : bytes;
 }
 
-/* The overlays of all disks share a budget: when it is half used, the disk with the most
- * is asked for a checkpoint, whoever wrote last. */
-static void relieve_budget(struct host *host)
+static uint64_t layers_blocks(const struct disk *disk)
+{
+    const struct layer *layer;
+    uint64_t blocks = 0;
+
+    TAILQ_FOREACH (layer, &disk->layers, link)
+        blocks += layer->overlay.data_blocks + layer->overlay.dead.count;
+    return blocks;
+}
+
+/* Asks the disk with the most of it for a checkpoint, whoever wrote last. */
+static void relieve(struct host *host, uint64_t (*weight)(const struct disk *disk))
 {
     struct disk *disk, *heaviest = NULL;
     uint64_t most = 0;
 
-    if (host->relieving || host->overlay.used_bytes < host->overlay.limit_bytes / 2)
-        return;
     RB_FOREACH (disk, disk_tree, &host->disks) {
         if (!disk->log || disk->down || disk->checkpoint_error ||
             disk->state != DISK_OPEN)
             continue;
-        uint64_t bytes = layers_bytes(disk);
-        if (bytes > most) {
-            most = bytes;
+        uint64_t weighs = weight(disk);
+        if (weighs > most) {
+            most = weighs;
             heaviest = disk;
         }
     }
@@ -110,9 +120,34 @@ static void relieve_budget(struct host *host)
     host->relieving = heaviest->checkpoint_wanted;
 }
 
+/* What is superseded stays until a checkpoint has told what that is. Each block of an
+ * overlay may supersede one of the map; only the merge knows. */
+static bool holds_much_space(const struct host *host)
+{
+    uint64_t bytes =
+        (host->overlay.dead_blocks + host->overlay.data_blocks) * BLOCK_SIZE;
+    struct store_usage usage;
+
+    if (bytes < DEAD_BYTES_MIN)
+        return false;
+    store_usage(host->store, &usage);
+    return bytes >= usage.free_bytes / 10;
+}
+
+/* The overlays of all disks share a budget, and all disks share the store. */
+static void relieve_host(struct host *host)
+{
+    if (host->relieving)
+        return;
+    if (host->overlay.used_bytes >= host->overlay.limit_bytes / 2)
+        relieve(host, layers_bytes);
+    else if (holds_much_space(host))
+        relieve(host, layers_blocks);
+}
+
 void checkpoint_consider(struct disk *disk)
 {
-    relieve_budget(disk->host);
+    relieve_host(disk->host);
     if (disk->checkpoint_wanted || !disk->log)
         return;
     if (log_since(disk) >= log_limit(disk) || disk->frozen_count >= FROZEN_LAYERS_SOON)

@@ -98,6 +98,7 @@ void disk_go_down(struct disk *disk, int code)
     disk->down = code;
     log_error(disk->loop, "disk %s: out of service: %s", disk->name, err_text(code));
     waitlist_wake_all(&disk->settled);
+    space_disk_down(disk);
     disk_resume(disk);
     /* Its part of the budget is for others now. A checkpoint does it at its end. */
     if (!disk->checkpoint_running)
@@ -135,6 +136,7 @@ void disk_submit(struct disk *disk, struct disk_io *io)
     int rc = check(disk, io);
 
     disk->io_count++;
+    disk->host->guest_ops++;
     io->disk = disk;
     io->started_ns = loop_now_ns(disk->loop);
     io->parts = 0;

@@ -12,20 +12,28 @@
  *   D1  Blocks of a layer were born in batches above all those of the layers below it.
  *   D2  The top layer's generation is that of the newest committed record.
  *   D3  A read takes overlay and root as of one moment: no suspension between its pass
- *       over the layers and its copy of the root.
+ *       over the layers and its copy of the root. What it finds dead later was
+ *       superseded meanwhile; it begins again.
  *   D4  A checkpoint merges frozen layers only, all of them settled, oldest first.
  *   D5  No more than one checkpoint and one snapshot of a disk run at a time.
  *   D6  `ranges` lists changes in order of arrival; one that covers part of a block runs
  *       alone among those that overlap it.
+ *   D7  What a layer supersedes of its own is in its `dead`; what it supersedes below it
+ *       is told when it is merged, by the bound of the version it grows from.
+ *   D8  A block that died is always known: in a layer, in `orphans`, in `carried` or
+ *       `spent` (then a named list has it, too), or it is found again by a replay.
  */
 #ifndef PARALLAX_COW_DISK_INTERNAL_H
 #define PARALLAX_COW_DISK_INTERNAL_H
 
+#include "cow/dead.h"
 #include "cow/disk.h"
 #include "cow/host.h"
+#include "cow/locality.h"
 #include "cow/map.h"
 #include "cow/node_cache.h"
 #include "cow/overlay.h"
+#include "cow/pin.h"
 #include "replication/disk_log.h"
 
 #include <stdio.h>
@@ -38,6 +46,45 @@ struct layer {
     uint64_t version; /* the version it ends; 0: none */
     TAILQ_ENTRY(layer) link;
 };
+
+/* What becomes of the dead lists that committed checkpoints name: trimmer.c. */
+struct trimmer {
+    bool running, stopping;
+    bool again;               /* what is carried is to be tried again, too */
+    bool gathered;            /* a checkpoint has copied what follows: nothing is taken
+                               * away from it until that is over */
+    uint64_t gathers;         /* how often one has */
+    uint64_t processed;       /* the newest K whose list has been; 0: none yet */
+    struct dead_entries carried; /* of those lists, not trimmed: for the next list */
+    struct dead_entries spent;   /* the blocks of those lists: likewise */
+    uint64_t kept_blocks;     /* of data below carried subtrees */
+    uint32_t failures;        /* in a row */
+    struct task_call task;
+    struct timer retry;
+    struct waitlist over;
+};
+
+/* A checkpoint's dead list on its way to the log: checkpoint_list.c. */
+struct list_writer {
+    struct disk *disk;
+    struct dead_list named;      /* as far as it is written */
+    struct dead_entries waiting; /* not written yet */
+    struct dead_set written;     /* its own blocks */
+    uint64_t dead_blocks;        /* named so far, subtrees not counted */
+};
+
+/* Somebody who found the store full, or his disk at its quota: space.c. */
+struct space_wait {
+    /* 0: try again. Called from the loop; may wait again. */
+    void (*over)(struct space_wait *wait, int code);
+    bool of_quota;
+    uint64_t since_ns;           /* 0 at first; kept when it waits again */
+    /* private: */
+    struct disk *disk;
+    uint64_t seen;
+    TAILQ_ENTRY(space_wait) link;
+};
+TAILQ_HEAD(space_wait_list, space_wait);
 
 enum disk_state { DISK_OPENING, DISK_OPEN, DISK_CLOSING };
 
@@ -56,6 +103,7 @@ struct disk {
     uint32_t users;           /* clients, and operations that need it open */
     bool exclusive;           /* an operation bars new clients */
     bool closing_soon;        /* its close task was started */
+    bool is_wanted;           /* somebody waits for the end of its closing */
     int down;                 /* 0, or why every operation fails */
 
     struct disk_log *log;     /* NULL: read-only */
@@ -65,6 +113,10 @@ struct disk {
     uint32_t frozen_count;
     struct map_root root;     /* under all layers */
 
+    struct read_streams streams;
+    struct locality *locality;  /* NULL: no read met scattered blocks */
+    struct rewrite *rewrite;    /* NULL: no range is being rewritten */
+
     struct disk_io_list ranges;
     uint32_t partial_count, waiting_count, change_count;
     bool resuming;            /* disk_resume is on the stack */
@@ -73,9 +125,18 @@ struct disk {
     uint32_t io_count;        /* submitted, not done */
 
     uint64_t next_checkpoint; /* K of the last attempt */
+    uint64_t replay_checkpoint; /* K of the one that the log was replayed from */
     uint64_t checkpoint_at_bytes; /* log_appended_bytes at the last one's freeze */
     bool checkpoint_running, checkpoint_wanted, checkpoint_abandoned;
     int checkpoint_error;     /* of the last one, until it is tried again */
+    struct checkpoint_attempt *attempt; /* the one under way */
+    struct dead_set orphans;  /* nodes and lists of Ks that did not come to pass, second
+                               * copies of batches: for the next list */
+    struct trimmer trims;
+    uint64_t tidy_until_ns;   /* when the host closes */
+    bool is_rolled_for_space; /* since the last checkpoint */
+    struct address rolled_extent; /* that was ended for it; null: it is final */
+    uint64_t quota_used, quota_at, quota_counted_ns, quota_seen; /* the last count */
     struct task_call checkpoint_task;
     TAILQ_ENTRY(disk) checkpoint_link; /* in host->checkpoint_queue */
     struct timer checkpoint_timer;
@@ -106,16 +167,29 @@ struct host {
     struct buffer_pool *front_buffers; /* payload of front ends */
     struct buffer_pool *log_buffers;   /* headers, map nodes, merges */
     struct disk_tree disks;
+    struct pins pins;
     uint32_t disk_count;
     struct waitlist disks_changed;
     uint64_t reserve_intervals;        /* that the store's reserve was set for */
     uint32_t reserve_disks;
     struct work pressure;              /* called when front ends run out of buffers */
     struct work relief;
+    struct reclaim *reclaim;           /* cow/reclaim.h */
+    struct usage_cache *usage_cache;   /* usage.c; NULL until it is used */
     bool closing;
+    uint64_t guest_ops;                /* ever submitted by front ends */
+    struct scrub *scrub;               /* scrub.c */
+    struct scheduler *scheduler;       /* schedule.c */
+    struct rewriter *rewriter;         /* rewrite.c */
     uint32_t closes_running;
     TAILQ_HEAD(, disk) checkpoint_queue; /* disks that want one */
     uint32_t checkpoints_running;      /* of those */
+    struct task_call tidy_task;
+    bool tidy_running;
+    struct space_wait_list space_waits;
+    struct timer space_timer;
+    struct work space_work, space_look;
+    uint64_t space_count;              /* times that something was freed */
     bool relieving;                    /* a checkpoint runs to give back overlay budget */
     struct metric *reads, *writes, *flushes, *trims, *errors;
     struct metric *read_ns, *write_ns, *flush_ns;
@@ -134,6 +208,8 @@ async void disk_table_close(struct host *host);
 void disk_set_name(struct disk *disk); /* from the cluster state */
 /* Starts the task that closes a disk without users. */
 void disk_close_soon(struct disk *disk);
+/* disk_tidy for a disk that is not open; one that is does it when it closes. */
+async void disk_tidy_closed(struct host *host, uint64_t id);
 
 /* --- disk_open.c: take-over and replay --- */
 async int disk_start(struct disk *disk, struct error *err);
@@ -174,15 +250,21 @@ struct read_job {
     uint8_t *bytes;          /* count * BLOCK_SIZE, aligned */
     void (*done)(struct read_job *job);
     void *arg;
+    bool ordered;            /* goes on where another read ended */
     int result;
     bool inside;             /* in done: read_start has not returned yet */
     /* private: */
+    bool is_stale;           /* something was dead: to be done again */
+    uint32_t tries;
     uint32_t pending;
+    uint32_t parts;          /* reads of the store it took */
     struct map_root root;
     struct read_gap *gaps;
     uint32_t gap_count;
     struct task_call task;
 };
+/* What was to be read may have been trimmed since it was looked up: look again. */
+bool read_is_stale(int code);
 /* done may be called from inside. */
 void read_start(struct read_job *job);
 async int read_blocks(struct disk *disk, uint64_t first, uint64_t count, uint8_t *bytes);
@@ -200,6 +282,10 @@ void write_failed(struct disk *disk, struct log_record *record, int code);
 async int disk_flush_wait(struct disk *disk);
 /* Logs zeros over whole blocks and waits for the commit. */
 async int disk_zero_wait(struct disk *disk, uint64_t first, uint64_t count);
+/* Logs those of count blocks from `first` on that are wanted, with what the buffer holds,
+ * and waits for the commit. Queues all of it before it suspends. */
+async int disk_data_wait(struct disk *disk, uint64_t first, uint64_t count,
+                         const bool *wanted, struct buffer *buffer);
 
 /* --- disk.c --- */
 /* Calls done for io from the loop. */
@@ -225,6 +311,58 @@ bool checkpoint_behind(const struct disk *disk);
 async int disk_checkpoint(struct disk *disk, struct error *err);
 void node_committed(struct log_record *record, const struct log_piece *piece);
 void node_failed(struct log_record *record, int code);
+/* A forced roll gave blocks of it another place. -ENOMEM. */
+int checkpoint_moved(struct checkpoint_attempt *attempt, uint32_t count,
+                     struct address was, struct address now);
+
+/* --- checkpoint_list.c --- */
+void list_init(struct list_writer *list, struct disk *disk, uint64_t checkpoint);
+void list_done(struct list_writer *list);
+async int list_add(struct list_writer *list, struct address address, uint32_t count);
+async int list_add_subtree(struct list_writer *list, const struct dead_subtree *subtree);
+/* The set may be added to meanwhile. */
+async int list_add_set(struct list_writer *list, const struct dead_set *set);
+/* The first of them; more may be added behind these meanwhile. */
+async int list_add_entries(struct list_writer *list, const struct dead_entries *entries,
+                           uint32_t run_count, uint32_t subtree_count);
+/* Writes what is left. `named` has no blocks if there was nothing to name. */
+async int list_finish(struct list_writer *list);
+void list_committed(struct log_record *record, const struct log_piece *piece);
+void list_failed(struct log_record *record, int code);
+
+/* --- trimmer.c --- */
+void trimmer_init(struct disk *disk);
+void trimmer_done(struct disk *disk);
+/* There may be something to trim: starts the disk's task, if it does not run. */
+void trimmer_kick(struct disk *disk);
+/* If extents of what was carried are final now: starts it to trim that. */
+bool trimmer_again(struct disk *disk);
+uint64_t trimmer_blocks_carried(const struct disk *disk);
+/* Ends it between two steps and waits for it. */
+async void trimmer_stop(struct disk *disk);
+/* For a planted bug: trims what no committed checkpoint names. */
+/* Reads and checks a block of a list; its entries are the caller's. */
+async int dead_block_read(struct host *host, struct address address, uint32_t crc,
+                          struct dead_block *ret_block);
+async void trimmer_trim_early(struct disk *disk, const struct dead_list *list);
+/* Named lists that were not processed yet. */
+uint32_t trimmer_lists_left(const struct disk *disk);
+/* Of a disk that is closed and stays in the table meanwhile: trims its lists, takes
+ * extents off its list and lets their headers go. Stops early if somebody waits to open
+ * it. Nothing is wrong if that does not succeed: it is done at another time. */
+async void disk_tidy(struct disk *disk);
+
+/* --- space.c: a full store --- */
+void space_init(struct host *host);
+void space_start(struct host *host); /* once the store is open */
+void space_done(struct host *host);
+/* Something was freed, or is known to be dead now: those who wait try again. */
+void space_freed(struct host *host);
+void space_wait(struct disk *disk, struct space_wait *wait);
+/* Ends the waits of a disk that is down. */
+void space_disk_down(struct disk *disk);
+/* Would more data be beyond what the disk may use? */
+bool space_over_quota(struct disk *disk);
 
 /* --- snapshot.c --- */
 /* name "": an unnamed branch point. */
@@ -240,8 +378,41 @@ void host_update_reserve(struct host *host);
 #define RESERVE_BYTES          (8 * MIB)
 #define RESERVE_STEP_INTERVALS 256U
 
+/* --- host_admin.c: for the other administrative files --- */
+/* What users see under that name; NULL with an error. */
+const struct cluster_disk *host_find_disk(struct host *host, const char *name,
+                                          struct error *err);
+const struct cluster_version *host_find_version(struct host *host, const char *disk_name,
+                                                const char *snapshot,
+                                                struct error *err);
+/* Commits; the state machine's own words name the disk. */
+async int host_submit(struct host *host, const struct cluster_command *command,
+                      struct cluster_result *ret_result, struct error *err);
+int host_check_name(const char *what, const char *name, struct error *err);
+/* Closes the disk's head with everything of it in its committed root. */
+async int host_settle_closed(struct host *host, uint64_t id, struct error *err);
+
+/* --- host_list.c --- */
+/* What the logs of restorable disks hold. */
+uint64_t host_trash_bytes(struct host *host);
+
+/* --- diff.c --- */
+/* A map that stays whole until it is given back: of a snapshot, or (name NULL) of the
+ * disk as it is, for which a checkpoint is written if need be. */
+struct held_root {
+    struct pin pin;
+    struct map_root root;
+    uint64_t size_bytes;
+    uint64_t disk, version; /* version 0: the head */
+};
+async int held_root_take(struct host *host, const char *disk, const char *snapshot,
+                         struct held_root *ret_root, struct error *err);
+void held_root_release(struct host *host, struct held_root *held);
+
 /* --- host_tidy.c --- */
 async int host_tidy(struct host *host, struct error *err);
+/* Closed disks may have something to trim: looks at all of them, in a task. */
+void host_tidy_soon(struct host *host);
 /* Removes an unpublished import that nobody has open, with all it wrote. */
 async int disk_discard(struct host *host, uint64_t id, struct error *err);
 async int host_drop_extents(struct host *host, uint64_t disk);

@@ -8,8 +8,9 @@
  * replays its log, and checkpointed. If the take-over fails nothing has changed but,
  * perhaps, the lease epoch.
  *
- * Closing writes a last checkpoint and gives the lease up. If that checkpoint cannot be
- * written, what is flushed stays in the log and the next opening replays it.
+ * Closing writes a last checkpoint, gives the lease up, and then trims what is dead,
+ * since all extents are final now. If that checkpoint cannot be written, what is flushed
+ * stays in the log and the next opening replays it.
  */
 #include "cow/disk_internal.h"
 
@@ -69,7 +70,8 @@ static async int settle_base(struct host *host, uint64_t id, struct error *err)
         if (!first)
             return 0;
         int rc = settle_disk(host, first, err);
-        if (rc < 0)
+        /* Somebody else may have settled it, to close or to remove the disk. */
+        if (rc < 0 && deepest_pending(cluster_state(host->cluster), id) == first)
             return rc;
     }
     return err_set(err, -PLX_ELIMIT, "too long a chain of clones");
@@ -86,7 +88,11 @@ async int version_settle(struct host *host, uint64_t version, struct error *err)
         return 0;
     uint64_t id = at->disk; /* the state may change at every suspension */
     int rc = settle_base(host, id, err);
-    return rc < 0 ? rc : settle_disk(host, id, err);
+    if (rc == 0)
+        rc = settle_disk(host, id, err);
+    /* Somebody else may have settled it, to close or to remove the disk. */
+    at = cluster_version_by_id(cluster_state(host->cluster), version);
+    return at && !at->pending ? 0 : rc;
 }
 
 /* --- callbacks of the log --- */
@@ -113,7 +119,8 @@ static void on_committed(struct log_callbacks *self, struct log_record *record,
         marker_committed(disk, record, piece);
         break;
     case ENTRY_LIST:
-        assert(false);
+        list_committed(record, piece);
+        break;
     }
     checkpoint_consider(disk);
     host_update_reserve(disk->host);
@@ -125,6 +132,8 @@ static void on_failed(struct log_callbacks *self, struct log_record *record, int
 
     if (record->kind == ENTRY_NODE)
         node_failed(record, code);
+    else if (record->kind == ENTRY_LIST)
+        list_failed(record, code);
     else if (record->kind == ENTRY_MARKER)
         marker_failed(record, code);
     else
@@ -135,14 +144,23 @@ static void on_moved(struct log_callbacks *self, const struct log_piece *piece,
                      struct address was)
 {
     struct disk *disk = disk_of(self);
+    uint32_t count = (uint32_t)piece->count;
     struct layer *layer;
+    int rc = 0;
 
-    if (piece->kind == ENTRY_NODE && piece->checkpoint == disk->next_checkpoint)
+    if (piece->kind == ENTRY_DATA) {
+        TAILQ_FOREACH (layer, &disk->layers, link)
+            if (rc == 0)
+                rc = overlay_move(&layer->overlay, piece->key, count, was,
+                                  piece->address);
+    } else {
         disk->checkpoint_abandoned = true;
-    if (piece->kind != ENTRY_DATA)
-        return;
-    TAILQ_FOREACH (layer, &disk->layers, link)
-        overlay_move(&layer->overlay, piece->key, piece->count, was, piece->address);
+        rc = dead_set_move(&disk->orphans, count, was, piece->address);
+        if (rc == 0 && disk->attempt)
+            rc = checkpoint_moved(disk->attempt, count, was, piece->address);
+    }
+    if (rc < 0)
+        disk_go_down(disk, rc);
 }
 
 static void on_down(struct log_callbacks *self, int code)
@@ -169,10 +187,27 @@ static uint64_t version_of_marker(struct disk *disk, uint64_t number)
     return 0;
 }
 
+/* A block of a node or list. Of a checkpoint that did not come to pass: it is garbage,
+ * and its K is not used again. What an older K left behind is on the list of the one that
+ * was committed after it. */
+static int replay_node(struct disk *disk, const struct log_piece *piece)
+{
+    if (piece->checkpoint <= disk->replay_checkpoint)
+        return 0;
+    disk->next_checkpoint = max_u64(disk->next_checkpoint, piece->checkpoint);
+    return dead_set_put(&disk->orphans, piece->address, (uint32_t)piece->count);
+}
+
 static int on_replay(void *arg, const struct log_piece *piece)
 {
     struct disk *disk = arg;
     struct layer *top = layer_top(disk);
+
+    if (piece->is_spare)
+        return address_is_null(piece->address)
+                   ? 0
+                   : dead_set_put(&disk->orphans, piece->address,
+                                  (uint32_t)piece->count);
 
     if (piece->kind == ENTRY_DATA || piece->kind == ENTRY_ZERO) {
         /* As if this log had appended it: the next checkpoint is due that much sooner.
@@ -181,11 +216,8 @@ static int on_replay(void *arg, const struct log_piece *piece)
             disk->checkpoint_at_bytes -= piece->count * BLOCK_SIZE;
         return layers_take(disk, piece);
     }
-    if (piece->kind != ENTRY_MARKER) {
-        /* Of a checkpoint that did not come to pass: its K is not used again. */
-        disk->next_checkpoint = max_u64(disk->next_checkpoint, piece->checkpoint);
-        return 0;
-    }
+    if (piece->kind != ENTRY_MARKER)
+        return replay_node(disk, piece);
     if (overlay_empty(&top->overlay))
         top->overlay.generation = piece->generation;
     top->marker = piece->number;
@@ -245,7 +277,7 @@ static async int start_head(struct disk *disk, struct error *err)
         return err_set(err, -PLX_EPRECONDITION, "disk changed while it was opened");
     uint32_t generation = state->head_generation;
     disk->size_bytes = state->size_bytes;
-    disk->next_checkpoint = state->checkpoint.number;
+    disk->next_checkpoint = disk->replay_checkpoint = state->checkpoint.number;
     if (!layer_push(disk, generation, 0))
         return err_set(err, -ENOMEM, "out of memory");
     rc = log_replay(disk->log, on_replay, disk, err);
@@ -289,6 +321,34 @@ async int disk_start(struct disk *disk, struct error *err)
     return rc;
 }
 
+/* Nothing lies above the last checkpoint but its own nodes: says so. Then the root alone
+ * tells all of the disk, which is what rollback and removal ask for. */
+static async int cover_all(struct disk *disk, struct error *err)
+{
+    struct cluster *cluster = disk->host->cluster;
+    const struct cluster_disk *state =
+        cluster_disk_by_id(cluster_state(cluster), disk->id);
+    uint64_t last = log_committed_number(disk->log);
+    struct cluster_command command = {.op = CLUSTER_CHECKPOINT, .root = disk->root};
+    struct cluster_result result;
+
+    if (!state || last <= state->checkpoint.covers || disk->frozen_count > 0 ||
+        !overlay_empty(&layer_top(disk)->overlay))
+        return 0;
+    int rc = disk_flush_wait(disk);
+    if (rc < 0)
+        return err_set(err, rc, "%s", err_text(rc));
+    mutex_lock(&disk->command_lock);
+    state = cluster_disk_by_id(cluster_state(cluster), disk->id);
+    command.checkpoint = (struct cluster_checkpoint){++disk->next_checkpoint, last, last};
+    command.newest_marker = state ? state->newest_marker : 0;
+    log_finals_prepare(disk->log, last, &command);
+    rc = cluster_submit(cluster, &command, &result);
+    log_finals_committed(disk->log, rc == 0);
+    mutex_unlock(&disk->command_lock);
+    return rc < 0 ? err_set(err, rc, "%s", result.text) : 0;
+}
+
 async int disk_end(struct disk *disk, struct error *err)
 {
     struct error ignored = {0};
@@ -297,13 +357,18 @@ async int disk_end(struct disk *disk, struct error *err)
     timer_stop(disk->loop, &disk->checkpoint_timer);
     if (!disk->log)
         return 0;
-    if (!disk->down && disk_checkpoint(disk, &ignored) < 0)
+    if (!disk->down &&
+        (disk_checkpoint(disk, &ignored) < 0 || cover_all(disk, &ignored) < 0))
         log_warning(disk->loop, "disk %s: closed without a checkpoint: %s", disk->name,
                     ignored.text);
-    if (disk->down)
+    trimmer_stop(disk);
+    if (disk->down) {
         log_abandon(take(disk->log));
-    else
-        rc = log_close(take(disk->log), err);
+        return 0;
+    }
+    rc = log_close(take(disk->log), err);
+    if (rc == 0)
+        disk_tidy(disk);
     return rc;
 }
 
@@ -314,5 +379,8 @@ void disk_free(struct disk *disk)
     timer_stop(disk->loop, &disk->checkpoint_timer);
     loop_post_cancel(disk->loop, &disk->finish_work);
     layers_done(disk);
+    dead_set_done(&disk->orphans);
+    trimmer_done(disk);
+    free(disk->locality);
     free(disk);
 }

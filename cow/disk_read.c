@@ -6,6 +6,9 @@
  * a task. Reads never see part of a later state: the root is the one that belonged to
  * the layers at the moment they were asked (D3).
  *
+ * What the read was told of may be superseded, and trimmed after a checkpoint, before it
+ * gets there: then it is dead, and the read begins again with what is true now.
+ *
  * A block that cannot be read or verified fails the whole operation with -EIO after all
  * parts have ended; the failure is logged here, once.
  *
@@ -24,13 +27,43 @@ struct read_part {
     uint32_t crcs[];
 };
 
+/* More than once only if checkpoints follow each other faster than a block is read. */
+#define TRIES_MAX 5U
+
+static void begin(struct read_job *job, bool inside);
+
+static async void again_main(struct task_call *call)
+{
+    begin(container_of(call, struct read_job, task), false);
+}
+
 static void job_unref(struct read_job *job)
 {
     assert(job->pending > 0);
     if (--job->pending > 0)
         return;
     free(take(job->gaps));
+    if (job->is_stale && job->result == 0) {
+        job->inside = false;
+        job->task = (struct task_call){.main = again_main, .name = "read again"};
+        task_start(job->disk->loop, &job->task);
+        return;
+    }
     job->done(job);
+}
+
+bool read_is_stale(int code)
+{
+    return code == -PLX_EDEAD || code == -PLX_ENOTHERE;
+}
+
+/* True if the whole read is to be tried again. */
+static bool note_stale(struct read_job *job, int code)
+{
+    bool again = read_is_stale(code) && job->tries < TRIES_MAX && !job->disk->down;
+
+    job->is_stale = job->is_stale || again;
+    return again;
 }
 
 static void log_failure(struct read_job *job, const struct log_read *read, uint64_t block)
@@ -49,7 +82,7 @@ static void part_done(struct log_read *read)
     struct read_part *part = container_of(read, struct read_part, read);
     struct read_job *job = part->job;
 
-    if (read->result < 0) {
+    if (read->result < 0 && !note_stale(job, read->result)) {
         uint64_t skip = (uint64_t)((uint8_t *)part->iov.iov_base - job->bytes);
         log_failure(job, read, job->first + skip / BLOCK_SIZE);
         job->result = read->result;
@@ -89,6 +122,7 @@ static void start_part(struct read_job *job, uint64_t block, uint32_t count,
         .done = part_done,
     };
     job->pending++;
+    job->parts++;
     log_read(job->disk->host->store, &part->read);
 }
 
@@ -158,11 +192,13 @@ static async void gaps_main(struct task_call *call)
     struct read_job *job = container_of(call, struct read_job, task);
     struct node_cache *nodes = job->disk->host->nodes;
 
-    for (uint32_t i = 0; i < job->gap_count && job->result == 0; i++) {
+    for (uint32_t i = 0; i < job->gap_count && job->result == 0 && !job->is_stale; i++) {
         uint64_t block = job->gaps[i].first, end = job->gaps[i].end;
         while (block < end) {
             struct map_span span;
             int rc = map_get(nodes, &job->root, block, &span);
+            if (rc < 0 && note_stale(job, rc))
+                break;
             if (rc < 0) {
                 log_error(job->disk->loop, "disk %s: map of block %llu: %s",
                           job->disk->name, (unsigned long long)block, err_text(rc));
@@ -179,13 +215,16 @@ static async void gaps_main(struct task_call *call)
     job_unref(job);
 }
 
-void read_start(struct read_job *job)
+static void begin(struct read_job *job, bool inside)
 {
     uint64_t block = job->first, end = job->first + job->count;
 
     job->result = 0;
-    job->inside = true;
+    job->tries++;
+    job->is_stale = false;
+    job->inside = inside;
     job->pending = 1;
+    job->parts = 0;
     job->gaps = NULL;
     job->gap_count = 0;
     job->root = job->disk->root; /* D3 */
@@ -209,9 +248,15 @@ void read_start(struct read_job *job)
         job->task = (struct task_call){.main = gaps_main, .name = "read"};
         task_start(job->disk->loop, &job->task);
     } else {
-        job->inside = job->pending == 1;
+        job->inside = inside && job->pending == 1;
         job_unref(job);
     }
+}
+
+void read_start(struct read_job *job)
+{
+    job->tries = 0;
+    begin(job, true);
 }
 
 struct read_wait {
@@ -244,6 +289,8 @@ static void io_done(struct read_job *job)
     int result = job->result;
     bool inside = job->inside;
 
+    if (job->ordered)
+        locality_read(disk, job->first, job->count, job->parts);
     free(job);
     if (inside)
         disk_finish(disk, io, result);
@@ -266,6 +313,7 @@ void disk_read(struct disk *disk, struct disk_io *io)
         .bytes = io->buffer->data,
         .done = io_done,
         .arg = io,
+        .ordered = read_is_ordered(&disk->streams, io->first, io->end),
     };
     read_start(job);
 }

@@ -48,6 +48,7 @@ struct stretch {
 };
 #define STRETCHES_MAX   512U
 #define SPANS_PER_YIELD 64U
+#define TRIES_MAX       5U   /* when what was looked up is dead meanwhile */
 
 static uint32_t ask_layers(const struct disk *disk, uint64_t first, uint64_t end,
                            struct stretch *stretches)
@@ -122,8 +123,12 @@ async int disk_block_status(struct disk *disk, uint64_t offset_bytes, uint64_t l
         return -EINVAL;
     if (disk->down)
         return disk->down;
-    rc = collect(disk, offset_bytes / BLOCK_SIZE, div_up_u64(end_bytes, BLOCK_SIZE),
-                 &status);
+    uint32_t tries = 0;
+    do {
+        status.count = 0;
+        rc = collect(disk, offset_bytes / BLOCK_SIZE, div_up_u64(end_bytes, BLOCK_SIZE),
+                     &status);
+    } while (read_is_stale(rc) && !disk->down && ++tries < TRIES_MAX);
     if (rc < 0)
         return rc;
     /* The first and the last range may begin or end inside a block. */

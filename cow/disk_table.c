@@ -9,7 +9,7 @@
  *
  * disk_table_close closes all of them, a few at a time.
  */
-#include "cow/disk_internal.h"
+#include "cow/reclaim.h"
 
 /* Each holds a task while it waits for its log. */
 #define CLOSES_MAX     16U
@@ -58,13 +58,15 @@ static struct disk *disk_new(struct host *host, uint64_t id, uint64_t version)
     mutex_init(&disk->snapshot_lock);
     mutex_init(&disk->command_lock);
     waitlist_init(&disk->settled);
+    trimmer_init(disk);
+    dead_set_init(&disk->orphans);
     disk_set_name(disk);
     RB_INSERT(disk_tree, &host->disks, disk);
     host->disk_count++;
     return disk;
 }
 
-static void disk_remove(struct disk *disk)
+static void disk_forget(struct disk *disk)
 {
     struct host *host = disk->host;
 
@@ -86,7 +88,7 @@ static async int open_new(struct host *host, uint64_t id, uint64_t version,
     disk->state = DISK_OPENING;
     rc = disk_start(disk, err);
     if (rc < 0) {
-        disk_remove(disk);
+        disk_forget(disk);
         return rc;
     }
     disk->state = DISK_OPEN;
@@ -94,6 +96,7 @@ static async int open_new(struct host *host, uint64_t id, uint64_t version,
     waitlist_wake_all(&host->disks_changed);
     host_update_reserve(host);
     checkpoint_after_open(disk);
+    trimmer_kick(disk);
     *ret_disk = disk;
     return 0;
 }
@@ -117,19 +120,37 @@ async int disk_acquire(struct host *host, uint64_t id, uint64_t version,
             *ret_disk = disk;
             return 0;
         }
+        disk->is_wanted = true; /* what a closing one still tidies may wait */
         waitlist_wait(&host->disks_changed);
     }
 }
 
+async void disk_tidy_closed(struct host *host, uint64_t id)
+{
+    struct disk *disk;
+
+    if (disk_find(host, id, 0) || host->closing)
+        return;
+    disk = disk_new(host, id, 0);
+    if (!disk)
+        return;
+    disk->state = DISK_CLOSING;
+    disk_tidy(disk);
+    disk_forget(disk);
+}
+
 static async int close_now(struct disk *disk, struct error *err)
 {
+    struct host *host = disk->host;
     int rc;
 
     assert(disk->users == 0 && disk->state == DISK_OPEN);
     disk->state = DISK_CLOSING;
     timer_stop(disk->loop, &disk->idle_timer);
     rc = disk_end(disk, err);
-    disk_remove(disk);
+    disk_forget(disk);
+    if (reclaim_pending(host) > 0) /* it may have been all that held a version */
+        reclaim_wake(host);
     return rc;
 }
 
@@ -222,6 +243,8 @@ async void disk_table_close(struct host *host)
             disk_close_soon(disk);
         waitlist_wait(&host->disks_changed);
     }
+    while (host->tidy_running)
+        waitlist_wait(&host->disks_changed);
 }
 
 /* --- the public face --- */
@@ -253,7 +276,7 @@ static int find_ids(struct host *host, const char *name, uint64_t *ret_id,
     if (!split_name(name, disk_part, snapshot_part))
         return err_set(err, -PLX_ENAME, "not a name of a disk or snapshot");
     disk = cluster_disk_by_name(state, disk_part);
-    if (!disk)
+    if (!disk || (disk->flags & DISK_TRASHED))
         return err_set(err, -PLX_EMISSING, "disk %s: no such disk", disk_part);
     if (snapshot_part[0]) {
         version = cluster_version_by_name(state, disk->id, snapshot_part);
@@ -279,11 +302,18 @@ async int disk_open(struct host *host, const char *name, enum disk_access access
         rc = disk_acquire(host, id, version, &disk, err);
     if (rc < 0)
         return rc;
-    if (disk->exclusive) {
+    const struct cluster_disk *state =
+        cluster_disk_by_id(cluster_state(host->cluster), id);
+    if (!state || (state->flags & DISK_TRASHED)) { /* meanwhile */
+        disk_release(disk);
+        return err_set(err, -PLX_EMISSING, "disk %s: no such disk", name);
+    }
+    if (disk->exclusive || pin_is_taken(&host->pins, PIN_CLOSED, id)) {
         disk_release(disk);
         return err_set(err, -PLX_EBUSY, "disk %s: is being changed, try again", name);
     }
     disk->clients++;
+    waitlist_wake_all(&host->disks_changed); /* who waits for it to be unused must not */
     *ret_disk = disk;
     return 0;
 }

@@ -6,19 +6,32 @@
  * one is flushed first. Parts of blocks are read, merged and written on a task, alone
  * among the changes that overlap them (D6).
  *
- * What the log cannot take (no space, log down) fails the whole change; parts of it may
- * be on the disk, as on any disk. While the log or the overlay is too far ahead of the
- * checkpoint, changes wait at the door; if that checkpoint fails, so do they.
+ * A record that finds no space waits for some, and what of it was not committed is logged
+ * again (space.c): blocks that can be read already may be superseded meanwhile. Only if
+ * no space comes, or when the log is down, the whole change fails. Parts of it may be on
+ * the disk, as on any disk. Zeros may use the reserve: they are how space comes back.
+ * While the log or the overlay is too far ahead of the checkpoint, changes wait at the
+ * door; if that checkpoint fails, so do they.
  *
  * A closing disk has no clients, so nothing is in flight here.
  */
 #include "cow/disk_internal.h"
+#include "cow/locality.h"
 
 struct write_part {
     struct log_record record; /* first: found from it */
-    struct disk_io *io;       /* NULL: somebody waits on `finished` */
-    struct event *finished;
-    int *ret_result;
+    struct disk_io *io;       /* NULL: a task waits */
+    struct write_wait *wait;
+    struct slice data;        /* of its own, to log it again; no buffer: zeros */
+    uint64_t taken;           /* blocks of data that are committed since it was logged */
+    struct space_wait space;
+};
+
+/* A task that waits for records of its own. */
+struct write_wait {
+    struct event finished;
+    uint32_t parts;           /* not done yet, and one while they are being queued */
+    int result;
 };
 
 static bool overlaps(const struct disk_io *a, const struct disk_io *b)
@@ -107,6 +120,15 @@ static void change_done(struct disk *disk, struct disk_io *io)
         disk_done(disk, io, io->result);
 }
 
+static void wait_unref(struct write_wait *wait, int result)
+{
+    if (result < 0)
+        wait->result = result;
+    assert(wait->parts > 0);
+    if (--wait->parts == 0)
+        event_set(&wait->finished);
+}
+
 static void part_done(struct disk *disk, struct write_part *part, int result)
 {
     struct disk_io *io = part->io;
@@ -118,9 +140,9 @@ static void part_done(struct disk *disk, struct write_part *part, int result)
         if (--io->parts == 0)
             change_done(disk, io);
     } else {
-        *part->ret_result = result;
-        event_set(part->finished);
+        wait_unref(part->wait, result);
     }
+    buffer_put(part->data.buffer);
     free(part);
 }
 
@@ -130,6 +152,7 @@ void write_committed(struct disk *disk, struct log_record *record,
     struct write_part *part = container_of(record, struct write_part, record);
     int rc = disk->down ? 0 : layers_take(disk, piece);
 
+    part->taken += piece->count;
     /* In the log, but not to be seen: only a fresh replay can show it. */
     if (rc < 0)
         disk_go_down(disk, rc);
@@ -137,11 +160,68 @@ void write_committed(struct disk *disk, struct log_record *record,
         part_done(disk, part, disk->down);
 }
 
+/* --- logging, and waiting for space --- */
+
+/* A record is committed from its start on. */
+static void drop_taken(struct write_part *part)
+{
+    uint64_t taken = part->taken;
+
+    part->taken = 0;
+    if (!part->data.buffer)
+        return;
+    part->record.key += taken;
+    part->record.count -= taken;
+    part->data.offset += (uint32_t)(taken * BLOCK_SIZE);
+    part->data.len -= (uint32_t)(taken * BLOCK_SIZE);
+}
+
+static void submit_part(struct disk *disk, struct write_part *part)
+{
+    drop_taken(part);
+    part->record.generation = disk->append_generation;
+    part->record.data = part->data;
+    if (part->data.buffer) {
+        (void)buffer_get(part->data.buffer);
+        part->space.of_quota = space_over_quota(disk);
+    }
+    if (part->space.of_quota) {
+        buffer_put(take(part->record.data.buffer));
+        space_wait(disk, &part->space);
+        return;
+    }
+    log_append(disk->log, &part->record);
+}
+
+static void wait_over(struct space_wait *wait, int code)
+{
+    struct write_part *part = container_of(wait, struct write_part, space);
+    struct disk *disk = wait->disk;
+
+    if (code == 0)
+        code = disk->down;
+    if (code < 0)
+        part_done(disk, part, code);
+    else
+        submit_part(disk, part);
+}
+
 void write_failed(struct disk *disk, struct log_record *record, int code)
 {
-    if (code == -PLX_EFULL)
-        checkpoint_request(disk);
-    part_done(disk, container_of(record, struct write_part, record), code);
+    struct write_part *part = container_of(record, struct write_part, record);
+
+    if (code != -PLX_EFULL || !part->io || disk->down) {
+        part_done(disk, part, code);
+        return;
+    }
+    checkpoint_request(disk);
+    if (part->record.kind == ENTRY_ZERO && !part->record.use_reserve) {
+        part->record.use_reserve = true;
+        part->record.generation = disk->append_generation; /* it may follow a marker */
+        log_append(disk->log, &part->record);
+        return;
+    }
+    space_wait(disk, &part->space);
 }
 
 /* Logs blocks [first, first + count) for io: data from its buffer, or zeros. False when
@@ -154,21 +234,21 @@ static bool log_blocks(struct disk *disk, struct disk_io *io, uint64_t first,
     if (!part)
         return false;
     part->io = io;
+    part->space.over = wait_over;
     part->record = (struct log_record){
         .kind = zeros ? ENTRY_ZERO : ENTRY_DATA,
         .key = first,
         .count = count,
-        .generation = disk->append_generation,
         .callbacks = &disk->callbacks,
     };
     if (!zeros)
-        part->record.data = (struct slice){
+        part->data = (struct slice){
             .buffer = buffer_get(io->buffer),
             .offset = (uint32_t)((first - io->first) * BLOCK_SIZE),
             .len = (uint32_t)(count * BLOCK_SIZE),
         };
     io->parts++;
-    log_append(disk->log, &part->record);
+    submit_part(disk, part);
     return true;
 }
 
@@ -352,6 +432,7 @@ void disk_change(struct disk *disk, struct disk_io *io)
     } else {
         io->partial = starts_inside(io) || ends_inside(io);
     }
+    locality_changed(disk, io->first, io->end);
     TAILQ_INSERT_TAIL(&disk->ranges, io, link);
     io->listed = true;
     disk->change_count++;
@@ -420,26 +501,67 @@ async int disk_flush_wait(struct disk *disk)
     return wait.flush.result;
 }
 
-async int disk_zero_wait(struct disk *disk, uint64_t first, uint64_t count)
+/* Queues a record that `wait` waits for; a reference of data is taken over. */
+static void wait_append(struct disk *disk, struct write_wait *wait,
+                        const struct log_record *record)
 {
     struct write_part *part = calloc(1, sizeof *part);
-    struct event finished;
-    int result = 0;
 
-    if (!part)
-        return -ENOMEM;
-    event_init(&finished);
-    part->finished = &finished;
-    part->ret_result = &result;
-    part->record = (struct log_record){
-        .kind = ENTRY_ZERO,
-        .key = first,
-        .count = count,
-        .generation = disk->append_generation,
-        .use_reserve = true,
-        .callbacks = &disk->callbacks,
-    };
+    if (!part) {
+        buffer_put(record->data.buffer);
+        wait->result = -ENOMEM;
+        return;
+    }
+    part->wait = wait;
+    part->record = *record;
+    part->record.generation = disk->append_generation;
+    part->record.callbacks = &disk->callbacks;
+    wait->parts++;
     log_append(disk->log, &part->record);
-    event_wait(&finished);
-    return result;
+}
+
+static async int wait_for_parts(struct write_wait *wait)
+{
+    wait_unref(wait, 0);
+    event_wait(&wait->finished);
+    return wait->result;
+}
+
+async int disk_zero_wait(struct disk *disk, uint64_t first, uint64_t count)
+{
+    struct write_wait wait = {.parts = 1};
+    struct log_record record = {
+        .kind = ENTRY_ZERO, .key = first, .count = count, .use_reserve = true,
+    };
+
+    event_init(&wait.finished);
+    locality_changed(disk, first, first + count);
+    wait_append(disk, &wait, &record);
+    return wait_for_parts(&wait);
+}
+
+async int disk_data_wait(struct disk *disk, uint64_t first, uint64_t count,
+                         const bool *wanted, struct buffer *buffer)
+{
+    struct write_wait wait = {.parts = 1};
+    uint64_t to;
+
+    event_init(&wait.finished);
+    for (uint64_t at = 0; at < count && wait.result == 0; at = to) {
+        to = at + 1;
+        if (!wanted[at])
+            continue;
+        while (to < count && wanted[to])
+            to++;
+        struct log_record record = {
+            .kind = ENTRY_DATA,
+            .key = first + at,
+            .count = to - at,
+            .data = {.buffer = buffer_get(buffer),
+                     .offset = (uint32_t)(at * BLOCK_SIZE),
+                     .len = (uint32_t)((to - at) * BLOCK_SIZE)},
+        };
+        wait_append(disk, &wait, &record);
+    }
+    return wait_for_parts(&wait);
 }

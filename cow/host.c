@@ -9,7 +9,10 @@
  *
  * Closing checkpoints and closes all disks first.
  */
-#include "cow/disk_internal.h"
+#include "cow/reclaim.h"
+#include "cow/rewrite.h"
+#include "cow/schedule.h"
+#include "cow/scrub.h"
 
 static void set_defaults(struct host_options *options)
 {
@@ -149,14 +152,17 @@ static struct host *host_new(struct loop *loop, const struct host_options *optio
     host->retained.limit_bytes = host->options.retained_bytes;
     waitlist_init(&host->retained.waiting);
     waitlist_init(&host->disks_changed);
+    pins_init(&host->pins);
     RB_INIT(&host->disks);
+    space_init(host);
     TAILQ_INIT(&host->checkpoint_queue);
     host->front_buffers = buffer_pool_create(NBD_BUFFER_BYTES);
     host->log_buffers = buffer_pool_create(LOG_BUFFER_BYTES);
     host->pressure.run = pressure_run;
     host->relief.run = relief_run;
     register_metrics(host);
-    if (!host->front_buffers || !host->log_buffers) {
+    if (reclaim_create(host) < 0 || !host->front_buffers || !host->log_buffers) {
+        reclaim_destroy(host);
         buffer_pool_destroy(host->front_buffers);
         buffer_pool_destroy(host->log_buffers);
         free(host);
@@ -204,6 +210,7 @@ static async int open_parts(struct host *host, const struct host_options *option
 static async void host_free(struct host *host)
 {
     loop_post_cancel(host->loop, &host->relief);
+    space_done(host);
     if (host->nodes)
         node_cache_destroy(host->nodes);
     if (host->cluster)
@@ -214,7 +221,26 @@ static async void host_free(struct host *host)
         kv_close(host->kv);
     buffer_pool_destroy(host->front_buffers);
     buffer_pool_destroy(host->log_buffers);
+    reclaim_destroy(host);
+    free(host->usage_cache);
     free(host);
+}
+
+/* What works by itself: snapshots by the clock, read locality, the scrub. */
+static async int background_open(struct host *host, struct error *err)
+{
+    int rc = rewriter_open(host, err);
+
+    if (rc == 0)
+        rc = scheduler_open(host, err);
+    return rc < 0 ? rc : scrub_open(host, err);
+}
+
+static async void background_close(struct host *host)
+{
+    scrub_close(host);
+    scheduler_close(host);
+    rewriter_close(host);
 }
 
 async int host_open(struct loop *loop, const struct host_options *options,
@@ -228,17 +254,25 @@ async int host_open(struct loop *loop, const struct host_options *options,
     rc = open_parts(host, options, err);
     if (rc == 0)
         rc = host_tidy(host, err);
+    if (rc == 0)
+        rc = background_open(host, err);
     if (rc < 0) {
+        background_close(host);
         host_free(host);
         return rc;
     }
     host_update_reserve(host);
+    space_start(host);
+    host_tidy_soon(host);
+    reclaim_start(host);
     *ret_host = host;
     return 0;
 }
 
 async void host_close(struct host *host)
 {
+    background_close(host);
+    reclaim_stop(host);
     disk_table_close(host);
     host_free(host);
 }
@@ -284,10 +318,46 @@ static void describe_health(const struct host_status *status, char *ret, size_t 
         snprintf(ret, cap, "ok");
 }
 
-void host_status(struct host *host, struct host_status *ret_status)
+/* Thin disks promise more than there may be: said before it hurts. */
+static void describe_warning(const struct host_status *status, char *ret, size_t cap)
+{
+    uint64_t percent = status->capacity_bytes
+                           ? status->free_bytes * 100 / status->capacity_bytes
+                           : 0;
+    uint64_t over = status->capacity_bytes
+                        ? status->committed_bytes * 10 / status->capacity_bytes
+                        : 0;
+    const char *hope = status->trash_count > 0        ? "; empty the trash"
+                       : status->reclaim_pending > 0 ? "; more is being freed"
+                                                      : "; remove snapshots or disks, or "
+                                                        "make the store larger";
+
+    ret[0] = '\0';
+    if (percent >= 20)
+        return;
+    snprintf(ret, cap, "%s: %llu %% free, disks of %llu.%llu times the capacity%s",
+             percent < 10 ? "nearly full" : "filling up", (unsigned long long)percent,
+             (unsigned long long)over / 10, (unsigned long long)over % 10, hope);
+}
+
+static void count_disks(struct host *host, struct host_status *status)
 {
     const struct cluster_state *state = cluster_state(host->cluster);
     const struct cluster_disk *disk = NULL;
+
+    while ((disk = cluster_disk_next(state, disk))) {
+        status->trash_count += (disk->flags & (DISK_TRASHED | DISK_REMOVED)) ==
+                               DISK_TRASHED;
+        if (!cluster_disk_is_visible(disk))
+            continue;
+        status->disk_count++;
+        status->snapshot_count += disk->snapshot_count;
+        status->committed_bytes += disk->size_bytes;
+    }
+}
+
+void host_status(struct host *host, struct host_status *ret_status)
+{
     struct store_usage usage;
     struct disk *open;
 
@@ -298,18 +368,25 @@ void host_status(struct host *host, struct host_status *ret_status)
         .capacity_bytes = usage.capacity_bytes,
         .used_bytes = usage.used_bytes,
         .free_bytes = usage.free_bytes,
+        .live_bytes = usage.live_bytes,
+        .dead_bytes = usage.dead_bytes,
+        .compacting = usage.compacting,
+        .compact_runs = usage.compact_runs,
+        .compact_bytes_read = usage.compact_bytes_read,
+        .compact_bytes_written = usage.compact_bytes_written,
         .node_cache_used_bytes = node_cache_used_bytes(host->nodes),
         .overlay_used_bytes = host->overlay.used_bytes,
         .retained_used_bytes = host->retained.used_bytes,
         .failed = usage.failed,
+        .reclaim_pending = reclaim_pending(host),
+        .reclaim_running = host->reclaim->job != 0,
+        .reclaim_freed_bytes = host->reclaim->freed_blocks * BLOCK_SIZE,
     };
-    while ((disk = cluster_disk_next(state, disk))) {
-        if (disk->flags & DISK_IMPORTING)
-            continue;
-        ret_status->disk_count++;
-        ret_status->snapshot_count += disk->snapshot_count;
-    }
+    count_disks(host, ret_status);
     RB_FOREACH (open, disk_tree, &host->disks)
         ret_status->open_disk_count += open->version == 0;
+    if (ret_status->trash_count > 0)
+        ret_status->trash_bytes = host_trash_bytes(host);
     describe_health(ret_status, ret_status->health, sizeof ret_status->health);
+    describe_warning(ret_status, ret_status->warning, sizeof ret_status->warning);
 }

@@ -52,6 +52,21 @@ struct host_status {
     uint64_t node_cache_used_bytes, overlay_used_bytes, retained_used_bytes;
     bool failed;              /* out of service after a failed sync or metadata error */
     char health[128];         /* "ok", or what is wrong */
+    /* What the used space is: live (some disk or snapshot reaches it, or replay needs
+     * it), dead but not yet given back, and the rest in partly used slabs. */
+    uint64_t live_bytes, dead_bytes;
+    uint64_t trash_count, trash_bytes; /* removed disks that can still be restored */
+    /* Versions and disks that are to go away and have not gone yet; of the one at work,
+     * what was freed so far. */
+    uint64_t reclaim_pending;
+    bool reclaim_running;
+    uint64_t reclaim_freed_bytes;      /* by all reclaims of this process */
+    bool compacting;
+    uint64_t compact_runs, compact_bytes_read, compact_bytes_written;
+    /* Thin provisioning: the sum of all disks' sizes; snapshots come on top. */
+    uint64_t committed_bytes;
+    /* "" or what will hurt soon, for people: free space below 20 % or 10 %. */
+    char warning[192];
 };
 void host_status(struct host *host, struct host_status *ret_status);
 
@@ -66,6 +81,7 @@ struct disk_info {
     char owner[64];           /* who, if served */
     char parent[2 * DISK_NAME_MAX + 2]; /* "DISK@SNAP" or "" */
     uint64_t created_wall_ns;
+    uint64_t quota_bytes;     /* 0: none */
 };
 struct snapshot_info {
     char name[DISK_NAME_MAX + 1];
@@ -104,6 +120,100 @@ async int snapshot_rollback(struct host *host, const char *disk, const char *sna
 async int disk_clone(struct host *host, const char *disk, const char *snapshot,
                      const char *name, uint32_t count, struct error *err);
 
+/*
+ * Going away. A name goes at once, what only it held follows in the background
+ * (doc/reclaim.md).
+ */
+
+/* All of these snapshots or, if one is missing, none. Whoever reads one keeps it until he
+ * is done. */
+async int snapshot_remove(struct host *host, const char *disk,
+                          const char *const *snapshots, uint32_t count,
+                          struct error *err);
+
+enum {
+    DISK_REMOVE_RECURSIVE = 1, /* its snapshots, too; without it they are a refusal */
+};
+/* Into the trash, or for good when trash_keep is 0. -PLX_EBUSY while clients are attached
+ * to it or one of its snapshots. Clones of it are not affected. */
+async int disk_remove(struct host *host, const char *name, unsigned flags,
+                      struct error *err);
+
+struct trash_info {
+    char name[DISK_NAME_MAX + 1]; /* that it had */
+    uint64_t id;
+    uint64_t size_bytes;
+    uint64_t used_bytes;          /* its own log in this store */
+    uint32_t snapshot_count;
+    uint64_t trashed_wall_ns, expires_wall_ns; /* then it goes for good */
+};
+/* malloc'd and the caller's; oldest first. Several may have had one name. */
+int trash_list(struct host *host, struct trash_info **ret_infos, size_t *ret_count);
+/* The newest of that name; new_name NULL: under the name it had. */
+async int trash_restore(struct host *host, const char *name, const char *new_name,
+                        struct error *err);
+/* For good: all of that name, or (NULL) all there is. */
+async int trash_empty(struct host *host, const char *name, struct error *err);
+/* How long removed disks are kept; 0: not at all, which empties the trash, too. */
+async int trash_set_keep(struct host *host, uint64_t seconds, struct error *err);
+uint64_t trash_keep(struct host *host);
+
+/*
+ * Data blocks, without the map (a 256th of it or so). exclusive: what removing it alone
+ * would free; shared: the rest of what it reaches. Figures of a disk in use are of its
+ * last checkpoint, for which one is made if anything was written since.
+ */
+struct disk_usage {
+    uint64_t referenced_bytes, exclusive_bytes, shared_bytes;
+};
+/* snapshot NULL: of the disk itself. */
+async int disk_usage(struct host *host, const char *disk, const char *snapshot,
+                     struct disk_usage *ret_usage, struct error *err);
+
+/* A range that may have changed, in order; is_zero: it reads as zeros now. Not 0: ends
+ * the diff, which returns it. */
+typedef int diff_fn(void *arg, uint64_t offset_bytes, uint64_t len_bytes, bool is_zero);
+/* What differs between two snapshots of the disk (either may be the older one), or from
+ * one to the disk as it is (to NULL). Blocks that were written again with the same bytes
+ * count as changed. Where sizes differ, what only `to` has is compared with zeros; what
+ * only `from` has is left out. */
+async int snapshot_diff(struct host *host, const char *disk, const char *from,
+                        const char *to, diff_fn *fn, void *arg, struct error *err);
+
+/* For front ends: the version behind a name, of the disk an open one belongs to. */
+int disk_find_snapshot(struct disk *disk, const char *snapshot, uint64_t *ret_version,
+                       struct error *err);
+struct disk_change_range {
+    uint64_t len_bytes;
+    bool changed;
+};
+/* What of [offset, offset + len) of an open disk or snapshot is not as it was in that
+ * version of the same disk: as disk_block_status answers, of one moment. -PLX_EMISSING:
+ * the version has lost its name since. */
+async int disk_changed_since(struct disk *disk, uint64_t version, uint64_t offset_bytes,
+                             uint64_t len_bytes, struct disk_change_range *ret_ranges,
+                             uint32_t max, uint32_t *ret_count);
+
+/* Snapshots by the clock: one every so many seconds, of which the newest so many are
+ * kept. doc/schedule.md. */
+#define SCHEDULE_RULES_MAX 8U
+struct snapshot_rule {
+    uint64_t every_s;
+    uint32_t keep;
+};
+/* count 0: no schedule. */
+async int schedule_set(struct host *host, const char *disk,
+                       const struct snapshot_rule *rules, uint32_t count,
+                       struct error *err);
+/* Up to SCHEDULE_RULES_MAX. */
+int schedule_get(struct host *host, const char *disk, struct snapshot_rule *ret_rules,
+                 uint32_t *ret_count, struct error *err);
+
+/* Bytes the disk's own log may hold in this store; writes above it answer "no space".
+ * 0: none. */
+async int disk_set_quota(struct host *host, const char *disk, uint64_t bytes,
+                         struct error *err);
+
 /* An import fills a disk nobody else sees until it is published. It is opened under its
  * name with disk_open. A host that restarts discards unpublished ones. */
 async int import_begin(struct host *host, const char *name, struct error *err);
@@ -111,19 +221,53 @@ async int import_publish(struct host *host, const char *name, uint64_t size_byte
                          struct error *err);
 async int import_discard(struct host *host, const char *name, struct error *err);
 
-/* Reads all metadata and all data and verifies every checksum and count. */
+/*
+ * Reads all metadata and all data and verifies every checksum and count, and whether
+ * every live block of the store is one that some disk, snapshot or list still names.
+ * Works while disks are in use; what was written since it began is left out.
+ */
+enum {
+    CHECK_REPAIR = 1, /* frees what is lost */
+};
 struct check_report {
     uint64_t disks, snapshots, extents, nodes, blocks, bytes;
     uint64_t findings;
+    uint64_t lost_blocks;      /* live, but nothing reaches them */
+    uint64_t repaired_blocks;  /* of these, freed */
+    uint64_t dead_reachable;   /* reached, but no longer live: damage */
 };
 /* finding is called with one line for each damage, naming disk, offset and snapshot;
  * progress (may be NULL) now and then with bytes done and bytes expected. */
 struct check_callbacks {
     void (*finding)(void *arg, const char *line);
     void (*progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
+    bool (*cancelled)(void *arg); /* may be NULL; true ends it with -PLX_ECANCELLED */
     void *arg;
 };
-async int host_check(struct host *host, const struct check_callbacks *callbacks,
+async int host_check(struct host *host, unsigned flags,
+                     const struct check_callbacks *callbacks,
                      struct check_report *ret_report, struct error *err);
+
+/*
+ * Scrub: reads everything the store holds in the background and compares it with the
+ * checksums beside it; guests come first. It goes on after a restart, and begins by
+ * itself every SCRUB_EVERY_S, unless it is paused. doc/scrub.md.
+ */
+struct scrub_status {
+    bool running, paused;
+    uint64_t done_bytes, total_bytes;
+    uint64_t findings;
+    uint64_t started_wall_ns, finished_wall_ns; /* 0: not yet */
+    uint64_t rate_bytes_s;    /* at most; 0: whatever guests leave */
+};
+/* bytes_per_s 0: no limit but the guests. Of a paused one, or one under way: goes on, at
+ * this rate. */
+async int scrub_start(struct host *host, uint64_t bytes_per_s, struct error *err);
+/* Also when none is under way: then none begins by itself. */
+void scrub_pause(struct host *host);
+void scrub_status(struct host *host, struct scrub_status *ret_status);
+/* The newest lines of this pass, or of the last one, oldest first, at most 256. */
+void scrub_findings(struct host *host, void (*fn)(void *arg, const char *line),
+                    void *arg);
 
 #endif

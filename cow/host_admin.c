@@ -4,9 +4,11 @@
  * few need the disk open, or closed, first), and says in its error what was wrong with
  * which name. A refused one has changed nothing.
  */
-#include "cow/disk_internal.h"
+#include "cow/reclaim.h"
 
-static int check_name(const char *what, const char *name, struct error *err)
+#define COLLAPSE_POLL_NS (10 * NS_PER_MS)
+
+int host_check_name(const char *what, const char *name, struct error *err)
 {
     if (cluster_name_valid(name))
         return 0;
@@ -25,25 +27,22 @@ static int check_size(uint64_t size_bytes, struct error *err)
                    (unsigned long long)size_bytes, BLOCK_SIZE, BLOCK_SIZE);
 }
 
-/* The published disk of that name. */
-static const struct cluster_disk *find_disk(struct host *host, const char *name,
-                                            struct error *err)
+const struct cluster_disk *host_find_disk(struct host *host, const char *name,
+                                          struct error *err)
 {
     const struct cluster_disk *disk =
         cluster_disk_by_name(cluster_state(host->cluster), name);
 
-    if (disk && !(disk->flags & DISK_IMPORTING))
+    if (disk && cluster_disk_is_visible(disk))
         return disk;
     err_set(err, -PLX_EMISSING, "disk %s: no such disk", name);
     return NULL;
 }
 
-static const struct cluster_version *find_version(struct host *host,
-                                                  const char *disk_name,
-                                                  const char *snapshot,
-                                                  struct error *err)
+const struct cluster_version *host_find_version(struct host *host, const char *disk_name,
+                                                const char *snapshot, struct error *err)
 {
-    const struct cluster_disk *disk = find_disk(host, disk_name, err);
+    const struct cluster_disk *disk = host_find_disk(host, disk_name, err);
     const struct cluster_version *version;
 
     if (!disk)
@@ -54,9 +53,8 @@ static const struct cluster_version *find_version(struct host *host,
     return version;
 }
 
-/* Commits; the state machine's own words name the disk. */
-static async int submit(struct host *host, const struct cluster_command *command,
-                        struct cluster_result *ret_result, struct error *err)
+async int host_submit(struct host *host, const struct cluster_command *command,
+                      struct cluster_result *ret_result, struct error *err)
 {
     int rc = cluster_submit(host->cluster, command, ret_result);
 
@@ -77,11 +75,11 @@ static async int create(struct host *host, const char *name, uint64_t size_bytes
         .wall_ns = loop_wall_ns(host->loop),
     };
     struct cluster_result result;
-    int rc = check_name("disk", name, err);
+    int rc = host_check_name("disk", name, err);
 
     if (rc == 0)
         rc = check_size(size_bytes, err);
-    return rc < 0 ? rc : submit(host, &command, &result, err);
+    return rc < 0 ? rc : host_submit(host, &command, &result, err);
 }
 
 async int disk_create(struct host *host, const char *name, uint64_t size_bytes,
@@ -98,12 +96,12 @@ async int disk_rename(struct host *host, const char *old_name, const char *new_n
     };
     struct cluster_result result;
     struct disk *open;
-    int rc = check_name("disk", new_name, err);
+    int rc = host_check_name("disk", new_name, err);
 
-    if (rc == 0 && !find_disk(host, old_name, err))
+    if (rc == 0 && !host_find_disk(host, old_name, err))
         return -PLX_EMISSING;
     if (rc == 0)
-        rc = submit(host, &command, &result, err);
+        rc = host_submit(host, &command, &result, err);
     if (rc < 0)
         return rc;
     RB_FOREACH (open, disk_tree, &host->disks)
@@ -119,7 +117,7 @@ static async int commit_size(struct host *host, uint64_t id, uint64_t epoch,
     };
     struct cluster_result result;
 
-    return submit(host, &command, &result, err);
+    return host_submit(host, &command, &result, err);
 }
 
 /* What is cut off must not come back when the disk grows again: it is zeroed first. */
@@ -167,7 +165,7 @@ async int disk_resize(struct host *host, const char *name, uint64_t size_bytes,
 
     if (rc < 0)
         return rc;
-    state = find_disk(host, name, err);
+    state = host_find_disk(host, name, err);
     if (!state)
         return -PLX_EMISSING;
     rc = disk_acquire(host, state->id, 0, &disk, err);
@@ -184,11 +182,11 @@ async int snapshot_create(struct host *host, const char *disk_name, const char *
     const struct cluster_disk *state;
     struct disk *disk;
     uint64_t version;
-    int rc = check_name("snapshot", snapshot, err);
+    int rc = host_check_name("snapshot", snapshot, err);
 
     if (rc < 0)
         return rc;
-    state = find_disk(host, disk_name, err);
+    state = host_find_disk(host, disk_name, err);
     if (!state)
         return -PLX_EMISSING;
     if (cluster_version_by_name(cluster_state(host->cluster), state->id, snapshot))
@@ -214,62 +212,110 @@ static async int settle_lease(struct host *host, uint64_t id, struct error *err)
     return disk_shut(host, id, err);
 }
 
+/* A version that collapses against the head wants it as it is. It will not be long: no
+ * further one begins while the head is pinned. */
+static async int await_collapse(struct host *host, uint64_t id, struct error *err)
+{
+    for (;;) {
+        const struct cluster_disk *disk =
+            cluster_disk_by_id(cluster_state(host->cluster), id);
+        if (!disk)
+            return err_set(err, -PLX_EMISSING, "no such disk");
+        if (!disk->collapsing_version)
+            return 0;
+        if (host->closing)
+            return err_set(err, -ESHUTDOWN, "the daemon is stopping");
+        task_sleep_ns(COLLAPSE_POLL_NS);
+    }
+}
+
+async int host_settle_closed(struct host *host, uint64_t id, struct error *err)
+{
+    const struct cluster_disk *state;
+    int rc = disk_shut(host, id, err);
+
+    if (rc < 0)
+        return rc;
+    state = cluster_disk_by_id(cluster_state(host->cluster), id);
+    if (!state)
+        return err_set(err, -PLX_EMISSING, "no such disk");
+    /* Left by a process that was killed, or closed without a checkpoint. */
+    return state->owner || !cluster_disk_is_settled(state)
+               ? settle_lease(host, id, err)
+               : 0;
+}
+
+static async int roll_back(struct host *host, uint64_t disk, uint64_t version,
+                           struct error *err)
+{
+    struct cluster_command command = {
+        .op = CLUSTER_ROLLBACK, .disk = disk, .version = version,
+    };
+    struct cluster_result result;
+    int rc = version_settle(host, version, err);
+
+    if (rc == 0)
+        rc = await_collapse(host, disk, err);
+    if (rc == 0)
+        rc = host_settle_closed(host, disk, err);
+    if (rc < 0)
+        return rc;
+    const struct cluster_disk *state =
+        cluster_disk_by_id(cluster_state(host->cluster), disk);
+    if (!state)
+        return err_set(err, -PLX_EMISSING, "no such disk");
+    command.epoch = state->epoch;
+    return host_submit(host, &command, &result, err);
+}
+
 async int snapshot_rollback(struct host *host, const char *disk_name,
                             const char *snapshot, struct error *err)
 {
-    const struct cluster_version *version = find_version(host, disk_name, snapshot, err);
-    struct cluster_command command = {.op = CLUSTER_ROLLBACK};
-    struct cluster_result result;
+    const struct cluster_version *version =
+        host_find_version(host, disk_name, snapshot, err);
+    struct pin target, head;
     int rc;
 
     if (!version)
         return -PLX_EMISSING;
-    command.disk = version->disk;
-    command.version = version->id;
-    rc = version_settle(host, command.version, err);
-    if (rc == 0)
-        rc = disk_shut(host, command.disk, err);
-    if (rc < 0)
-        return rc;
-    const struct cluster_disk *state =
-        cluster_disk_by_id(cluster_state(host->cluster), command.disk);
-    if (!state)
-        return err_set(err, -PLX_EMISSING, "disk %s: no such disk", disk_name);
-    /* Left by a process that was killed, or closed without a checkpoint. */
-    if (state->owner || state->pending_count > 0)
-        rc = settle_lease(host, command.disk, err);
-    state = cluster_disk_by_id(cluster_state(host->cluster), command.disk);
-    if (rc < 0 || !state)
-        return rc < 0 ? rc : -PLX_EMISSING;
-    command.epoch = state->epoch;
-    return submit(host, &command, &result, err);
+    uint64_t disk = version->disk;
+    pin_take(&host->pins, &target, PIN_VERSION, version->id);
+    pin_take(&host->pins, &head, PIN_BRANCHES, disk);
+    rc = roll_back(host, disk, version->id, err);
+    pin_release(&host->pins, &target);
+    pin_release(&host->pins, &head);
+    reclaim_wake(host); /* the old head */
+    return rc;
 }
 
-/* The version a clone grows from: a snapshot, or an unnamed one of the disk as it is. */
+/* The version a clone grows from: a snapshot, or an unnamed one of the disk as it is. It
+ * is pinned: until the clone is there nothing else holds it. */
 static async int clone_source(struct host *host, const char *disk_name,
-                              const char *snapshot, uint64_t *ret_version,
-                              struct error *err)
+                              const char *snapshot, struct pin *pin,
+                              uint64_t *ret_version, struct error *err)
 {
-    const struct cluster_disk *state;
+    const struct cluster_disk *state = host_find_disk(host, disk_name, err);
     struct disk *disk;
     int rc;
 
-    if (snapshot) {
-        const struct cluster_version *version =
-            find_version(host, disk_name, snapshot, err);
-        if (!version)
-            return -PLX_EMISSING;
-        *ret_version = version->id;
-        return 0;
-    }
-    state = find_disk(host, disk_name, err);
     if (!state)
         return -PLX_EMISSING;
-    rc = disk_acquire(host, state->id, 0, &disk, err);
+    pin_take(&host->pins, pin, PIN_BRANCHES, state->id);
+    if (snapshot) {
+        const struct cluster_version *version =
+            host_find_version(host, disk_name, snapshot, err);
+        rc = version ? 0 : -PLX_EMISSING;
+        if (version)
+            *ret_version = version->id;
+    } else {
+        rc = disk_acquire(host, state->id, 0, &disk, err);
+        if (rc == 0) {
+            rc = disk_snapshot(disk, "", ret_version, err);
+            disk_release(disk);
+        }
+    }
     if (rc < 0)
-        return rc;
-    rc = disk_snapshot(disk, "", ret_version, err);
-    disk_release(disk);
+        pin_release(&host->pins, pin);
     return rc;
 }
 
@@ -283,7 +329,8 @@ async int disk_clone(struct host *host, const char *disk_name, const char *snaps
         .wall_ns = loop_wall_ns(host->loop),
     };
     struct cluster_result result;
-    int rc = check_name("disk", name, err);
+    struct pin pin;
+    int rc = host_check_name("disk", name, err);
 
     if (rc == 0 && (count == 0 || count > CLONES_PER_COMMAND))
         rc = err_set(err, -EINVAL, "count %u: must be from 1 to %u", count,
@@ -292,8 +339,14 @@ async int disk_clone(struct host *host, const char *disk_name, const char *snaps
         cluster_disk_by_name(cluster_state(host->cluster), name))
         rc = err_set(err, -PLX_EEXISTS, "disk %s: exists already", name);
     if (rc == 0)
-        rc = clone_source(host, disk_name, snapshot, &command.version, err);
-    return rc < 0 ? rc : submit(host, &command, &result, err);
+        rc = clone_source(host, disk_name, snapshot, &pin, &command.version, err);
+    if (rc < 0)
+        return rc;
+    rc = host_submit(host, &command, &result, err);
+    pin_release(&host->pins, &pin);
+    if (rc < 0)
+        reclaim_wake(host); /* a branch point that nothing grows from */
+    return rc;
 }
 
 async int import_begin(struct host *host, const char *name, struct error *err)
@@ -349,4 +402,19 @@ async int import_discard(struct host *host, const char *name, struct error *err)
     if (rc < 0 && disk_find(host, id, 0)) /* else it does not matter how it closed */
         return rc;
     return disk_discard(host, id, err);
+}
+
+/* --- settings of a disk --- */
+
+async int disk_set_quota(struct host *host, const char *disk_name, uint64_t bytes,
+                         struct error *err)
+{
+    const struct cluster_disk *disk = host_find_disk(host, disk_name, err);
+    struct cluster_command command = {.op = CLUSTER_QUOTA_SET, .quota_bytes = bytes};
+    struct cluster_result result;
+
+    if (!disk)
+        return -PLX_EMISSING;
+    command.disk = disk->id;
+    return host_submit(host, &command, &result, err);
 }

@@ -31,6 +31,7 @@ static void describe(struct host *host, const struct cluster_disk *disk,
         .clients = open ? open->clients : 0,
         .served = disk->owner != 0,
         .created_wall_ns = disk->created_wall_ns,
+        .quota_bytes = disk->quota_bytes,
     };
     memcpy(ret->name, disk->name, sizeof ret->name);
     if (disk->owner)
@@ -83,7 +84,7 @@ int disk_list(struct host *host, struct disk_info **ret_infos, size_t *ret_count
     if (!infos)
         return -ENOMEM;
     while ((disk = cluster_disk_next(state, disk)))
-        if (!(disk->flags & DISK_IMPORTING))
+        if (cluster_disk_is_visible(disk))
             describe(host, disk, &infos[count++]);
     int rc = add_used(host, infos, count);
     if (rc < 0) {
@@ -98,75 +99,147 @@ int disk_list(struct host *host, struct disk_info **ret_infos, size_t *ret_count
 int disk_show(struct host *host, const char *name, struct disk_info *ret_info,
               struct error *err)
 {
-    const struct cluster_disk *disk =
-        cluster_disk_by_name(cluster_state(host->cluster), name);
+    const struct cluster_disk *disk = host_find_disk(host, name, err);
     int rc;
 
-    if (!disk || (disk->flags & DISK_IMPORTING))
-        return err_set(err, -PLX_EMISSING, "disk %s: no such disk", name);
+    if (!disk)
+        return -PLX_EMISSING;
     describe(host, disk, ret_info);
     rc = add_used(host, ret_info, 1);
     return rc < 0 ? err_set(err, rc, "disk %s: %s", name, err_text(rc)) : 0;
 }
 
-static int compare_age(const void *a, const void *b)
+/* What grows from a snapshot in other disks. */
+static uint32_t count_clones(const struct cluster_version *version)
 {
-    const struct snapshot_info *left = a, *right = b;
+    const struct cluster_version *child = NULL;
+    const struct cluster_disk *head = NULL;
+    uint32_t count = version->child_count;
 
-    return left->id < right->id ? -1 : left->id > right->id;
-}
-
-static void subtract_own(struct snapshot_info *infos, size_t count, uint64_t parent)
-{
-    struct snapshot_info key = {.id = parent};
-    struct snapshot_info *info = bsearch(&key, infos, count, sizeof *infos, compare_age);
-
-    if (info && info->clone_count > 0)
-        info->clone_count--;
+    while ((child = cluster_child_next(version, child)))
+        count -= child->disk == version->disk;
+    while ((head = cluster_head_next(version, head)))
+        count -= head->id == version->disk;
+    return count;
 }
 
 /* Fills in infos of the disk's named snapshots; room for snapshot_count of them. */
-static size_t describe_snapshots(const struct cluster_state *state,
-                                 const struct cluster_disk *disk,
+static size_t describe_snapshots(const struct cluster_disk *disk,
                                  struct snapshot_info *infos)
 {
     const struct cluster_version *version = NULL;
     size_t count = 0;
 
-    while ((version = cluster_version_next(state, version))) {
-        if (version->disk != disk->id || !version->name[0])
+    while ((version = cluster_disk_version_next(disk, version))) {
+        if (!version->name[0])
             continue;
         assert(count < disk->snapshot_count);
         struct snapshot_info *info = &infos[count++];
         info->id = version->id;
         info->size_bytes = version->size_bytes;
         info->created_wall_ns = version->created_wall_ns;
-        info->clone_count = version->child_count;
+        info->clone_count = count_clones(version);
         info->pending = version->pending;
         memcpy(info->name, version->name, sizeof info->name);
     }
-    qsort(infos, count, sizeof *infos, compare_age);
-    /* Children of the same disk are not clones. */
-    while ((version = cluster_version_next(state, version)))
-        if (version->disk == disk->id)
-            subtract_own(infos, count, version->parent);
-    subtract_own(infos, count, disk->head_parent);
     return count;
 }
 
 int snapshot_list(struct host *host, const char *disk_name,
                   struct snapshot_info **ret_infos, size_t *ret_count, struct error *err)
 {
-    const struct cluster_state *state = cluster_state(host->cluster);
-    const struct cluster_disk *disk = cluster_disk_by_name(state, disk_name);
+    const struct cluster_disk *disk = host_find_disk(host, disk_name, err);
     struct snapshot_info *infos;
 
-    if (!disk || (disk->flags & DISK_IMPORTING))
-        return err_set(err, -PLX_EMISSING, "disk %s: no such disk", disk_name);
+    if (!disk)
+        return -PLX_EMISSING;
     infos = calloc((size_t)disk->snapshot_count + 1, sizeof *infos);
     if (!infos)
         return err_set(err, -ENOMEM, "out of memory");
-    *ret_count = describe_snapshots(state, disk, infos);
+    *ret_count = describe_snapshots(disk, infos);
     *ret_infos = infos;
     return 0;
+}
+
+/* --- trash --- */
+
+static int compare_trashed(const void *a, const void *b)
+{
+    const struct trash_info *left = a, *right = b;
+
+    if (left->trashed_wall_ns != right->trashed_wall_ns)
+        return left->trashed_wall_ns < right->trashed_wall_ns ? -1 : 1;
+    return left->id < right->id ? -1 : left->id > right->id;
+}
+
+static bool is_restorable(const struct cluster_disk *disk)
+{
+    return (disk->flags & (DISK_TRASHED | DISK_REMOVED)) == DISK_TRASHED;
+}
+
+static size_t describe_trash(struct host *host, struct trash_info *infos,
+                             struct disk_info *used)
+{
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct cluster_disk *disk = NULL;
+    uint64_t keep_ns = cluster_trash_keep_s(state) * NS_PER_S;
+    size_t count = 0;
+
+    while ((disk = cluster_trash_next(state, disk))) {
+        if (!is_restorable(disk))
+            continue;
+        used[count].id = disk->id;
+        infos[count] = (struct trash_info){
+            .id = disk->id,
+            .size_bytes = disk->size_bytes,
+            .snapshot_count = disk->snapshot_count,
+            .trashed_wall_ns = disk->trashed_wall_ns,
+            .expires_wall_ns = disk->trashed_wall_ns + keep_ns,
+        };
+        snprintf(infos[count].name, sizeof infos[count].name, "%s", disk->trash_name);
+        count++;
+    }
+    return count;
+}
+
+int trash_list(struct host *host, struct trash_info **ret_infos, size_t *ret_count)
+{
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct cluster_disk *disk = NULL;
+    size_t room = 1, count;
+
+    while ((disk = cluster_trash_next(state, disk)))
+        room += is_restorable(disk);
+    struct trash_info *infos = calloc(room, sizeof *infos);
+    cleanup(free_ptr) struct disk_info *used = calloc(room, sizeof *used);
+    if (!infos || !used) {
+        free(infos);
+        return -ENOMEM;
+    }
+    count = describe_trash(host, infos, used);
+    int rc = add_used(host, used, count);
+    if (rc < 0) {
+        free(infos);
+        return rc;
+    }
+    for (size_t i = 0; i < count; i++)
+        infos[i].used_bytes = used[i].used_bytes;
+    if (count > 0)
+        qsort(infos, count, sizeof *infos, compare_trashed);
+    *ret_infos = infos;
+    *ret_count = count;
+    return 0;
+}
+
+uint64_t host_trash_bytes(struct host *host)
+{
+    cleanup(free_ptr) struct trash_info *infos = NULL;
+    uint64_t bytes = 0;
+    size_t count;
+
+    if (trash_list(host, &infos, &count) < 0)
+        return 0;
+    for (size_t i = 0; i < count; i++)
+        bytes += infos[i].used_bytes;
+    return bytes;
 }

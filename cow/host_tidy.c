@@ -6,7 +6,11 @@
  *   - an extent of a disk the cluster does not know: deleted (ids are never used twice);
  *   - an extent that was stopped by the restart and that its disk's log does not list any
  *     more: its length was committed and everything in it that is needed lies below; it
- *     becomes final where it was stopped.
+ *     becomes final where it was stopped;
+ *   - headers of an extent that its disk's log does not list any more: trimmed.
+ *
+ * And in the background, while the host serves: closed disks that still have dead lists,
+ * or extents on their list that nothing needs.
  *
  * All of it can be interrupted and done again.
  */
@@ -27,11 +31,15 @@ static async int tidy_extent(struct host *host, const struct extent_info *info)
 
     if (!disk)
         return store_delete_extent(host->store, info->extent);
-    if (info->state == EXTENT_FINAL || is_listed(disk, info->extent))
+    if (is_listed(disk, info->extent))
         return 0;
-    if (info->length <= 1) /* nothing, or a roll record */
+    if (info->state != EXTENT_FINAL && info->length <= 1) /* nothing, or a roll record */
         return store_delete_extent(host->store, info->extent);
-    return store_finalize_extent(host->store, info->extent, info->length);
+    if (info->state != EXTENT_FINAL) {
+        int rc = store_finalize_extent(host->store, info->extent, info->length);
+        return rc < 0 ? rc : store_trim_headers(host->store, info->extent);
+    }
+    return info->has_headers ? store_trim_headers(host->store, info->extent) : 0;
 }
 
 async int host_drop_extents(struct host *host, uint64_t disk)
@@ -99,4 +107,54 @@ async int host_tidy(struct host *host, struct error *err)
     for (size_t i = 0; rc == 0 && i < count; i++)
         rc = tidy_extent(host, &infos[i]);
     return rc < 0 ? err_set(err, rc, "store: %s", err_text(rc)) : 0;
+}
+
+/* --- in the background --- */
+
+static bool is_untidy(const struct cluster_disk *disk)
+{
+    if (disk->owner || (disk->flags & DISK_IMPORTING))
+        return false;
+    if (disk->list_count > 0 && !disk->collapsing_version)
+        return true;
+    for (uint32_t i = 0; i < disk->extent_count; i++)
+        if (disk->extents[i].final &&
+            disk->extents[i].last_number <= disk->checkpoint.covers)
+            return true;
+    return false;
+}
+
+/* The one with the next id after this, or 0. */
+static uint64_t next_untidy(const struct cluster_state *state, uint64_t id)
+{
+    const struct cluster_disk *disk = NULL;
+    uint64_t next = 0;
+
+    while ((disk = cluster_disk_next(state, disk)))
+        if (disk->id > id && (!next || disk->id < next) && is_untidy(disk))
+            next = disk->id;
+    return next;
+}
+
+static async void tidy_main(struct task_call *call)
+{
+    struct host *host = container_of(call, struct host, tidy_task);
+    uint64_t id = 0;
+
+    while (!host->closing && (id = next_untidy(cluster_state(host->cluster), id)))
+        disk_tidy_closed(host, id);
+    host->tidy_running = false;
+    waitlist_wake_all(&host->disks_changed);
+}
+
+void host_tidy_soon(struct host *host)
+{
+    if (host->tidy_running || host->closing ||
+        !next_untidy(cluster_state(host->cluster), 0))
+        return;
+    host->tidy_running = true;
+    host->tidy_task = (struct task_call){
+        .main = tidy_main, .name = "tidy", .system = true,
+    };
+    task_start(host->loop, &host->tidy_task);
 }

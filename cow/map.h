@@ -54,16 +54,24 @@ struct map_sink {
                        struct buffer *buffer, struct map_entry *ret_entry);
     /* Waits until every node written so far has its entry. */
     async int (*wait)(struct map_sink *sink);
+    /* What the new tree has no more of the old one and no version needs, each once: a
+     * block (level MAP_BLOCK: data or a node by itself), or a subtree whose topmost node
+     * is at `level`, with all under it that is younger than the bound. May be NULL. */
+    async int (*dead)(struct map_sink *sink, struct map_entry entry, int level);
     struct buffer_pool *buffers;
 };
+#define MAP_BLOCK (-1)
 
 /*
  * Writes a new tree that is `old` with `overlay` laid over it, for a disk of
  * block_count blocks; untouched subtrees are shared. Nodes get overlay->generation.
  * The overlay must not change meanwhile. Yields now and then.
+ *
+ * bound: the generation of the version the overlay grows from (0: none). What is not
+ * younger belongs to that version, too, and is not dead, whatever is laid over it.
  */
 async int map_merge(struct node_cache *cache, const struct map_root *old,
-                    const struct overlay *overlay, uint64_t block_count,
+                    const struct overlay *overlay, uint64_t block_count, uint32_t bound,
                     struct map_sink *sink, struct map_root *ret_root);
 
 #endif

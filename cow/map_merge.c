@@ -5,6 +5,11 @@
  * it has its address; subtrees that are not touched keep theirs, subtrees that become
  * zeros as a whole are cut off without a look at them.
  *
+ * What of the old tree has no place in the new one is told to the sink, unless it is as
+ * old as the bound: an entry that an interval replaces; a node that was opened, for it is
+ * written again or becomes null; a subtree that is cut off. A node is opened once, so
+ * nothing is told twice.
+ *
  * A node that cannot be read or written ends the merge with its error; what was written
  * so far is garbage in the log that no root names.
  *
@@ -16,7 +21,7 @@ struct merge {
     struct node_cache *cache;
     const struct overlay *overlay;
     struct map_sink *sink;
-    uint32_t generation;
+    uint32_t generation, bound;
     uint32_t leaves; /* since the last yield */
 };
 
@@ -44,7 +49,24 @@ static void entry_set(struct map_entry_format *format, struct map_entry entry)
     format->generation = le32_of(entry.generation);
 }
 
-static void merge_leaf(struct merge *merge, uint64_t start, struct map_node_format *leaf)
+/* The new tree does without the entry. Group 0 is null, or foreign bytes. */
+static async int drop_entry(struct merge *merge, struct map_entry old, int level)
+{
+    if (address_group(old.address) == 0 || old.generation <= merge->bound ||
+        !merge->sink->dead)
+        return 0;
+    return merge->sink->dead(merge->sink, old, level);
+}
+
+static async int drop_node(struct merge *merge, struct map_entry old)
+{
+    if (planted(PLANT_NODE_FREED_SHARED) && old.generation == merge->bound)
+        return merge->sink->dead(merge->sink, old, MAP_BLOCK);
+    return drop_entry(merge, old, MAP_BLOCK);
+}
+
+static async int merge_leaf(struct merge *merge, uint64_t start,
+                            struct map_node_format *leaf)
 {
     const struct interval *at = overlay_at_or_after(merge->overlay, start);
     uint64_t end = start + MAP_FANOUT;
@@ -53,6 +75,7 @@ static void merge_leaf(struct merge *merge, uint64_t start, struct map_node_form
         uint64_t from = max_u64(at->start, start), to = min_u64(interval_end(at), end);
         for (uint64_t block = from; block < to; block++) {
             struct map_entry entry = {.address = ADDRESS_NULL};
+            unsigned index = (unsigned)(block - start);
             if (!address_is_null(at->address)) {
                 uint64_t skip = block - at->start;
                 entry = (struct map_entry){
@@ -61,9 +84,13 @@ static void merge_leaf(struct merge *merge, uint64_t start, struct map_node_form
                     .generation = merge->generation,
                 };
             }
-            entry_set(&leaf->entries[block - start], entry);
+            int rc = drop_entry(merge, map_entry_at(leaf, index), MAP_BLOCK);
+            if (rc < 0)
+                return rc;
+            entry_set(&leaf->entries[index], entry);
         }
     }
+    return 0;
 }
 
 /* Starts reading the leaves that will be merged next, so that a thinly written disk's
@@ -122,12 +149,14 @@ static async int merge_children(struct merge *merge, unsigned level, uint64_t st
         if (level == 1 && child >= ahead)
             ahead = read_ahead(merge, start, child, entries);
         unsigned below = child == 0 && lift_level < level ? lift_level : level - 1;
-        int rc = 0;
-        if (covered_by_zeros(merge->overlay, from, under))
+        int rc;
+        if (covered_by_zeros(merge->overlay, from, under)) {
+            rc = drop_entry(merge, entries[child], (int)below);
             entries[child] = (struct map_entry){.address = ADDRESS_NULL};
-        else
+        } else {
             rc = merge_node(merge, level - 1, from / under, entries[child], below,
                             &entries[child]);
+        }
         if (rc < 0)
             return rc;
     }
@@ -187,6 +216,11 @@ static async int open_node(struct merge *merge, unsigned level, struct map_entry
         }
         memcpy(buffer->data, node->format, BLOCK_SIZE);
         node_put(merge->cache, node);
+        rc = drop_node(merge, old);
+        if (rc < 0) {
+            buffer_put(buffer);
+            return rc;
+        }
     }
     *ret_buffer = buffer;
     return 0;
@@ -223,7 +257,7 @@ static async int merge_node(struct merge *merge, unsigned level, uint64_t index,
         return rc;
     struct map_node_format *format = (void *)buffer->data;
     if (level == 0) {
-        merge_leaf(merge, start, format);
+        rc = merge_leaf(merge, start, format);
         if (++merge->leaves % LEAVES_PER_YIELD == 0)
             task_yield();
     } else {
@@ -239,7 +273,7 @@ static async int merge_node(struct merge *merge, unsigned level, uint64_t index,
 }
 
 async int map_merge(struct node_cache *cache, const struct map_root *old,
-                    const struct overlay *overlay, uint64_t block_count,
+                    const struct overlay *overlay, uint64_t block_count, uint32_t bound,
                     struct map_sink *sink, struct map_root *ret_root)
 {
     struct merge merge = {
@@ -247,6 +281,7 @@ async int map_merge(struct node_cache *cache, const struct map_root *old,
         .overlay = overlay,
         .sink = sink,
         .generation = overlay->generation,
+        .bound = bound,
     };
     uint8_t height = map_height(block_count);
     struct map_entry root = {old->address, old->crc, old->generation}, merged;

@@ -4,20 +4,24 @@
  * intervals of blocks, each either at consecutive addresses of the log or zeros. A disk
  * has a stack of these layers; a snapshot or a checkpoint freezes the top one.
  *
- * Intervals cost about 80 bytes and 4 for each block; `used` of the shared budget says
- * what all of them take.
+ * What a newer interval of the same overlay supersedes is dead at once: no version can
+ * need it, because no overlay goes on over a snapshot. It is collected in `dead`.
+ *
+ * Intervals cost about 80 bytes and 4 for each block, `dead` 2 KiB for each extent;
+ * `used` of the shared budget says what all of them take.
  */
 #ifndef PARALLAX_COW_OVERLAY_H
 #define PARALLAX_COW_OVERLAY_H
 
 #include <bsd/sys/tree.h>
 
-#include "blockstore/address.h"
-#include "runtime/runtime.h"
+#include "cow/dead_set.h"
 
 struct overlay_budget {
     uint64_t limit_bytes, used_bytes;
     uint64_t interval_count; /* each may cost a checkpoint a leaf */
+    uint64_t data_blocks;    /* of all intervals: each may supersede one of the map */
+    uint64_t dead_blocks;    /* of all overlays */
 };
 
 struct interval {
@@ -33,7 +37,9 @@ RB_HEAD(interval_tree, interval);
 struct overlay {
     struct interval_tree intervals;
     uint32_t generation;    /* of every block in it */
-    uint64_t interval_count, bytes;
+    uint64_t interval_count, data_blocks;
+    uint64_t bytes;         /* `dead` included */
+    struct dead_set dead;
     struct overlay_budget *budget;
 };
 
@@ -55,9 +61,9 @@ const struct interval *overlay_at_or_after(const struct overlay *overlay, uint64
 const struct interval *overlay_next(const struct interval *interval);
 
 /* Where blocks of [start, start + count) still have the addresses from `was` on, gives
- * them those from `now` on. */
-void overlay_move(struct overlay *overlay, uint64_t start, uint64_t count,
-                  struct address was, struct address now);
+ * them those from `now` on; in `dead`, too. -ENOMEM: some still have the old ones. */
+int overlay_move(struct overlay *overlay, uint64_t start, uint64_t count,
+                 struct address was, struct address now);
 
 static inline uint64_t interval_end(const struct interval *interval)
 {

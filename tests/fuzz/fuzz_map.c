@@ -10,6 +10,7 @@
  *
  * Every lookup must end, at a span that holds its block; what is merged must be found.
  */
+#include "cow/dead_set.c"
 #include "cow/map.c"
 #include "cow/map_merge.c"
 #include "cow/node_cache.c"
@@ -133,11 +134,21 @@ static uint64_t block_of(const struct input *input, uint32_t i)
     return (i % 2 == 0 ? input->at + i : hash) & 0xffffffffU;
 }
 
+/* What a dead list can name. */
+static async int check_dead(struct map_sink *sink, struct map_entry entry, int level)
+{
+    (void)sink;
+    assert(address_group(entry.address) > 0 && entry.generation > 3);
+    assert(level >= MAP_BLOCK && level < (int)MAP_HEIGHT_MAX);
+    return 0;
+}
+
 static async void merge_some(struct node_cache *cache, const struct input *input)
 {
     struct buffer_pool *pool = buffer_pool_create(64 * KIB);
     struct overlay_budget budget = {.limit_bytes = MIB};
-    struct map_sink sink = {.write = keep_node, .wait = wait_for_none, .buffers = pool};
+    struct map_sink sink = {.write = keep_node, .wait = wait_for_none,
+                            .dead = check_dead, .buffers = pool};
     struct overlay overlay;
     struct map_root root;
     uint32_t crc = 1;
@@ -149,7 +160,7 @@ static async void merge_some(struct node_cache *cache, const struct input *input
                              zeros ? NULL : &crc);
         assert(rc == 0);
     }
-    int rc = map_merge(cache, &input->root, &overlay, (uint64_t)1 << 32, &sink, &root);
+    int rc = map_merge(cache, &input->root, &overlay, (uint64_t)1 << 32, 3, &sink, &root);
     assert(rc == 0 || rc == -PLX_EFULL || rc == -PLX_EFORMAT);
     for (uint32_t i = 0; rc == 0 && i < input->count; i++) {
         uint64_t block = block_of(input, i), address = 0;

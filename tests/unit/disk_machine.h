@@ -388,7 +388,7 @@ static inline async void run_check(struct machine *m, struct findings *ret_findi
 {
     *ret_findings = (struct findings){0};
     struct check_callbacks callbacks = {.finding = note_finding, .arg = ret_findings};
-    DO(host_check(m->host, &callbacks, ret_report, &err));
+    DO(host_check(m->host, 0, &callbacks, ret_report, &err));
     CHECK_EQ(ret_report->findings, ret_findings->count);
 }
 

@@ -2,6 +2,7 @@
 /* The nth input or output of a whole life of a disk fails, for n = 0, 1, 2 ... until none
  * does. Nothing may hang or crash, and the next process finds what was acknowledged. */
 #include "tests/unit/disk_machine.h"
+#include "tests/unit/space_account.h"
 
 #include <sys/wait.h>
 
@@ -122,6 +123,8 @@ static void body_look(struct body *body)
         if (there)
             check_blocks(m, "d@s", known->then);
         check_clean(m);
+        await_closed(m->host);
+        check_space(m->host, true);
     }
     host_close(m->host);
 }

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 
 #include "tests/unit/disk_machine.h"
+#include "tests/unit/space_account.h"
 
 #define SIZE        (1 * MIB)
 #define BLOCKS      ((uint32_t)(SIZE / BLOCK_SIZE))
@@ -347,7 +348,7 @@ static async void check_host(struct life *life)
     struct check_callbacks callbacks = {.finding = on_finding, .arg = life};
     struct check_report report;
     struct error err = {0};
-    (void)check(life, host_check(life->m->host, &callbacks, &report, &err), &err);
+    (void)check(life, host_check(life->m->host, 0, &callbacks, &report, &err), &err);
 }
 
 /* --- the phases --- */
@@ -538,6 +539,8 @@ static async void last_process(struct machine *m)
     life->happened = alloc_failed = false; /* nothing may fail any more */
     read_everything(life);
     check_host(life);
+    await_closed(m->host);
+    check_space(m->host, true); /* whatever failed, nothing is lost of the store */
     life->happened = happened;
     host_close(take(m->host));
 }

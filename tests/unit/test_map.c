@@ -61,11 +61,97 @@ void log_read(struct store *store, struct log_read *read)
     loop_post(fake.loop, &answer->work);
 }
 
+/* Addresses, of nodes and of data. */
+struct addresses {
+    uint64_t *at;
+    size_t count, cap;
+};
+
 struct sink {
     struct map_sink map;
     struct node_cache *cache;
-    uint32_t generation, writes;
+    uint32_t generation, writes, bound;
+    struct addresses dead;
 };
+
+static void add_address(struct addresses *addresses, uint64_t address)
+{
+    if (addresses->count == addresses->cap) {
+        addresses->cap = addresses->cap ? addresses->cap * 2 : 1024;
+        addresses->at = realloc(addresses->at, addresses->cap * sizeof *addresses->at);
+        CHECK(addresses->at != NULL);
+    }
+    addresses->at[addresses->count++] = address;
+}
+
+/* The entry and all below it that is younger than the bound. */
+static void add_tree(struct addresses *addresses, struct map_entry entry, int level,
+                     uint32_t bound)
+{
+    if (address_is_null(entry.address) || entry.generation <= bound)
+        return;
+    add_address(addresses, entry.address.v);
+    if (level < 0)
+        return;
+    uint64_t n = entry.address.v - node_address(0).v;
+    CHECK(n < fake.node_count);
+    for (unsigned i = 0; i < MAP_FANOUT; i++)
+        add_tree(addresses, map_entry_at((const void *)fake.nodes[n], i), level - 1,
+                 bound);
+}
+
+static void add_root(struct addresses *addresses, const struct map_root *root,
+                     uint32_t bound)
+{
+    if (root->height > 0)
+        add_tree(addresses,
+                 (struct map_entry){root->address, root->crc, root->generation},
+                 root->height - 1, bound);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    const uint64_t *left = a, *right = b;
+    return *left < *right ? -1 : *left > *right;
+}
+
+static void sort_addresses(struct addresses *addresses)
+{
+    if (addresses->count > 1)
+        qsort(addresses->at, addresses->count, sizeof *addresses->at, by_value);
+}
+
+/* Dead is what the old tree had and the new one has not, each once. */
+static void check_dead(struct addresses *dead, const struct map_root *old,
+                       const struct map_root *new, uint32_t bound)
+{
+    struct addresses before = {.at = NULL}, after = {.at = NULL};
+    size_t found = 0;
+    add_root(&before, old, bound);
+    add_root(&after, new, 0);
+    sort_addresses(&before);
+    sort_addresses(&after);
+    sort_addresses(dead);
+    for (size_t i = 0; i < before.count; i++) {
+        uint64_t address = before.at[i];
+        if (after.count > 0 &&
+            bsearch(&address, after.at, after.count, sizeof address, by_value) != NULL)
+            continue;
+        CHECK(found < dead->count && dead->at[found] == address);
+        found++;
+    }
+    CHECK_EQ(found, dead->count);
+    free(before.at);
+    free(after.at);
+}
+
+static async int sink_dead(struct map_sink *map, struct map_entry entry, int level)
+{
+    struct sink *sink = container_of(map, struct sink, map);
+    CHECK(entry.generation > sink->bound);
+    add_tree(&sink->dead, entry, level, sink->bound);
+    return 0;
+}
 
 static async int sink_write(struct map_sink *map, unsigned level, uint64_t index,
                             struct buffer *buffer, struct map_entry *ret_entry)
@@ -175,13 +261,20 @@ static void put(struct bench *bench, uint64_t start, uint64_t count, bool zeros)
 /* Merges what was put since the last time; the next generation begins. */
 static async int merge(struct bench *bench)
 {
+    uint32_t generation = bench->overlay.generation;
     struct sink sink = {.map = {.write = sink_write, .wait = sink_wait,
-                                .buffers = bench->buffers},
-                        .generation = bench->overlay.generation};
+                                .dead = sink_dead, .buffers = bench->buffers},
+                        .generation = generation,
+                        .bound = (uint32_t)draw(bench, 2) * (generation - 1)};
     struct map_root root;
+    if (sink.bound > 0)
+        sink.bound -= (uint32_t)draw(bench, sink.bound);
     int rc = map_merge(bench->cache, &bench->root, &bench->overlay, bench->blocks,
-                       &sink.map, &root);
+                       sink.bound, &sink.map, &root);
     bench->writes = sink.writes;
+    if (rc == 0)
+        check_dead(&sink.dead, &bench->root, &root, sink.bound);
+    free(sink.dead.at);
     if (rc < 0)
         return rc;
     CHECK(map_root_sound(&root));

@@ -185,6 +185,61 @@ async int disk_block_status(struct disk *disk, uint64_t offset_bytes, uint64_t l
     return 0;
 }
 
+/* --- changes --- */
+
+/* A version is the index of its disk, plus 1. */
+int disk_find_snapshot(struct disk *disk, const char *snapshot, uint64_t *ret_version,
+                       struct error *err)
+{
+    char name[2 * DISK_NAME_MAX + 2];
+    snprintf(name, sizeof name, "%.*s@%s", (int)strcspn(disk->name, "@"), disk->name,
+             snapshot);
+    for (uint32_t i = 0; i < disk->host->disk_count; i++) {
+        if (strcmp(disk->host->disks[i].name, name) == 0) {
+            *ret_version = i + 1;
+            return 0;
+        }
+    }
+    return err_set(err, -PLX_EMISSING, "there is no %s", name);
+}
+
+/* Beyond its end a disk is zero; its memory has that much room. */
+static bool block_differs(const struct disk *a, const struct disk *b, uint64_t offset)
+{
+    static const uint8_t zeros[BLOCK_SIZE];
+    bool in_a = offset < a->size_bytes, in_b = offset < b->size_bytes;
+    return memcmp(in_a ? a->bytes + offset : zeros, in_b ? b->bytes + offset : zeros,
+                  BLOCK_SIZE) != 0;
+}
+
+async int disk_changed_since(struct disk *disk, uint64_t version, uint64_t offset_bytes,
+                             uint64_t len_bytes, struct disk_change_range *ret_ranges,
+                             uint32_t max, uint32_t *ret_count)
+{
+    struct host *host = disk->host;
+    uint64_t end = offset_bytes + len_bytes;
+    uint32_t n = 0;
+    task_yield();
+    assert(max > 0 && len_bytes > 0 && end <= disk->size_bytes);
+    assert(version > 0 && version <= host->disk_count);
+    if (host->bases_gone)
+        return -PLX_EMISSING;
+    while (offset_bytes < end) {
+        uint64_t start = round_down_u64(offset_bytes, BLOCK_SIZE);
+        uint64_t to = min_u64(end, start + BLOCK_SIZE);
+        bool changed = block_differs(disk, &host->disks[version - 1], start);
+        if (n > 0 && ret_ranges[n - 1].changed == changed)
+            ret_ranges[n - 1].len_bytes += to - offset_bytes;
+        else if (n == max)
+            break;
+        else
+            ret_ranges[n++] = (struct disk_change_range){to - offset_bytes, changed};
+        offset_bytes = to;
+    }
+    *ret_count = n;
+    return 0;
+}
+
 /* --- opening --- */
 
 static struct disk *find(struct host *host, const char *name)

@@ -37,6 +37,7 @@ struct host {
     bool reorder;        /* the last one is done first */
     int open_error;      /* of disk_open */
     uint64_t open_ns;    /* how long it takes */
+    bool bases_gone;     /* what changes are asked since has been removed */
     uint64_t bad_offset; /* this byte cannot be read or written: EIO; UINT64_MAX: none */
 
     /* what was seen */

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the two parts of a check share: check.c reads and verifies the data of every disk
+ * and snapshot, check_live.c compares what they reach with what the store keeps.
+ */
+#ifndef PARALLAX_COW_CHECK_INTERNAL_H
+#define PARALLAX_COW_CHECK_INTERNAL_H
+
+#include "blockstore/layout.h"
+#include "cow/reclaim.h"
+#include "cow/tree_walk.h"
+
+/* A set of blocks: a bitmap for each extent that has some. */
+struct mark_map {
+    struct address extent;
+    uint8_t bits[BITMAP_BYTES];
+};
+struct marks {
+    struct mark_map **slots; /* an open hash; NULL: free */
+    uint32_t count, cap;
+};
+/* 1: it is new, 0: it was there, or -ENOMEM. */
+int marks_add(struct marks *marks, struct address address);
+/* NULL: none of the extent's blocks. */
+const uint8_t *marks_of(const struct marks *marks, struct address extent);
+void marks_done(struct marks *marks);
+
+struct check {
+    struct host *host;
+    unsigned flags;
+    const struct check_callbacks *callbacks;
+    struct check_report report;
+    char name[2 * DISK_NAME_MAX + 24]; /* of what is being walked */
+    uint64_t total_bytes;
+    uint64_t *disks;         /* ids: those there were when it began */
+    size_t disk_count;
+    struct marks marks;
+    /* check_live.c */
+    bool is_incomplete;      /* some tree could not be read: nothing is known lost */
+    /* check.c: a run of blocks to read */
+    uint64_t size_blocks;
+    uint32_t generations[MAP_HEIGHT_MAX]; /* of the nodes on the way down */
+    uint8_t *bytes;
+    uint64_t run_block;
+    struct address run_address;
+    uint32_t run_count;
+    uint32_t *run_crcs;
+};
+
+void check_finding(struct check *check, const char *fmt, ...) attr_printf(2, 3);
+/* --- check.c --- */
+/* Puts what is only in the log of any disk into its map. */
+async int check_settle(struct check *check);
+/* Ids of all versions, malloc'd. */
+int check_collect_versions(const struct cluster_state *state, uint64_t **ret_ids,
+                           size_t *ret_count);
+
+/* --- check_live.c --- */
+async int check_liveness(struct check *check);
+
+/* --- check_log.c --- */
+/* Marks what the logs of all disks hold beside the maps: lists of dead blocks with all
+ * that is on them, and headers of extents that a take-over may walk. */
+async int check_mark_logs(struct check *check, const struct extent_info *extents,
+                          size_t extent_count);
+
+#endif

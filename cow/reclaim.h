@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reclaim: versions without a name and disks removed for good go away, one at a time, in
+ * a task of the host. doc/reclaim.md says why that may be interrupted anywhere.
+ *
+ * What can go is found in the cluster state, so nothing has to be remembered: whoever
+ * takes a name away, or releases what held something back, only wakes the task.
+ */
+#ifndef PARALLAX_COW_RECLAIM_H
+#define PARALLAX_COW_RECLAIM_H
+
+#include "cow/disk_internal.h"
+
+struct reclaim {
+    struct host *host;
+    struct task_call task;
+    bool is_running, is_stopping;
+    bool woken;              /* since the last look at the state */
+    bool at_rest;            /* idle, or held: nothing is freed meanwhile */
+    bool is_out;      /* store or cluster are out of service until the next start */
+    bool empty_trash; /* the store is full: the oldest of it goes */
+    uint32_t holds;
+    struct waitlist changed; /* woken, at_rest, holds, is_running */
+    struct timer timer;
+    uint32_t failures;       /* in a row; the more, the later the next look */
+    uint64_t turn_ns;        /* when the task last let guests go first */
+    uint64_t job;            /* id of the version or disk at work; 0: none */
+    uint64_t freed_blocks;
+};
+
+int reclaim_create(struct host *host);
+void reclaim_destroy(struct host *host);
+/* Once the host is open. */
+void reclaim_start(struct host *host);
+/* Before its disks are closed: what is at work is left as it is. */
+async void reclaim_stop(struct host *host);
+void reclaim_wake(struct host *host);
+
+/* Between these nothing is freed by reclaim. They nest. */
+async void reclaim_hold(struct host *host);
+void reclaim_release(struct host *host);
+
+/* A PIN_HEAD that holds no more versions than it must. */
+void reclaim_pin_head(struct host *host, struct pin *pin, uint64_t disk);
+
+/* A guest found the store full: true if reclaim may still find space, in which case it is
+ * at it now, the trash included. */
+bool reclaim_space_coming(struct host *host);
+
+/* Versions and disks that are on their way out. */
+uint64_t reclaim_pending(const struct host *host);
+
+/* --- reclaim_walk.c --- */
+/* For long work: lets guests go first, and stays while reclaim is held. -PLX_ECANCELLED:
+ * the host is closing. */
+async int reclaim_pause(struct host *host);
+/* Frees what a collapsing version alone reaches. */
+async int reclaim_version(struct host *host, uint64_t version, struct error *err);
+/* Frees what the head of a removed disk alone reaches. */
+async int reclaim_head(struct host *host, uint64_t disk, struct error *err);
+
+#endif

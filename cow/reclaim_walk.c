@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A version is walked together with what stays of it, its child; what only it has and
+ * its parent has not (younger than the parent's generation) is collected and freed in
+ * rounds, data before the nodes that name it, lower nodes before higher ones. So at any
+ * moment a node that is dead has nothing live below it that should be dead, and a walk
+ * that begins again may stop at it.
+ *
+ * What lies in an extent without a final length cannot be freed yet. Nor can the nodes
+ * above it, or the next walk would not find it. All of these go on the next list of the
+ * disk that writes that extent, and the collapse ends once this list is committed.
+ *
+ * What can fail: a node whose checksum is wrong hides what is below it. That is left: it
+ * is lost space, which a check finds and repairs; the walk goes on. Any other error ends
+ * the walk, which is repeated later, and passed over when it fails again and again, for a
+ * collapse that does not end holds back the lists of the head.
+ *
+ * Guests go first: the task yields all the time, and sleeps as long as it worked while
+ * they have something in flight.
+ */
+#include "cow/reclaim.h"
+
+#include "cow/tree_walk.h"
+#include "cow/trim.h"
+
+#define TURN_NS      NS_PER_MS
+#define FAILURES_MAX 5U
+
+struct freeing {
+    struct host *host;
+    uint64_t id;                    /* of the version or disk, for people */
+    struct trim_set set;
+    struct dead_entries carried;    /* for a list */
+    bool kept[MAP_HEIGHT_MAX + 1];  /* levels with something below that is carried */
+};
+
+static bool guests_are_busy(const struct host *host)
+{
+    struct disk *disk;
+
+    RB_FOREACH (disk, disk_tree, (struct disk_tree *)&host->disks)
+        if (disk->io_count > 0)
+            return true;
+    return false;
+}
+
+async int reclaim_pause(struct host *host)
+{
+    struct reclaim *r = host->reclaim;
+    uint64_t worked_ns = loop_wall_ns(host->loop) - r->turn_ns;
+
+    if (worked_ns >= TURN_NS) { /* or the clock was set back: just a pause too many */
+        if (guests_are_busy(host))
+            task_sleep_ns(min_u64(worked_ns, 4 * TURN_NS));
+        else
+            task_yield();
+        r->turn_ns = loop_wall_ns(host->loop);
+    }
+    while (r->holds > 0 && !r->is_stopping) {
+        r->at_rest = true;
+        waitlist_wake_all(&r->changed);
+        waitlist_wait(&r->changed);
+    }
+    r->at_rest = false;
+    return r->is_stopping ? -PLX_ECANCELLED : 0;
+}
+
+static async int free_round(struct freeing *freeing)
+{
+    uint64_t before = freeing->set.freed_blocks;
+    int rc = trim_apply(&freeing->set, freeing->host->store, NULL, NULL);
+
+    freeing->host->reclaim->freed_blocks += freeing->set.freed_blocks - before;
+    return rc;
+}
+
+static async int collect(struct freeing *freeing, struct address address, unsigned level)
+{
+    int rc = trim_add(&freeing->set, address, 1, level);
+
+    if (rc == 0 && freeing->set.count >= TRIM_ITEMS_SOON)
+        rc = free_round(freeing);
+    return rc == 0 ? reclaim_pause(freeing->host) : rc;
+}
+
+static async int on_data(void *arg, uint64_t block, struct map_entry entry,
+                         struct map_entry other)
+{
+    struct freeing *freeing = arg;
+
+    (void)block;
+    (void)other;
+    if (trim_is_possible(freeing->host->store, entry.address))
+        return collect(freeing, entry.address, 0);
+    freeing->kept[0] = true;
+    return dead_entries_add(&freeing->carried, entry.address, 1);
+}
+
+static async int on_node(void *arg, unsigned level, uint64_t index,
+                         struct map_entry entry)
+{
+    struct freeing *freeing = arg;
+    bool keeps = freeing->kept[level] ||
+                 !trim_is_possible(freeing->host->store, entry.address);
+
+    (void)index;
+    freeing->kept[level] = false;
+    if (!keeps)
+        return collect(freeing, entry.address, level + 1);
+    freeing->kept[level + 1] = true;
+    return dead_entries_add(&freeing->carried, entry.address, 1);
+}
+
+static async int on_unreadable(void *arg, unsigned level, uint64_t index,
+                               struct map_entry entry, bool of_against, int code)
+{
+    struct freeing *freeing = arg;
+
+    if (code == -PLX_EFAILED || (code != -PLX_ECHECKSUM &&
+                                 freeing->host->reclaim->failures < FAILURES_MAX))
+        return code;
+    log_error(freeing->host->loop,
+              "reclaim of %llu: map node at level %u, index %llu, extent %llx block "
+              "%u%s: %s: what is below it stays; check --repair frees it",
+              (unsigned long long)freeing->id, level, (unsigned long long)index,
+              (unsigned long long)address_extent(entry.address).v,
+              address_block(entry.address), of_against ? " (of what stays)" : "",
+              err_text(code));
+    return 0;
+}
+
+static const struct tree_walk_ops ops = {
+    .data = on_data, .node_done = on_node, .unreadable = on_unreadable,
+};
+
+/* The disk that an extent without final length belongs to; 0: none is carried. */
+static uint64_t carrier(const struct freeing *freeing)
+{
+    const struct dead_entries *carried = &freeing->carried;
+    struct extent_info info;
+
+    for (uint32_t i = 0; i < carried->run_count; i++) {
+        struct address extent = address_extent(carried->runs[i].address);
+        if (store_extent_info(freeing->host->store, extent, &info) == 0 &&
+            info.state != EXTENT_FINAL)
+            return info.disk;
+    }
+    return 0;
+}
+
+static int give(struct disk *disk, const struct dead_entries *carried)
+{
+    int rc = 0;
+
+    for (uint32_t i = 0; rc == 0 && i < carried->run_count; i++) {
+        const struct dead_run *run = &carried->runs[i];
+        rc = dead_set_put(&disk->orphans, run->address, run->count);
+    }
+    return rc;
+}
+
+/* Puts what could not be freed on a list and waits until that counts. A disk with many
+ * lists may wait for this very collapse to end: then only a crash before its next list
+ * would lose the space, and a check would find it. */
+static async int hand_over(struct freeing *freeing, struct error *err)
+{
+    uint64_t id = carrier(freeing);
+    struct disk *disk;
+    int rc;
+
+    if (freeing->carried.run_count == 0)
+        return 0;
+    if (id == 0) /* they became final meanwhile: once more */
+        return err_set(err, -EAGAIN, "extents became final");
+    rc = disk_acquire(freeing->host, id, 0, &disk, err);
+    if (rc < 0)
+        return rc;
+    mutex_lock(&disk->checkpoint_lock); /* which would forget what comes meanwhile */
+    rc = give(disk, &freeing->carried);
+    mutex_unlock(&disk->checkpoint_lock);
+    if (rc < 0)
+        err_set(err, rc, "%s", err_text(rc));
+    else if (trimmer_lists_left(disk) < LISTS_MAX / 2)
+        rc = disk_checkpoint(disk, err);
+    disk_release(disk);
+    return rc;
+}
+
+static async int free_tree(struct host *host, const struct tree_walk *walk, uint64_t id,
+                           struct error *err)
+{
+    struct freeing freeing = {.host = host, .id = id};
+    int rc;
+
+    trim_set_init(&freeing.set);
+    rc = tree_walk(walk, &ops, &freeing);
+    if (rc == 0)
+        rc = free_round(&freeing);
+    if (rc < 0)
+        err_set(err, rc, "%s", err_text(rc));
+    else
+        rc = hand_over(&freeing, err);
+    trim_set_done(&freeing.set);
+    dead_entries_done(&freeing.carried);
+    return rc;
+}
+
+async int reclaim_version(struct host *host, uint64_t id, struct error *err)
+{
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct cluster_version *version = cluster_version_by_id(state, id);
+    const struct cluster_version *parent = cluster_version_by_id(state, version->parent);
+    struct tree_walk walk = {
+        .loop = host->loop,
+        .cache = host->nodes,
+        .root = version->root,
+        .against = version->against,
+        .bound = parent ? parent->generation : 0,
+        .dead_is_done = true,
+    };
+
+    return free_tree(host, &walk, id, err);
+}
+
+async int reclaim_head(struct host *host, uint64_t id, struct error *err)
+{
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct cluster_disk *disk = cluster_disk_by_id(state, id);
+    struct tree_walk walk = {
+        .loop = host->loop,
+        .cache = host->nodes,
+        .bound = cluster_disk_bound(state, disk),
+        .dead_is_done = true,
+    };
+
+    if (disk->has_root)
+        walk.root = disk->root;
+    return free_tree(host, &walk, id, err);
+}

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * When the store is full, or a disk at its quota: writes that found no space wait while
+ * some may still come, and are tried again whenever something was freed.
+ *
+ * Space comes from checkpoints, which find out what is dead; from dead lists that are not
+ * trimmed yet; from lists whose entries lie in an extent that is still written to, which
+ * is ended then; from versions and disks that are going away; from compaction. While
+ * anybody waits all of these are asked to hurry. When none of them has anything left, or
+ * after FULL_WAIT_NS, the writes fail: what fills the store is live.
+ *
+ * Nothing else waits: reads need no space, flushes write none, trims and checkpoints may
+ * use the reserve. A disk that goes down gives up its waiting writes.
+ */
+#include "cow/reclaim.h"
+#include "cow/trim.h"
+
+#define FULL_WAIT_NS    (20 * NS_PER_S)
+#define LOOK_NS         (50 * NS_PER_MS)
+#define RECOUNT_NS      (100 * NS_PER_MS) /* of what a disk at its quota uses */
+/* Dead blocks in extents still written to that make it worth to end these. */
+#define ROLL_BLOCKS_MIN 256U
+
+/* --- where it may come from --- */
+
+static bool has_changes(const struct disk *disk)
+{
+    const struct layer *layer;
+
+    TAILQ_FOREACH (layer, &disk->layers, link)
+        if (!overlay_empty(&layer->overlay))
+            return true;
+    return false;
+}
+
+/* True if it is under way, or was asked to begin. */
+static bool hurry_checkpoint(struct disk *disk)
+{
+    if (disk->checkpoint_running || disk->checkpoint_wanted)
+        return true;
+    if (disk->checkpoint_error || !(has_changes(disk) || disk->is_rolled_for_space))
+        return false;
+    checkpoint_request(disk);
+    return disk->checkpoint_wanted;
+}
+
+/* Much of what the last list named lies where the log is written: ends that extent, so
+ * that the next checkpoint, which is due then whatever else it finds, can name its final
+ * length. */
+static bool hurry_roll(struct disk *disk)
+{
+    if (!address_is_null(disk->rolled_extent))
+        return true; /* it will be final soon */
+    if (trimmer_blocks_carried(disk) < ROLL_BLOCKS_MIN)
+        return false;
+    disk->rolled_extent = log_end_extent(disk->log);
+    disk->is_rolled_for_space = !address_is_null(disk->rolled_extent);
+    return disk->is_rolled_for_space;
+}
+
+static bool disk_space_coming(struct disk *disk)
+{
+    if (!disk->log || disk->down || disk->state != DISK_OPEN)
+        return false;
+    trimmer_kick(disk);
+    bool trims = disk->trims.running || trimmer_lists_left(disk) > 0;
+    bool merges = hurry_checkpoint(disk);
+
+    return trims || merges || trimmer_again(disk) || hurry_roll(disk);
+}
+
+static bool host_space_coming(struct host *host)
+{
+    bool is_coming = store_space_coming(host->store);
+    struct disk *disk;
+
+    RB_FOREACH (disk, disk_tree, &host->disks)
+        if (disk_space_coming(disk))
+            is_coming = true;
+    return reclaim_space_coming(host) || is_coming || host->tidy_running;
+}
+
+/* --- who waits --- */
+
+static void end(struct space_wait *wait, int code)
+{
+    TAILQ_REMOVE(&wait->disk->host->space_waits, wait, link);
+    wait->over(wait, code);
+}
+
+/* Decides for all that wait now; what they do then may make them wait again. */
+static void look(struct host *host)
+{
+    struct space_wait_list now;
+    struct space_wait *wait;
+    bool is_coming = host_space_coming(host);
+    uint64_t now_ns = loop_now_ns(host->loop);
+
+    TAILQ_INIT(&now);
+    TAILQ_CONCAT(&now, &host->space_waits, link);
+    while ((wait = TAILQ_FIRST(&now))) {
+        TAILQ_REMOVE(&now, wait, link);
+        TAILQ_INSERT_TAIL(&host->space_waits, wait, link);
+        bool may_come =
+            wait->of_quota ? disk_space_coming(wait->disk) : is_coming;
+        if (wait->seen != host->space_count)
+            end(wait, 0);
+        else if (!may_come || now_ns - wait->since_ns >= FULL_WAIT_NS)
+            end(wait, -PLX_EFULL);
+    }
+    if (!TAILQ_EMPTY(&host->space_waits) && !host->space_timer.armed)
+        timer_start(host->loop, &host->space_timer, LOOK_NS);
+}
+
+static void timer_fired(struct timer *timer)
+{
+    look(container_of(timer, struct host, space_timer));
+}
+
+static void look_run(struct work *work)
+{
+    look(container_of(work, struct host, space_look));
+}
+
+static void freed_run(struct work *work)
+{
+    space_freed(container_of(work, struct host, space_work));
+}
+
+void space_init(struct host *host)
+{
+    TAILQ_INIT(&host->space_waits);
+    host->space_timer.fire = timer_fired;
+    host->space_look.run = look_run;
+    host->space_work.run = freed_run;
+}
+
+void space_start(struct host *host)
+{
+    store_on_space(host->store, &host->space_work);
+}
+
+void space_done(struct host *host)
+{
+    assert(TAILQ_EMPTY(&host->space_waits));
+    if (host->store)
+        store_on_space(host->store, NULL);
+    timer_stop(host->loop, &host->space_timer);
+    loop_post_cancel(host->loop, &host->space_work);
+    loop_post_cancel(host->loop, &host->space_look);
+}
+
+void space_freed(struct host *host)
+{
+    host->space_count++;
+    if (!TAILQ_EMPTY(&host->space_waits))
+        loop_post(host->loop, &host->space_look);
+}
+
+void space_wait(struct disk *disk, struct space_wait *wait)
+{
+    struct host *host = disk->host;
+
+    wait->disk = disk;
+    wait->seen = host->space_count;
+    if (!wait->since_ns)
+        wait->since_ns = loop_now_ns(host->loop);
+    TAILQ_INSERT_TAIL(&host->space_waits, wait, link);
+    loop_post(host->loop, &host->space_look);
+}
+
+void space_disk_down(struct disk *disk)
+{
+    struct space_wait *wait, *next;
+
+    TAILQ_FOREACH_SAFE (wait, &disk->host->space_waits, link, next)
+        if (wait->disk == disk)
+            end(wait, disk->down);
+}
+
+/* --- quotas --- */
+
+static uint64_t count_used(struct disk *disk)
+{
+    cleanup(free_ptr) struct extent_info *infos = NULL;
+    uint64_t blocks = 0;
+    size_t count;
+
+    if (store_list_extents(disk->host->store, disk->id, &infos, &count) < 0)
+        return 0; /* no memory: the next count tells */
+    for (size_t i = 0; i < count; i++)
+        blocks += infos[i].live;
+    return blocks * BLOCK_SIZE;
+}
+
+bool space_over_quota(struct disk *disk)
+{
+    const struct cluster_disk *state =
+        cluster_disk_by_id(cluster_state(disk->host->cluster), disk->id);
+    uint64_t now_ns = loop_now_ns(disk->loop);
+    uint64_t appended = log_appended_bytes(disk->log);
+
+    if (!state || !state->quota_bytes)
+        return false;
+    if (disk->quota_used + (appended - disk->quota_at) < state->quota_bytes &&
+        disk->quota_counted_ns)
+        return false;
+    if (!disk->quota_counted_ns || now_ns - disk->quota_counted_ns >= RECOUNT_NS ||
+        disk->quota_seen != disk->host->space_count) {
+        disk->quota_used = count_used(disk);
+        disk->quota_at = appended;
+        disk->quota_counted_ns = now_ns;
+        disk->quota_seen = disk->host->space_count;
+    }
+    return disk->quota_used + (appended - disk->quota_at) >= state->quota_bytes;
+}
