@@ -148,9 +148,7 @@ static void open_done(struct session *s)
         put(s, &reply,
             s->no_zeroes ? offsetof(struct nbd_export_reply, zeroes) : sizeof reply);
     }
-    /* A context belongs to the export it was asked for. */
-    if (strcmp(s->context_export, s->export) != 0)
-        s->status_selected = false;
+    contexts_opened(s);
     s->phase = PHASE_SERVING;
     log_debug(s->shared->loop, "nbd client %llu: serves %s",
               (unsigned long long)s->number, s->export);

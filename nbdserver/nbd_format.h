@@ -241,7 +241,10 @@ struct nbd_chunk_status {
 };
 static_assert(sizeof(struct nbd_chunk_status) == 24, "as the protocol has it");
 
+/* Of base:allocation. */
 enum { NBD_STATE_HOLE = 1 << 0, NBD_STATE_ZERO = 1 << 1 };
+/* Of parallax:changed-since:SNAP. */
+enum { NBD_STATE_CHANGED = 1 << 0 };
 
 struct nbd_status_range {
     be32 len_bytes;

@@ -136,6 +136,13 @@ enum session_blocked {
     BLOCKED_OPENING,
 };
 
+/* What a client asked block status to tell of. */
+struct context {
+    bool is_changes; /* parallax:changed-since:base; else base:allocation */
+    uint64_t version; /* of base, once the disk is open; 0: it is gone */
+    char base[DISK_NAME_MAX + 1];
+};
+
 struct session_events {
     /* There is output. May call session_output, session_sent and session_break. */
     void (*output)(struct session *session);
@@ -156,9 +163,10 @@ struct session {
     /* handshake */
     bool no_zeroes;
     bool structured;
-    bool status_selected;       /* base:allocation, for context_export */
+    struct context contexts[NBD_CONTEXTS_MAX]; /* of context_export; id: index + 1 */
+    uint32_t context_count;
     uint32_t option_count, list_count;
-    bool listing;               /* the answer to LIST is on its way */
+    bool listing;               /* a long answer is on its way */
     struct writer handshake_out;
     size_t handshake_sent;      /* bytes */
     char context_export[NBD_EXPORT_NAME_MAX + 1];
@@ -243,9 +251,18 @@ void option_error(struct session *s, uint32_t option, uint32_t type, const char 
 void open_start(struct session *s, uint32_t option, const char *name, uint32_t infos);
 uint16_t export_flags(const struct session *s, bool read_only);
 void option_run(struct session *s, uint32_t option, const uint8_t *data, uint32_t len);
+/* Longer names, and those with a NUL inside, are nobody's. */
+bool option_read_name(struct reader *r, uint32_t len, char *ret);
+/* One of few who are sent a long answer at a time; false: refused with an error. */
+bool option_list_begin(struct session *s, uint32_t option);
 /* The replies to INFO and GO. */
 void option_infos(struct session *s, uint32_t option, const char *name,
                   uint64_t size_bytes, bool read_only, uint32_t infos);
+
+/* contexts.c */
+void contexts_run_option(struct session *s, uint32_t option, const uint8_t *data,
+                         uint32_t len);
+void contexts_opened(struct session *s); /* finds what they compare with */
 
 /* request.c */
 size_t request_header(struct session *s, const uint8_t *bytes, size_t len);
@@ -262,8 +279,11 @@ void session_free_idle(struct session *s);
 enum nbd_error nbd_error_of(int code);
 void request_fail(struct request *request, int error, const char *detail);
 void reply_data(struct piece *piece, bool is_last);
-void reply_status(struct request *request, const struct disk_range *ranges,
-                  uint32_t count);
+/* Adds one context's answer to `out`. */
+void reply_status_add(const struct request *request, struct writer *out, uint32_t context,
+                      const struct nbd_status_range *ranges, uint32_t count,
+                      bool is_last);
+void reply_status(struct request *request, struct writer *out); /* takes it over */
 void reply_result(struct request *request);
 void reply_sent(struct session *s, struct reply *reply);
 

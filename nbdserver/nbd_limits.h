@@ -28,6 +28,9 @@
 #define NBD_LISTS_MAX            8U            /* such answers in one handshake */
 #define NBD_LISTS_AT_ONCE        4U /* not taken yet by their clients; 1.2 MB at most */
 #define NBD_OPTIONS_MAX          (4 * NBD_LIST_MAX) /* some ask about each export */
+#define NBD_CONTEXTS_MAX         8U   /* metadata contexts a connection may choose */
+#define NBD_CONTEXTS_LISTED_MAX  1024U /* in one answer */
+#define NBD_QUERIES_MAX          64U  /* in one option about contexts */
 
 /* --- requests --- */
 #define NBD_REQUEST_BYTES_MAX    (32 * MIB) /* of a read or write, advertised */
@@ -36,7 +39,7 @@
 #define NBD_PIECES_MAX           NBD_REQUESTS_MAX
 #define NBD_PAYLOAD_BYTES_MAX    (8 * MIB) /* in buffers, per connection */
 #define NBD_STATUS_MAX           4U        /* block status at work, per connection */
-#define NBD_STATUS_RANGES_MAX    2048U
+#define NBD_STATUS_RANGES_MAX    2048U     /* of all contexts together */
 #define NBD_ERROR_TEXT_MAX       160U
 
 /* --- the socket --- */
@@ -46,7 +49,7 @@
 #define NBD_IOV_MAX              128U
 /* Of a connection, beside buffers of the pool: what was not taken up yet, the session,
  * its requests and pieces. */
-#define NBD_CONNECTION_BYTES     (NBD_AREA_BYTES + 72 * KIB)
+#define NBD_CONNECTION_BYTES     (NBD_AREA_BYTES + 73 * KIB)
 
 /* --- time --- */
 #define NBD_TICK_MS              500U
@@ -64,6 +67,10 @@ static_assert(NBD_REQUEST_BYTES_MAX <= NBD_SKIP_BYTES_MAX,
 static_assert(NBD_OPTION_BYTES_MAX + 64 <= NBD_AREA_BYTES,
               "an option fits the area it is received in");
 static_assert(NBD_EXPORT_NAME_MAX + 64 <= NBD_OPTION_BYTES_MAX, "a name fits an option");
+static_assert(NBD_STATUS_RANGES_MAX / NBD_CONTEXTS_MAX >= 64,
+              "each context has room for a few ranges");
+static_assert(NBD_CONTEXTS_LISTED_MAX <= NBD_LIST_MAX,
+              "as many lists at once are taken of contexts as of exports");
 static_assert(NBD_LARGE_PAYLOAD_BYTES < NBD_AREA_BYTES, "small payload fits whole");
 
 /* doc/limits.md. The cache needs 1/32 for its table. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What each option does. LIST and INFO, and the queries for metadata contexts, are
+ * What each option does; those of metadata contexts are in contexts.c. LIST and INFO are
  * answered from the host's list of disks; only EXPORT_NAME and GO open one.
  *
  * Every length inside an option's data is checked against the data there is; what does
@@ -13,9 +13,6 @@
 
 #include "nbdserver/nbd_internal.h"
 
-#define CONTEXT_NAME "base:allocation"
-#define CONTEXT_ID   1U
-
 static void invalid(struct session *s, uint32_t option, const char *why)
 {
     option_error(s, option, NBD_REP_ERR_INVALID, "%s", why);
@@ -23,7 +20,8 @@ static void invalid(struct session *s, uint32_t option, const char *why)
 
 /* --- exports --- */
 
-struct export {
+struct export
+{
     uint64_t size_bytes;
     bool read_only;
 };
@@ -64,8 +62,7 @@ static int find_export(struct host *host, const char *name, struct export *ret,
     return rc;
 }
 
-/* Longer names, and those with a NUL inside, are nobody's. */
-static bool read_name(struct reader *r, uint32_t len, char *ret)
+bool option_read_name(struct reader *r, uint32_t len, char *ret)
 {
     const uint8_t *bytes = read_bytes(r, len);
     if (!bytes || len > NBD_EXPORT_NAME_MAX || memchr(bytes, '\0', len))
@@ -88,7 +85,7 @@ static void run_export_name(struct session *s, uint32_t option, const uint8_t *d
 {
     struct reader r = reader_of(data, len);
     char name[NBD_EXPORT_NAME_MAX + 1];
-    if (read_name(&r, len, name))
+    if (option_read_name(&r, len, name))
         open_start(s, option, name, 0);
     else
         session_break(s, "not a name of an export");
@@ -128,6 +125,18 @@ static uint32_t list_snapshots(struct session *s, const char *disk, uint32_t max
     return max;
 }
 
+bool option_list_begin(struct session *s, uint32_t option)
+{
+    if (s->shared->lists >= NBD_LISTS_AT_ONCE) {
+        option_error(s, option, NBD_REP_ERR_POLICY, "others are being told; try again");
+        return false;
+    }
+    assert(!s->listing);
+    s->listing = true;
+    s->shared->lists++;
+    return true;
+}
+
 /* Disks first, so that a disk with very many snapshots hides no other. */
 static void run_list(struct session *s, uint32_t option, const uint8_t *data,
                      uint32_t len)
@@ -143,12 +152,8 @@ static void run_list(struct session *s, uint32_t option, const uint8_t *data,
         option_error(s, option, NBD_REP_ERR_POLICY, "listed often enough");
         return;
     }
-    if (s->shared->lists >= NBD_LISTS_AT_ONCE) {
-        option_error(s, option, NBD_REP_ERR_POLICY, "others are being told; try again");
+    if (!option_list_begin(s, option))
         return;
-    }
-    s->listing = true;
-    s->shared->lists++;
     if (disk_list(s->shared->host, &infos, &count) < 0) {
         option_error(s, option, NBD_REP_ERR_POLICY, "the list is not to be had");
         return;
@@ -207,8 +212,8 @@ static void run_info_or_go(struct session *s, uint32_t option, const uint8_t *da
     struct reader r = reader_of(data, len);
     char name[NBD_EXPORT_NAME_MAX + 1];
     struct error err = {0};
-    struct export export;
-    bool has_name = read_name(&r, read_be32(&r), name);
+    struct export export = {0};
+    bool has_name = option_read_name(&r, read_be32(&r), name);
     uint32_t count = read_be16(&r), infos = 0;
     for (uint32_t i = 0; i < count && !r.bad; i++) {
         uint16_t info = read_be16(&r);
@@ -226,7 +231,7 @@ static void run_info_or_go(struct session *s, uint32_t option, const uint8_t *da
         option_infos(s, option, name, export.size_bytes, export.read_only, infos);
 }
 
-/* --- structured replies and metadata contexts --- */
+/* --- structured replies, TLS --- */
 
 static void run_structured(struct session *s, uint32_t option, const uint8_t *data,
                            uint32_t len)
@@ -240,73 +245,14 @@ static void run_structured(struct session *s, uint32_t option, const uint8_t *da
     option_reply(s, option, NBD_REP_ACK, NULL, 0);
 }
 
-static void context_reply(struct session *s, uint32_t option)
-{
-    struct {
-        be32 id;
-        char name[sizeof CONTEXT_NAME - 1];
-    } reply = {.id = be32_of(option == NBD_OPT_SET_META_CONTEXT ? CONTEXT_ID : 0)};
-    static_assert(sizeof reply == 4 + 15, "no padding");
-    memcpy(reply.name, CONTEXT_NAME, sizeof reply.name);
-    option_reply(s, option, NBD_REP_META_CONTEXT, &reply, sizeof reply);
-}
-
-static bool query_is(const uint8_t *query, uint32_t len, const char *text)
-{
-    return len == strlen(text) && memcmp(query, text, len) == 0;
-}
-
-/* A list may ask for a whole namespace, a choice is of one context. */
-static bool query_matches(uint32_t option, const uint8_t *query, uint32_t len)
-{
-    if (query_is(query, len, CONTEXT_NAME))
-        return true;
-    return option == NBD_OPT_LIST_META_CONTEXT && query_is(query, len, "base:");
-}
-
-static void run_meta_context(struct session *s, uint32_t option, const uint8_t *data,
-                             uint32_t len)
-{
-    struct reader r = reader_of(data, len);
-    char name[NBD_EXPORT_NAME_MAX + 1];
-    struct error err = {0};
-    struct export export;
-    bool is_set = option == NBD_OPT_SET_META_CONTEXT;
-    bool has_name = read_name(&r, read_be32(&r), name);
-    uint32_t count = read_be32(&r);
-    bool match = count == 0 && !is_set;
-    if (is_set)
-        s->status_selected = false;
-    for (uint32_t i = 0; i < count && !r.bad; i++) {
-        uint32_t query_len = read_be32(&r);
-        const uint8_t *query = read_bytes(&r, query_len);
-        match = match || (query && query_matches(option, query, query_len));
-    }
-    if (r.bad || r.left > 0) {
-        invalid(s, option, "the lengths do not add up");
-    } else if (!s->structured) {
-        invalid(s, option, "needs structured replies");
-    } else if (!has_name || find_export(s->shared->host, name, &export, &err) < 0) {
-        unknown_export(s, option, &err);
-    } else {
-        if (match)
-            context_reply(s, option);
-        if (is_set && match) {
-            s->status_selected = true;
-            memcpy(s->context_export, name, strlen(name) + 1);
-        }
-        option_reply(s, option, NBD_REP_ACK, NULL, 0);
-    }
-}
-
-/* --- the table --- */
-
 static void run_starttls(struct session *s, uint32_t option, const uint8_t *data,
                          uint32_t len)
 {
     (void)data, (void)len;
     option_error(s, option, NBD_REP_ERR_UNSUP, "TLS is not supported yet");
 }
+
+/* --- the table --- */
 
 static const struct {
     uint32_t option;
@@ -319,8 +265,8 @@ static const struct {
     {NBD_OPT_INFO, run_info_or_go},
     {NBD_OPT_GO, run_info_or_go},
     {NBD_OPT_STRUCTURED_REPLY, run_structured},
-    {NBD_OPT_LIST_META_CONTEXT, run_meta_context},
-    {NBD_OPT_SET_META_CONTEXT, run_meta_context},
+    {NBD_OPT_LIST_META_CONTEXT, contexts_run_option},
+    {NBD_OPT_SET_META_CONTEXT, contexts_run_option},
 };
 
 void option_run(struct session *s, uint32_t option, const uint8_t *data, uint32_t len)

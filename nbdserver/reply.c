@@ -104,45 +104,45 @@ void reply_data(struct piece *piece, bool is_last)
     queue(request->session, reply);
 }
 
-void reply_status(struct request *request, const struct disk_range *ranges,
-                  uint32_t count)
+void reply_status_add(const struct request *request, struct writer *out, uint32_t context,
+                      const struct nbd_status_range *ranges, uint32_t count, bool is_last)
 {
-    size_t len = count * sizeof(struct nbd_status_range);
-    struct reply *reply = &request->reply;
+    size_t len = count * sizeof *ranges;
     assert(count > 0);
-    request->status = malloc(len);
-    if (!request->status) {
+    struct nbd_chunk_status head = {
+        .chunk = chunk_of(request, NBD_CHUNK_BLOCK_STATUS, sizeof(be32) + len, is_last),
+        .context = be32_of(context),
+    };
+    write_bytes(out, &head, sizeof head);
+    write_bytes(out, ranges, len);
+}
+
+void reply_status(struct request *request, struct writer *out)
+{
+    struct reply *reply = &request->reply;
+    if (out->bad) {
+        writer_done(out);
         request_fail(request, -ENOMEM, NULL);
         return;
     }
-    for (uint32_t i = 0; i < count; i++) {
-        bool is_hole = ranges[i].kind == DISK_HOLE;
-        struct nbd_status_range range = {
-            .len_bytes = be32_of((uint32_t)ranges[i].len_bytes),
-            .state = be32_of(is_hole ? NBD_STATE_HOLE | NBD_STATE_ZERO : 0),
-        };
-        memcpy(request->status + i * sizeof range, &range, sizeof range);
-    }
-    struct nbd_chunk_status head = {
-        .chunk = chunk_of(request, NBD_CHUNK_BLOCK_STATUS, sizeof(be32) + len, true),
-        .context = be32_of(1),
-    };
-    memcpy(reply->head, &head, sizeof head);
-    reply->head_len = sizeof head;
-    reply->body = request->status;
-    reply->body_len = (uint32_t)len;
+    request->status = out->bytes;
+    reply->head_len = 0;
+    reply->body = out->bytes;
+    reply->body_len = (uint32_t)out->len;
 }
 
 static void set_error(struct reply *reply, struct request *request)
 {
     const char *name = request->command ? request->command->name : "request";
     const char *detail = request->detail ? request->detail : err_text(request->error);
+    if (request->error == -PLX_EFULL)
+        detail = "no space in the store; 'parallax status' says what can be freed";
     snprintf(request->text, sizeof request->text, "%s %u at %llu: %s", name,
              request->len_bytes, (unsigned long long)request->offset_bytes, detail);
     size_t len = strlen(request->text);
     struct nbd_chunk_error head = {
-        .chunk = chunk_of(request, NBD_CHUNK_ERROR,
-                          sizeof(be32) + sizeof(be16) + len, true),
+        .chunk = chunk_of(request, NBD_CHUNK_ERROR, sizeof(be32) + sizeof(be16) + len,
+                          true),
         .error = be32_of(nbd_error_of(request->error)),
         .text_len = be16_of((uint16_t)len),
     };

@@ -389,7 +389,7 @@ static void check(struct request *request)
                      "beyond the end of the disk");
     else if (request->type == NBD_CMD_READ)
         check_read(request);
-    else if (request->type == NBD_CMD_BLOCK_STATUS && !s->status_selected)
+    else if (request->type == NBD_CMD_BLOCK_STATUS && s->context_count == 0)
         request_fail(request, -EINVAL, "no metadata context was selected");
     else if (request->type == NBD_CMD_BLOCK_STATUS && request->len_bytes == 0)
         request_fail(request, -EINVAL, "of nothing");
