@@ -13,20 +13,32 @@ enum {
     EXIT_UNREACHABLE = 3, /* no daemon answers */
 };
 
-#define CLI_ARGS_MAX 2
+#define CLI_ARGS_MAX  2
+#define CLI_RULES_MAX 8
 
 /* Options, as bits: each command says which it takes. -c, --help and --version are for
  * all. */
 enum {
-    CLI_JSON = 1,
-    CLI_QUIET = 2,
-    CLI_COUNT = 4,
-    CLI_FORMAT = 8,
-    CLI_BACKING = 16,
-    CLI_NBD = 32,
-    CLI_CONTROL = 64,
-    CLI_CAPACITY = 128,
-    CLI_DETACH = 256,
+    CLI_JSON = 1 << 0,
+    CLI_QUIET = 1 << 1,
+    CLI_COUNT = 1 << 2,
+    CLI_FORMAT = 1 << 3,
+    CLI_BACKING = 1 << 4,
+    CLI_NBD = 1 << 5,
+    CLI_CONTROL = 1 << 6,
+    CLI_CAPACITY = 1 << 7,
+    CLI_DETACH = 1 << 8,
+    CLI_SINCE = 1 << 9,
+    CLI_ONTO = 1 << 10,
+    CLI_KEEP_LAST = 1 << 11,
+    CLI_OLDER_THAN = 1 << 12,
+    CLI_RECURSIVE = 1 << 13,
+    CLI_EVERY = 1 << 14,
+    CLI_KEEP = 1 << 15,
+    CLI_NONE = 1 << 16,
+    CLI_QUOTA = 1 << 17,
+    CLI_RATE = 1 << 18,
+    CLI_REPAIR = 1 << 19,
 };
 
 struct command;
@@ -36,8 +48,13 @@ struct cli {
     const struct command *command;
     const char *connect; /* -c, else $PARALLAX, else NULL */
     unsigned options;    /* which were given */
-    bool json, quiet, backing, detach;
+    bool json, quiet, backing, detach, recursive, none, repair;
     const char *count, *format, *nbd, *control, *capacity;
+    const char *since, *onto, *keep_last, *older_than, *quota, *rate;
+    struct cli_rule { /* --every and the --keep behind it, which may be missing */
+        const char *every, *keep;
+    } rules[CLI_RULES_MAX];
+    int rule_count;
     const char *args[CLI_ARGS_MAX];
     int arg_count;
 };
@@ -73,12 +90,25 @@ int cmd_disk_list(const struct cli *cli);
 int cmd_disk_show(const struct cli *cli);
 int cmd_disk_resize(const struct cli *cli);
 int cmd_disk_rename(const struct cli *cli);
+int cmd_disk_set(const struct cli *cli);
+int cmd_disk_remove(const struct cli *cli);
 int cmd_disk_uri(const struct cli *cli);
 int cmd_snapshot_create(const struct cli *cli);
 int cmd_snapshot_list(const struct cli *cli);
 int cmd_snapshot_rollback(const struct cli *cli);
+int cmd_snapshot_remove(const struct cli *cli);
+int cmd_snapshot_diff(const struct cli *cli);
+int cmd_snapshot_schedule(const struct cli *cli);
+int cmd_trash_list(const struct cli *cli);
+int cmd_trash_restore(const struct cli *cli);
+int cmd_trash_empty(const struct cli *cli);
+int cmd_trash_keep(const struct cli *cli);
+int cmd_scrub(const struct cli *cli);
 int cmd_clone(const struct cli *cli);
 int cmd_import(const struct cli *cli);
 int cmd_export(const struct cli *cli);
+/* With --onto and --since. */
+int cmd_import_increment(const struct cli *cli);
+int cmd_export_increment(const struct cli *cli);
 
 #endif

@@ -8,13 +8,17 @@
  * connection is kept open. An export to a file writes a file with another name and
  * renames it when it is complete.
  */
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "runtime/limits.h"
 #include "tools/cli.h"
 #include "tools/client.h"
 #include "tools/copy.h"
+#include "tools/increment.h"
 #include "tools/interrupt.h"
 #include "tools/progress.h"
 #include "tools/size.h"
@@ -74,8 +78,8 @@ static int fill_disk(const struct cli *cli, struct client *client,
         r = endpoint_commit(&disk, err);
     if (r == -ENOSPC)
         err_set(err, r,
-                "%s: no space in the store; nothing was kept: start the daemon with a "
-                "larger --capacity",
+                "%s: no space in the store; nothing was kept; 'parallax status' says "
+                "what can be freed",
                 cli->args[1]);
     endpoint_close(&disk);
     return r;
@@ -117,7 +121,7 @@ static int import_from(const struct cli *cli, struct endpoint *source, struct er
     return r;
 }
 
-int cmd_import(const struct cli *cli)
+static int import_image(const struct cli *cli)
 {
     struct error err = {0};
     struct client *client;
@@ -140,6 +144,33 @@ int cmd_import(const struct cli *cli)
     return r < 0 ? cli_fail_error(cli, r, &err) : EXIT_OK;
 }
 
+/* As an image it would be a disk of no use. A pipe is not touched: opening it would let
+ * its writer go on. */
+static bool is_increment(const char *path)
+{
+    uint8_t bytes[8];
+    struct stat st;
+    if (stat(path, &st) < 0 || !S_ISREG(st.st_mode))
+        return false;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool yes = fd >= 0 && read(fd, bytes, sizeof bytes) == (ssize_t)sizeof bytes &&
+               increment_is_one(bytes, sizeof bytes);
+    if (fd >= 0)
+        close(fd);
+    return yes;
+}
+
+int cmd_import(const struct cli *cli)
+{
+    if (cli->onto != NULL)
+        return cmd_import_increment(cli);
+    if (cli->arg_count != 2)
+        return cli_fail(cli, EXIT_USAGE, "needs SOURCE NAME; see 'parallax help import'");
+    if (cli->format == NULL && is_increment(cli->args[0]))
+        return cli_fail(cli, EXIT_USAGE, "%s: is an increment: apply it with --onto DISK",
+                        cli->args[0]);
+    return import_image(cli);
+}
 /* --- export --- */
 
 static int export_from(const struct cli *cli, struct endpoint *source, struct error *err)
@@ -160,6 +191,8 @@ static int export_from(const struct cli *cli, struct endpoint *source, struct er
 
 int cmd_export(const struct cli *cli)
 {
+    if (cli->since != NULL)
+        return cmd_export_increment(cli);
     struct error err = {0};
     cleanup(free_ptr) char *uri = NULL;
     struct client *client = NULL;

@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What can be asked for over the control socket, one function each. doc/control.md
- * describes every operation and changes with this file. */
-#include <inttypes.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <time.h>
+/* What can be asked for over the control socket, one function each: here those on disks
+ * and imports, and the table of all. doc/control.md describes every operation and changes
+ * with this file. */
 #include <unistd.h>
 
 #include "cow/host.h"
@@ -13,47 +10,14 @@
 
 #define BUSY_RETRY_NS (20 * NS_PER_MS)
 
-/* Fills the variables from what is left of the request; keys nobody asked for are an
- * error, so that a misspelt option is not silently ignored. */
-static int unpack(struct control_call *call, struct error *err, const char *format, ...)
+static int op_shut_down(struct control_call *call, struct error *err)
 {
-    json_error_t jerr;
-    va_list args;
-    va_start(args, format);
-    int r = json_vunpack_ex(call->request, &jerr, JSON_STRICT, format, args);
-    va_end(args);
-    return r == 0 ? 0 : err_set(err, -EINVAL, "bad request: %s", jerr.text);
-}
-
-/* Bytes and counts are far below 2^63. */
-static json_t *number(uint64_t n)
-{
-    return json_integer((json_int_t)min_u64(n, INT64_MAX));
-}
-
-/* "2026-01-31T12:00:00Z", or null for no time. */
-static json_t *wall_time(uint64_t wall_ns)
-{
-    time_t seconds = (time_t)(wall_ns / NS_PER_S);
-    struct tm tm;
-    char text[40];
-    if (wall_ns == 0 || gmtime_r(&seconds, &tm) == NULL ||
-        strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &tm) == 0)
-        return json_null();
-    return json_string(text);
-}
-
-static json_t *string_or_null(const char *text)
-{
-    return text[0] != '\0' ? json_string(text) : json_null();
-}
-
-static json_t *uid_text(struct uid uid)
-{
-    char text[2 * sizeof uid.b + 1];
-    for (size_t i = 0; i < sizeof uid.b; i++)
-        snprintf(text + 2 * i, 3, "%02x", uid.b[i]);
-    return json_string(text);
+    int r = control_unpack(call, err, "{}");
+    if (r < 0)
+        return r;
+    call->result = json_pack("{s:I}", "pid", (json_int_t)getpid());
+    call->services->shut_down(call->services->arg);
+    return 0;
 }
 
 /* Sizes arrive signed. */
@@ -62,54 +26,23 @@ static int check_size(json_int_t size, struct error *err)
     return size > 0 ? 0 : err_set(err, -EINVAL, "bad request: size_bytes below 1");
 }
 
-/* --- the daemon --- */
-
-static int op_status(struct control_call *call, struct error *err)
-{
-    int r = unpack(call, err, "{}");
-    if (r < 0)
-        return r;
-    struct host_status s;
-    host_status(call->services->host, &s);
-    call->result = json_pack(
-        "{s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:b, s:[s], s:s, s:I, s:s, s:o, s:o, s:o,"
-        " s:o, s:o}",
-        "capacity_bytes", number(s.capacity_bytes), "used_bytes", number(s.used_bytes),
-        "free_bytes", number(s.free_bytes), "disks", number(s.disk_count), "open_disks",
-        number(s.open_disk_count), "snapshots", number(s.snapshot_count), "health",
-        s.health, "failed", s.failed, "nbd", call->services->nbd_uri, "directory",
-        call->services->directory, "pid", (json_int_t)getpid(), "version",
-        PARALLAX_VERSION, "cluster", uid_text(s.cluster), "store", uid_text(s.store),
-        "node_cache_bytes", number(s.node_cache_used_bytes), "overlay_bytes",
-        number(s.overlay_used_bytes), "retained_bytes", number(s.retained_used_bytes));
-    return call->result != NULL ? 0 : -ENOMEM;
-}
-
-static int op_shut_down(struct control_call *call, struct error *err)
-{
-    int r = unpack(call, err, "{}");
-    if (r < 0)
-        return r;
-    call->result = json_pack("{s:I}", "pid", (json_int_t)getpid());
-    call->services->shut_down(call->services->arg);
-    return 0;
-}
-
 /* --- disks --- */
 
 static json_t *disk_json(const struct disk_info *d)
 {
-    return json_pack("{s:s, s:o, s:o, s:o, s:o, s:b, s:o, s:o, s:o}", "name", d->name,
-                     "size_bytes", number(d->size_bytes), "used_bytes",
-                     number(d->used_bytes), "snapshots", number(d->snapshot_count),
-                     "parent", string_or_null(d->parent), "served", d->served, "clients",
-                     number(d->clients), "owner", string_or_null(d->owner), "created",
-                     wall_time(d->created_wall_ns));
+    return json_pack(
+        "{s:s, s:o, s:o, s:o, s:o, s:b, s:o, s:o, s:o, s:o}", "name", d->name,
+        "size_bytes", control_number(d->size_bytes), "used_bytes",
+        control_number(d->used_bytes), "snapshots", control_number(d->snapshot_count),
+        "parent", control_string_or_null(d->parent), "served", d->served, "clients",
+        control_number(d->clients), "owner", control_string_or_null(d->owner), "created",
+        control_time(d->created_wall_ns), "quota_bytes",
+        d->quota_bytes > 0 ? control_number(d->quota_bytes) : json_null());
 }
 
 static async int op_disk_list(struct control_call *call, struct error *err)
 {
-    int r = unpack(call, err, "{}");
+    int r = control_unpack(call, err, "{}");
     if (r < 0)
         return r;
     cleanup(free_ptr) struct disk_info *infos = NULL;
@@ -123,7 +56,7 @@ static async int op_disk_list(struct control_call *call, struct error *err)
 static int op_disk_show(struct control_call *call, struct error *err)
 {
     const char *name;
-    int r = unpack(call, err, "{s:s}", "name", &name);
+    int r = control_unpack(call, err, "{s:s}", "name", &name);
     if (r < 0)
         return r;
     struct disk_info info;
@@ -138,7 +71,7 @@ static async int op_disk_create(struct control_call *call, struct error *err)
 {
     const char *name;
     json_int_t size;
-    int r = unpack(call, err, "{s:s, s:I}", "name", &name, "size_bytes", &size);
+    int r = control_unpack(call, err, "{s:s, s:I}", "name", &name, "size_bytes", &size);
     if (r == 0)
         r = check_size(size, err);
     return r < 0 ? r : disk_create(call->services->host, name, (uint64_t)size, err);
@@ -148,7 +81,7 @@ static async int op_disk_resize(struct control_call *call, struct error *err)
 {
     const char *name;
     json_int_t size;
-    int r = unpack(call, err, "{s:s, s:I}", "name", &name, "size_bytes", &size);
+    int r = control_unpack(call, err, "{s:s, s:I}", "name", &name, "size_bytes", &size);
     if (r == 0)
         r = check_size(size, err);
     return r < 0 ? r : disk_resize(call->services->host, name, (uint64_t)size, err);
@@ -157,58 +90,74 @@ static async int op_disk_resize(struct control_call *call, struct error *err)
 static async int op_disk_rename(struct control_call *call, struct error *err)
 {
     const char *name, *new_name;
-    int r = unpack(call, err, "{s:s, s:s}", "name", &name, "new_name", &new_name);
+    int r = control_unpack(call, err, "{s:s, s:s}", "name", &name, "new_name", &new_name);
     return r < 0 ? r : disk_rename(call->services->host, name, new_name, err);
 }
 
-/* --- snapshots and clones --- */
-
-static json_t *snapshot_json(const struct snapshot_info *s)
+/* quota_bytes 0: none. */
+static async int op_disk_set(struct control_call *call, struct error *err)
 {
-    return json_pack("{s:s, s:o, s:o, s:o, s:b}", "name", s->name, "size_bytes",
-                     number(s->size_bytes), "created", wall_time(s->created_wall_ns),
-                     "clones", number(s->clone_count), "pending", s->pending);
+    const char *name;
+    json_int_t quota;
+    int r = control_unpack(call, err, "{s:s, s:I}", "name", &name, "quota_bytes", &quota);
+    if (r == 0 && quota < 0)
+        r = err_set(err, -EINVAL, "bad request: quota_bytes below 0");
+    return r < 0 ? r : disk_set_quota(call->services->host, name, (uint64_t)quota, err);
 }
 
-static async int op_snapshot_list(struct control_call *call, struct error *err)
+static async int op_disk_remove(struct control_call *call, struct error *err)
 {
-    const char *disk;
-    int r = unpack(call, err, "{s:s}", "disk", &disk);
+    const char *name;
+    int recursive = 0;
+    struct host *host = call->services->host;
+    int r = control_unpack(call, err, "{s:s, s?b}", "name", &name, "recursive",
+                           &recursive);
+    if (r == 0)
+        r = disk_remove(host, name, recursive ? DISK_REMOVE_RECURSIVE : 0, err);
     if (r < 0)
         return r;
+    uint64_t keep_s = trash_keep(host);
+    call->result = json_pack(
+        "{s:o, s:o}", "keep_seconds", control_number(keep_s), "restorable_until",
+        keep_s > 0 ? control_time(loop_wall_ns(call->services->loop) + keep_s * NS_PER_S)
+                   : json_null());
+    return call->result != NULL ? 0 : -ENOMEM;
+}
+
+static json_t *usage_json(const char *snapshot, const struct disk_usage *usage)
+{
+    return json_pack("{s:o, s:o, s:o, s:o}", "snapshot",
+                     snapshot != NULL ? json_string(snapshot) : json_null(),
+                     "referenced_bytes", control_number(usage->referenced_bytes),
+                     "exclusive_bytes", control_number(usage->exclusive_bytes),
+                     "shared_bytes", control_number(usage->shared_bytes));
+}
+
+/* One item for the disk, one for each snapshot; one that goes meanwhile is left out. */
+static async int op_disk_usage(struct control_call *call, struct error *err)
+{
     cleanup(free_ptr) struct snapshot_info *infos = NULL;
-    size_t count;
-    r = snapshot_list(call->services->host, disk, &infos, &count, err);
-    for (size_t i = 0; i < count && r == 0; i++)
-        r = control_send_item(call, snapshot_json(&infos[i]));
+    struct host *host = call->services->host;
+    struct disk_usage usage;
+    const char *name;
+    size_t count = 0;
+    int r = control_unpack(call, err, "{s:s}", "name", &name);
+    if (r == 0)
+        r = disk_usage(host, name, NULL, &usage, err);
+    if (r == 0)
+        r = snapshot_list(host, name, &infos, &count, err);
+    if (r == 0)
+        r = control_send_item(call, usage_json(NULL, &usage));
+    for (size_t i = 0; i < count && r == 0; i++) {
+        if (control_is_abandoned(call))
+            return -PLX_ECANCELLED;
+        r = disk_usage(host, name, infos[i].name, &usage, err);
+        if (r == 0)
+            r = control_send_item(call, usage_json(infos[i].name, &usage));
+        else if (r == -PLX_EMISSING)
+            r = 0;
+    }
     return r;
-}
-
-static async int op_snapshot_create(struct control_call *call, struct error *err)
-{
-    const char *disk, *name;
-    int r = unpack(call, err, "{s:s, s:s}", "disk", &disk, "snapshot", &name);
-    return r < 0 ? r : snapshot_create(call->services->host, disk, name, err);
-}
-
-static async int op_snapshot_rollback(struct control_call *call, struct error *err)
-{
-    const char *disk, *name;
-    int r = unpack(call, err, "{s:s, s:s}", "disk", &disk, "snapshot", &name);
-    return r < 0 ? r : snapshot_rollback(call->services->host, disk, name, err);
-}
-
-static async int op_clone(struct control_call *call, struct error *err)
-{
-    const char *disk, *name, *snapshot = NULL;
-    json_int_t count = 1;
-    int r = unpack(call, err, "{s:s, s?s, s:s, s?I}", "disk", &disk, "snapshot",
-                   &snapshot, "name", &name, "count", &count);
-    if (r < 0)
-        return r;
-    if (count < 1 || count > (json_int_t)CONTROL_CLONES_MAX)
-        return err_set(err, -EINVAL, "count: from 1 to %u clones", CONTROL_CLONES_MAX);
-    return disk_clone(call->services->host, disk, snapshot, name, (uint32_t)count, err);
 }
 
 /* --- imports --- */
@@ -216,7 +165,7 @@ static async int op_clone(struct control_call *call, struct error *err)
 static async int op_import_begin(struct control_call *call, struct error *err)
 {
     const char *name;
-    int r = unpack(call, err, "{s:s}", "name", &name);
+    int r = control_unpack(call, err, "{s:s}", "name", &name);
     if (r < 0)
         return r;
     if (control_import(call) != NULL)
@@ -267,7 +216,7 @@ static async int op_import_publish(struct control_call *call, struct error *err)
 {
     const char *name;
     json_int_t size;
-    int r = unpack(call, err, "{s:s, s:I}", "name", &name, "size_bytes", &size);
+    int r = control_unpack(call, err, "{s:s, s:I}", "name", &name, "size_bytes", &size);
     if (r == 0)
         r = check_size(size, err);
     if (r == 0)
@@ -287,7 +236,7 @@ static async int op_import_publish(struct control_call *call, struct error *err)
 static async int op_import_discard(struct control_call *call, struct error *err)
 {
     const char *name;
-    int r = unpack(call, err, "{s:s}", "name", &name);
+    int r = control_unpack(call, err, "{s:s}", "name", &name);
     if (r == 0)
         r = check_import(call, name, err);
     if (r < 0)
@@ -298,40 +247,6 @@ static async int op_import_discard(struct control_call *call, struct error *err)
     return r;
 }
 
-/* --- check --- */
-
-static void check_finding(void *arg, const char *line)
-{
-    control_offer_item(arg, json_pack("{s:s}", "finding", line));
-}
-
-static void check_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
-{
-    control_offer_progress(arg, done_bytes, total_bytes);
-}
-
-static async int op_check(struct control_call *call, struct error *err)
-{
-    int r = unpack(call, err, "{}");
-    if (r < 0)
-        return r;
-    const struct check_callbacks callbacks = {
-        .finding = check_finding,
-        .progress = check_progress,
-        .arg = call,
-    };
-    struct check_report report = {0};
-    r = host_check(call->services->host, &callbacks, &report, err);
-    if (r < 0)
-        return r;
-    call->result = json_pack(
-        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "disks", number(report.disks), "snapshots",
-        number(report.snapshots), "extents", number(report.extents), "nodes",
-        number(report.nodes), "blocks", number(report.blocks), "bytes",
-        number(report.bytes), "findings", number(report.findings));
-    return call->result != NULL ? 0 : -ENOMEM;
-}
-
 static const struct control_op ops[] = {
     {"status", op_status},
     {"shut_down", op_shut_down},
@@ -340,14 +255,28 @@ static const struct control_op ops[] = {
     {"disk.create", op_disk_create},
     {"disk.resize", op_disk_resize},
     {"disk.rename", op_disk_rename},
+    {"disk.set", op_disk_set},
+    {"disk.rm", op_disk_remove},
+    {"disk.usage", op_disk_usage},
     {"snapshot.list", op_snapshot_list},
     {"snapshot.create", op_snapshot_create},
     {"snapshot.rollback", op_snapshot_rollback},
+    {"snapshot.rm", op_snapshot_remove},
+    {"snapshot.diff", op_snapshot_diff},
+    {"schedule.get", op_schedule_get},
+    {"schedule.set", op_schedule_set},
+    {"trash.list", op_trash_list},
+    {"trash.restore", op_trash_restore},
+    {"trash.empty", op_trash_empty},
+    {"trash.keep", op_trash_keep},
     {"clone", op_clone},
     {"import.begin", op_import_begin},
     {"import.publish", op_import_publish},
     {"import.discard", op_import_discard},
     {"check", op_check},
+    {"scrub.start", op_scrub_start},
+    {"scrub.pause", op_scrub_pause},
+    {"scrub.status", op_scrub_status},
 };
 
 const struct control_op *control_op_find(const char *name)

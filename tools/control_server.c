@@ -263,6 +263,11 @@ void control_offer_progress(struct control_call *call, uint64_t done, uint64_t t
 
 /* --- requests --- */
 
+bool control_is_abandoned(const struct control_call *call)
+{
+    return call->connection->dead;
+}
+
 const char *control_import(const struct control_call *call)
 {
     return call->connection->import;
@@ -288,12 +293,14 @@ static async void request_main(struct task_call *task)
     };
     struct error err = {0};
     int r = c->op->run(&call, &err);
+    if (r < 0)
+        control_add_hint(&call, r, &err);
     json_decref(call.request);
     if (c->dead) {
         json_decref(call.result);
     } else if (r < 0) {
         json_decref(call.result);
-        emit_error(c, r, err.code != 0 ? err.text : err_text(r));
+        emit_error(c, r, err.text);
     } else {
         emit(c, "ok", call.result != NULL ? call.result : json_object());
     }

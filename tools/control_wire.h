@@ -19,6 +19,8 @@
 #define CONTROL_BUSY_MS 10000U
 /* Clones made by one request. */
 #define CONTROL_CLONES_MAX 100000U
+/* Snapshots removed in one step of a request for many. */
+#define CONTROL_REMOVES_AT_ONCE 1000U
 
 static_assert(CONTROL_OUT_BYTES >= 2 * CONTROL_LINE_BYTES, "a line always finds room");
 static_assert(8 * (uint64_t)DISK_NAME_MAX * 6 + 4096 < CONTROL_LINE_BYTES,

@@ -2,6 +2,7 @@
 /* The parallax command: its command line, and the table of what it can do. */
 #include <getopt.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 
 #include "tools/cli.h"
@@ -18,12 +19,21 @@ static const struct command commands[] = {
     {"status", "", 0, 0, CLI_JSON, cmd_status, "space, disks and health", NULL},
     {"disk create", "NAME SIZE", 2, 2, 0, cmd_disk_create, "make an empty disk", NULL},
     {"disk ls", "", 0, 0, CLI_JSON, cmd_disk_list, "list all disks", NULL},
-    {"disk show", "NAME", 1, 1, CLI_JSON, cmd_disk_show, "show one disk", NULL},
+    {"disk show", "NAME", 1, 1, CLI_JSON, cmd_disk_show,
+     "show one disk, and what it and its snapshots hold",
+     "REFERENCED is the data that can be read there; EXCLUSIVE what would be freed if\n"
+     "that one were removed; SHARED the rest.\n"},
     {"disk resize", "NAME SIZE", 2, 2, 0, cmd_disk_resize, "change the size of a disk",
      "A disk can shrink only while nobody uses it; what lies behind its new end is\n"
      "gone.\n"},
     {"disk rename", "OLD NEW", 2, 2, 0, cmd_disk_rename, "give a disk another name",
      NULL},
+    {"disk set", "NAME", 1, 1, CLI_QUOTA, cmd_disk_set, "limit the space of a disk",
+     "With a quota, writes that would make the disk's own data larger fail with \"no\n"
+     "space\"; its snapshots count.\n"},
+    {"disk rm", "NAME", 1, 1, CLI_RECURSIVE, cmd_disk_remove, "move a disk to the trash",
+     "Refused while the disk is used; a disk with snapshots only goes with --recursive.\n"
+     "See 'parallax help trash'. Clones are not affected.\n"},
     {"disk uri", "NAME[@SNAP]", 1, 1, 0, cmd_disk_uri, "print the NBD URI of a disk",
      NULL},
     {"snapshot create", "DISK@SNAP", 1, 1, 0, cmd_snapshot_create,
@@ -33,133 +43,178 @@ static const struct command commands[] = {
     {"snapshot rollback", "DISK@SNAP", 1, 1, 0, cmd_snapshot_rollback,
      "make a disk what its snapshot is",
      "What was written to the disk since is gone. Nobody may use the disk meanwhile.\n"},
+    {"snapshot rm", "DISK[@SNAP]", 1, 1, CLI_KEEP_LAST | CLI_OLDER_THAN,
+     cmd_snapshot_remove, "remove snapshots",
+     "One, or with an option all old ones of DISK. The space that only they held comes\n"
+     "back in the background. Clones are not affected. TIME is 30m, 12h, 7d, 2w, or a\n"
+     "date like 2026-01-31 or 2026-01-31T12:00 (UTC).\n"},
+    {"snapshot diff", "DISK@SNAP [DISK[@SNAP]]", 1, 2, CLI_JSON, cmd_snapshot_diff,
+     "list what has changed",
+     "Between two snapshots of a disk, or since one: ranges of OFFSET and LENGTH in\n"
+     "bytes, and whether they read as zeros now.\n"},
+    {"snapshot schedule", "DISK", 1, 1, CLI_EVERY | CLI_KEEP | CLI_NONE | CLI_JSON,
+     cmd_snapshot_schedule, "make snapshots by the clock",
+     "Each --every TIME --keep N is a rule: a snapshot at every full hour (1h), day "
+     "(1d,\n"
+     "at 0:00 UTC) and so on, unless the disk was not written since the last one; the\n"
+     "newest N are kept. New rules replace all others; without an option they are\n"
+     "shown. TIME is from 1m to 366d.\n"},
     {"clone", "SOURCE[@SNAP] NEW", 2, 2, CLI_COUNT, cmd_clone,
      "make a writable copy of a disk or snapshot",
      "With --count N it makes NEW-1 to NEW-N at once, or none of them.\n"},
-    {"import", "SOURCE NAME", 2, 2, CLI_QUIET | CLI_FORMAT | CLI_BACKING, cmd_import,
-     "make a disk from an image",
+    {"import", "SOURCE NAME | FILE --onto DISK", 1, 2,
+     CLI_QUIET | CLI_FORMAT | CLI_BACKING | CLI_ONTO, cmd_import,
+     "make a disk from an image, or apply an increment",
      "SOURCE is a file, a block device, - for raw standard input, or an NBD URI. The\n"
      "format of a file is found by its content, so a raw image whose guest wrote the\n"
-     "header of another format into it needs --format raw.\n"},
-    {"export", "DISK[@SNAP] DESTINATION", 2, 2, CLI_QUIET | CLI_FORMAT, cmd_export,
-     "write a disk or snapshot to an image",
+     "header of another format into it needs --format raw.\n"
+     "\n"
+     "With --onto, FILE (or -) is an increment made by export --since: DISK must be as\n"
+     "in its snapshot that is named like the increment's base, and gets a snapshot\n"
+     "named like its target. If it fails, DISK is rolled back.\n"},
+    {"export", "DISK[@SNAP] DESTINATION", 2, 2, CLI_QUIET | CLI_FORMAT | CLI_SINCE,
+     cmd_export, "write a disk, a snapshot or an increment to a file",
      "DESTINATION is a file, a block device, - for standard output, or an NBD URI. A\n"
      "name that ends in .qcow2, .vmdk, .vhdx, .vdi or .vhd gets that format, others\n"
-     "raw. Export a snapshot if the disk is in use.\n"},
-    {"check", "", 0, 0, CLI_JSON | CLI_QUIET, cmd_check,
+     "raw. Export a snapshot if the disk is in use.\n"
+     "\n"
+     "With --since, DESTINATION is a file or -, and gets an increment: what differs in\n"
+     "DISK@SNAP from an older snapshot, for import --onto.\n"},
+    {"trash ls", "", 0, 0, CLI_JSON, cmd_trash_list, "list removed disks", NULL},
+    {"trash restore", "NAME [NEW]", 1, 2, 0, cmd_trash_restore,
+     "bring a removed disk back",
+     "With its snapshots, under its old name or NEW; of several of one name, the one\n"
+     "removed last.\n"},
+    {"trash empty", "[NAME]", 0, 1, 0, cmd_trash_empty, "remove disks for good",
+     "All in the trash, or those of one name. Their space comes back in the\n"
+     "background.\n"},
+    {"trash keep", "TIME", 1, 1, 0, cmd_trash_keep,
+     "set how long removed disks can be restored",
+     "TIME is 30m, 12h, 7d or 2w; 0: not at all, which also empties the trash. A new\n"
+     "store keeps them for 1d.\n"},
+    {"scrub", "[start|status|pause]", 0, 1, CLI_JSON | CLI_RATE, cmd_scrub,
+     "read everything in the background and verify it",
+     "start (also without a word) begins, or goes on after a pause; status tells how\n"
+     "far it is and what it found.\n"},
+    {"check", "", 0, 0, CLI_JSON | CLI_QUIET | CLI_REPAIR, cmd_check,
      "read everything and verify every checksum and count",
-     "Prints a line for each damage; ends with 1 if there is any.\n"},
+     "Prints a line for each damage; ends with 1 if there is any. Also finds blocks\n"
+     "that take space although no disk or snapshot needs them.\n"},
     {"help", "[COMMAND]", 0, 2, 0, cmd_help, "explain a command", NULL},
 };
 
 /* --- options --- */
 
-enum {
-    OPT_HELP = 'h',
-    OPT_CONNECT = 'c',
-    OPT_QUIET = 'q',
-    OPT_VERSION = 'V',
-    OPT_JSON = 256,
-    OPT_COUNT,
-    OPT_FORMAT,
-    OPT_BACKING,
-    OPT_NBD,
-    OPT_CONTROL,
-    OPT_CAPACITY,
-    OPT_DETACH
-};
+enum { OPT_HELP = 'h', OPT_CONNECT = 'c', OPT_QUIET = 'q', OPT_VERSION = 'V' };
 
-static const struct option long_options[] = {
-    {"connect", required_argument, NULL, OPT_CONNECT},
-    {"help", no_argument, NULL, OPT_HELP},
-    {"version", no_argument, NULL, OPT_VERSION},
-    {"json", no_argument, NULL, OPT_JSON},
-    {"quiet", no_argument, NULL, OPT_QUIET},
-    {"count", required_argument, NULL, OPT_COUNT},
-    {"format", required_argument, NULL, OPT_FORMAT},
-    {"backing", no_argument, NULL, OPT_BACKING},
-    {"nbd", required_argument, NULL, OPT_NBD},
-    {"control", required_argument, NULL, OPT_CONTROL},
-    {"capacity", required_argument, NULL, OPT_CAPACITY},
-    {"detach", no_argument, NULL, OPT_DETACH},
-    {NULL, 0, NULL, 0},
-};
+#define FIELD(name) offsetof(struct cli, name)
 
-static const struct option_help {
+/* Options of some commands. */
+static const struct option_spec {
     unsigned bit;
-    const char *name, *text;
-} option_helps[] = {
-    {CLI_JSON, "--json", "print JSON"},
-    {CLI_QUIET, "-q, --quiet", "show no progress"},
-    {CLI_COUNT, "--count N", "make N clones, NEW-1 to NEW-N"},
-    {CLI_FORMAT, "--format FORMAT", "raw, qcow2, vmdk, vhdx, ...: do not guess"},
-    {CLI_BACKING, "--backing", "read the other files the image says it is based on"},
-    {CLI_NBD, "--nbd ADDR", "NBD on unix:PATH or HOST:PORT (loopback only)"},
-    {CLI_CONTROL, "--control ADDR", "take commands on HOST:PORT, too (loopback only)"},
-    {CLI_CAPACITY, "--capacity SIZE", "of a new store; an old one grows to it"},
-    {CLI_DETACH, "--detach", "return when the daemon is ready"},
+    const char *name;
+    const char *value; /* NULL: it has none, the field is a bool */
+    size_t field;      /* of struct cli */
+    const char *text;
+} specs[] = {
+    {CLI_JSON, "json", NULL, FIELD(json), "print JSON"},
+    {CLI_QUIET, "quiet", NULL, FIELD(quiet), "show no progress"},
+    {CLI_COUNT, "count", "N", FIELD(count), "make N clones, NEW-1 to NEW-N"},
+    {CLI_FORMAT, "format", "FORMAT", FIELD(format),
+     "raw, qcow2, vmdk, vhdx, ...: do not guess"},
+    {CLI_BACKING, "backing", NULL, FIELD(backing),
+     "read the other files the image says it is based on"},
+    {CLI_NBD, "nbd", "ADDR", FIELD(nbd), "NBD on unix:PATH or HOST:PORT (loopback only)"},
+    {CLI_CONTROL, "control", "ADDR", FIELD(control),
+     "take commands on HOST:PORT, too (loopback only)"},
+    {CLI_CAPACITY, "capacity", "SIZE", FIELD(capacity),
+     "of a new store; an old one grows to it"},
+    {CLI_DETACH, "detach", NULL, FIELD(detach), "return when the daemon is ready"},
+    {CLI_SINCE, "since", "SNAP", FIELD(since), "only what has changed since SNAP"},
+    {CLI_ONTO, "onto", "DISK", FIELD(onto), "apply an increment to DISK"},
+    {CLI_KEEP_LAST, "keep-last", "N", FIELD(keep_last), "all but the newest N"},
+    {CLI_OLDER_THAN, "older-than", "TIME", FIELD(older_than),
+     "all that were made before"},
+    {CLI_RECURSIVE, "recursive", NULL, FIELD(recursive), "with its snapshots"},
+    {CLI_EVERY, "every", "TIME", FIELD(rules), "10m, 1h, 1d, ...; up to 8 times"},
+    {CLI_KEEP, "keep", "N", FIELD(rules), "how many of the --every before it"},
+    {CLI_NONE, "none", NULL, FIELD(none), "end the schedule; snapshots stay"},
+    {CLI_QUOTA, "quota", "SIZE", FIELD(quota), "or none"},
+    {CLI_RATE, "rate", "SIZE", FIELD(rate), "at most so many bytes a second"},
+    {CLI_REPAIR, "repair", NULL, FIELD(repair), "free what nothing needs"},
 };
+
+/* What getopt returns for a spec: above all letters. */
+#define OPT_FIRST 256
+
+/* An --every begins a rule, the --keep behind it ends it. */
+static bool add_rule(struct cli *cli, const struct option_spec *spec)
+{
+    struct cli_rule *last = cli->rule_count > 0 ? &cli->rules[cli->rule_count - 1] : NULL;
+    if (spec->bit == CLI_KEEP) {
+        if (last == NULL || last->keep != NULL) {
+            fprintf(stderr, "parallax: --keep %s: stands behind an --every\n", optarg);
+            return false;
+        }
+        last->keep = optarg;
+        return true;
+    }
+    if (cli->rule_count == CLI_RULES_MAX) {
+        fprintf(stderr, "parallax: --every: at most %d times\n", CLI_RULES_MAX);
+        return false;
+    }
+    cli->rules[cli->rule_count++].every = optarg;
+    return true;
+}
 
 struct parsed {
     struct cli cli;
     bool help, version;
 };
 
-/* False: getopt has found, and said, what is wrong. */
+/* False: what is wrong has been said. */
 static bool parse_option(struct parsed *p, int opt)
 {
     struct cli *cli = &p->cli;
-    unsigned bit = 0;
-    switch (opt) {
-    case OPT_CONNECT:
+    if (opt == OPT_CONNECT) {
         cli->connect = optarg;
-        break;
-    case OPT_HELP:
+    } else if (opt == OPT_HELP) {
         p->help = true;
-        break;
-    case OPT_VERSION:
+    } else if (opt == OPT_VERSION) {
         p->version = true;
-        break;
-    case OPT_JSON:
-        cli->json = true;
-        bit = CLI_JSON;
-        break;
-    case OPT_QUIET:
+    } else if (opt == OPT_QUIET) {
         cli->quiet = true;
-        bit = CLI_QUIET;
-        break;
-    case OPT_COUNT:
-        cli->count = optarg;
-        bit = CLI_COUNT;
-        break;
-    case OPT_FORMAT:
-        cli->format = optarg;
-        bit = CLI_FORMAT;
-        break;
-    case OPT_BACKING:
-        cli->backing = true;
-        bit = CLI_BACKING;
-        break;
-    case OPT_NBD:
-        cli->nbd = optarg;
-        bit = CLI_NBD;
-        break;
-    case OPT_CONTROL:
-        cli->control = optarg;
-        bit = CLI_CONTROL;
-        break;
-    case OPT_CAPACITY:
-        cli->capacity = optarg;
-        bit = CLI_CAPACITY;
-        break;
-    case OPT_DETACH:
-        cli->detach = true;
-        bit = CLI_DETACH;
-        break;
-    default:
+        cli->options |= CLI_QUIET;
+    } else if (opt >= OPT_FIRST) {
+        const struct option_spec *spec = &specs[opt - OPT_FIRST];
+        char *field = (char *)cli + spec->field;
+        cli->options |= spec->bit;
+        if (spec->bit & (CLI_EVERY | CLI_KEEP))
+            return add_rule(cli, spec);
+        if (spec->value != NULL)
+            memcpy(field, &optarg, sizeof optarg);
+        else
+            *(bool *)field = true;
+    } else {
         return false;
     }
-    cli->options |= bit;
+    return true;
+}
+
+static bool parse_options(struct parsed *p, int argc, char **argv)
+{
+    struct option options[ARRAY_LEN(specs) + 4] = {
+        {"connect", required_argument, NULL, OPT_CONNECT},
+        {"help", no_argument, NULL, OPT_HELP},
+        {"version", no_argument, NULL, OPT_VERSION},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(specs); i++)
+        options[3 + i] = (struct option){
+            specs[i].name, specs[i].value != NULL ? required_argument : no_argument, NULL,
+            OPT_FIRST + (int)i};
+    for (int opt; (opt = getopt_long(argc, argv, "c:hqV", options, NULL)) != -1;)
+        if (!parse_option(p, opt))
+            return false;
     return true;
 }
 
@@ -173,9 +228,15 @@ static void print_command(const struct command *c)
         printf("\n%s", c->help);
     if (c->options != 0)
         printf("\n");
-    for (size_t i = 0; i < ARRAY_LEN(option_helps); i++)
-        if (c->options & option_helps[i].bit)
-            printf("  %-18s %s\n", option_helps[i].name, option_helps[i].text);
+    for (size_t i = 0; i < ARRAY_LEN(specs); i++) {
+        char head[40];
+        if (!(c->options & specs[i].bit))
+            continue;
+        snprintf(head, sizeof head, "%s--%s%s%s", specs[i].bit == CLI_QUIET ? "-q, " : "",
+                 specs[i].name, specs[i].value != NULL ? " " : "",
+                 specs[i].value != NULL ? specs[i].value : "");
+        printf("  %-18s %s\n", head, specs[i].text);
+    }
 }
 
 static void print_help(void)
@@ -185,7 +246,7 @@ static void print_help(void)
     for (size_t i = 0; i < ARRAY_LEN(commands); i++) {
         char head[64];
         snprintf(head, sizeof head, "%s %s", commands[i].name, commands[i].args);
-        printf("  %-32s %s\n", head, commands[i].summary);
+        printf("  %-38s %s\n", head, commands[i].summary);
     }
     printf("\n"
            "  -c ADDR      the daemon: its folder, control socket or HOST:PORT\n"
@@ -193,8 +254,8 @@ static void print_help(void)
            "  -h, --help   of a command, with its options\n"
            "  --version\n"
            "\n"
-           "Sizes are binary: 4096, 512M, 10G, 1.5T. Exit status: 0 done, 1 failed,\n"
-           "2 wrong usage, 3 no daemon answers.\n");
+           "Sizes are binary: 4096, 512M, 10G, 1.5T. Times are 30m, 12h, 7d, 2w. Exit\n"
+           "status: 0 done, 1 failed, 2 wrong usage, 3 no daemon answers.\n");
 }
 
 /* Finds the longest command that the words begin with; *ret_words of them. */
@@ -214,7 +275,17 @@ static const struct command *find_command(const char *const *words, int count,
     return NULL;
 }
 
-/* All commands of a group, "disk" or "snapshot"; false: there is no such group. */
+/* "disk", "snapshot" or "trash". */
+static bool is_group(const char *word)
+{
+    size_t len = strlen(word);
+    for (size_t i = 0; i < ARRAY_LEN(commands); i++)
+        if (strncmp(commands[i].name, word, len) == 0 && commands[i].name[len] == ' ')
+            return true;
+    return false;
+}
+
+/* All commands of a group; false: there is no such group. */
 static bool print_group(const char *group)
 {
     size_t len = strlen(group);
@@ -223,7 +294,8 @@ static bool print_group(const char *group)
         const struct command *c = &commands[i];
         if (strncmp(c->name, group, len) != 0 || c->name[len] != ' ')
             continue;
-        printf("%s parallax %s %s\n", any ? "      " : "usage:", c->name, c->args);
+        printf("%s parallax %s%s%s\n", any ? "      " : "usage:", c->name,
+               c->args[0] != '\0' ? " " : "", c->args);
         any = true;
     }
     return any;
@@ -306,10 +378,10 @@ static int check_usage(const struct cli *cli, int given)
     if (given > c->args_max)
         return cli_fail(cli, EXIT_USAGE, "too many arguments; see 'parallax help %s'",
                         c->name);
-    for (size_t i = 0; i < ARRAY_LEN(option_helps); i++)
-        if (cli->options & ~c->options & option_helps[i].bit)
-            return cli_fail(cli, EXIT_USAGE, "has no option %s; see 'parallax help %s'",
-                            option_helps[i].name, c->name);
+    for (size_t i = 0; i < ARRAY_LEN(specs); i++)
+        if (cli->options & ~c->options & specs[i].bit)
+            return cli_fail(cli, EXIT_USAGE, "has no option --%s; see 'parallax help %s'",
+                            specs[i].name, c->name);
     return EXIT_OK;
 }
 
@@ -318,7 +390,7 @@ static int fail_unknown(const struct cli *cli, const char *const *words, int cou
 {
     if (count == 0)
         return cli_fail(cli, EXIT_USAGE, "needs a command; see 'parallax help'");
-    if (strcmp(words[0], "disk") == 0 || strcmp(words[0], "snapshot") == 0)
+    if (is_group(words[0]))
         return cli_fail(cli, EXIT_USAGE,
                         "%s: no such command%s%s; see 'parallax help %s'", words[0],
                         count > 1 ? ": " : "", count > 1 ? words[1] : "", words[0]);
@@ -330,9 +402,8 @@ int main(int argc, char **argv)
     struct parsed p = {.cli.connect = getenv("PARALLAX")};
     struct cli *cli = &p.cli;
     argv[0] = (char *)"parallax"; /* what getopt's messages begin with */
-    for (int opt; (opt = getopt_long(argc, argv, "c:hqV", long_options, NULL)) != -1;)
-        if (!parse_option(&p, opt))
-            return EXIT_USAGE;
+    if (!parse_options(&p, argc, argv))
+        return EXIT_USAGE;
     const char *const *words = (const char *const *)(argv + optind);
     int count = argc - optind, used = 0;
     if (p.version) {

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Commands about the store as a whole: status, check, scrub. */
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "tools/progress.h"
+#include "tools/request.h"
+#include "tools/size.h"
+
+/* --- status --- */
+
+static void print_size(json_t *object, const char *key, const char *label,
+                       const char *meaning)
+{
+    printf("%-10s %s%s\n", label, size_text(reply_number(object, key)).text, meaning);
+}
+
+static void print_space(json_t *s)
+{
+    uint64_t capacity = reply_number(s, "capacity_bytes"),
+             used = reply_number(s, "used_bytes"),
+             committed = reply_number(s, "committed_bytes");
+    print_size(s, "capacity_bytes", "capacity", "");
+    printf("used       %s (%" PRIu64 "%%)\n", size_text(used).text,
+           capacity == 0 ? 0 : (used * 100 + capacity / 2) / capacity);
+    print_size(s, "live_bytes", "  live", "");
+    print_size(s, "dead_bytes", "  dead", ", not yet given back");
+    print_size(s, "free_bytes", "free", "");
+    printf("committed  %s%s\n", size_text(committed).text,
+           committed > capacity ? ", more than there is" : "");
+}
+
+static void print_work(json_t *s)
+{
+    json_t *trash = json_object_get(s, "trash");
+    json_t *reclaim = json_object_get(s, "reclaim");
+    json_t *compaction = json_object_get(s, "compaction");
+    uint64_t pending = reply_number(reclaim, "pending");
+    printf("trash      %" PRIu64 " disks, %s\n", reply_number(trash, "disks"),
+           size_text(reply_number(trash, "bytes")).text);
+    if (pending > 0)
+        printf("reclaim    %s, %" PRIu64 " to go, %s freed\n",
+               json_is_true(json_object_get(reclaim, "running")) ? "running" : "waiting",
+               pending, size_text(reply_number(reclaim, "freed_bytes")).text);
+    else
+        printf("reclaim    idle, %s freed\n",
+               size_text(reply_number(reclaim, "freed_bytes")).text);
+    printf("compaction %s, %" PRIu64 " runs, %s read, ",
+           json_is_true(json_object_get(compaction, "running")) ? "running" : "idle",
+           reply_number(compaction, "runs"),
+           size_text(reply_number(compaction, "read_bytes")).text);
+    printf("%s written\n", size_text(reply_number(compaction, "written_bytes")).text);
+}
+
+static void print_status(json_t *s)
+{
+    const char *warning = json_string_value(json_object_get(s, "warning"));
+    printf("health     %s\n", reply_string(s, "health"));
+    if (warning != NULL && warning[0] != '\0')
+        printf("warning    %s; %s\n", warning, reply_string(s, "room"));
+    print_space(s);
+    printf("disks      %" PRIu64 ", %" PRIu64 " open\n", reply_number(s, "disks"),
+           reply_number(s, "open_disks"));
+    printf("snapshots  %" PRIu64 "\n", reply_number(s, "snapshots"));
+    print_work(s);
+    size_t i;
+    json_t *uri;
+    json_array_foreach(json_object_get(s, "nbd"), i, uri)
+        printf("nbd        %s\n", json_string_value(uri));
+    printf("folder     %s\n", reply_string(s, "directory"));
+    printf("daemon     %s, pid %" PRIu64 "\n", reply_string(s, "version"),
+           reply_number(s, "pid"));
+}
+
+int cmd_status(const struct cli *cli)
+{
+    cleanup(json_decrefp) json_t *status = NULL;
+    int r = request_run(cli, json_pack("{s:s}", "op", "status"), &status);
+    if (r != EXIT_OK)
+        return r;
+    if (cli->json)
+        return print_json(status);
+    print_status(status);
+    return EXIT_OK;
+}
+
+/* --- check --- */
+
+struct check {
+    bool json;
+    json_t *findings;
+    uint64_t count;
+    struct progress progress;
+};
+
+static void check_item(void *arg, json_t *item)
+{
+    struct check *check = arg;
+    json_t *finding = json_object_get(item, "finding");
+    if (!json_is_string(finding))
+        return;
+    check->count++;
+    if (check->json) {
+        json_array_append(check->findings, finding);
+        return;
+    }
+    progress_clear(&check->progress);
+    printf("%s\n", json_string_value(finding));
+}
+
+static void check_progress(void *arg, uint64_t done, uint64_t total)
+{
+    struct check *check = arg;
+    progress_show(&check->progress, done, total);
+}
+
+static void print_check(const struct check *check, json_t *report)
+{
+    uint64_t findings = reply_number(report, "findings");
+    if (check->json) {
+        json_object_set(report, "finding_lines", check->findings);
+        print_json(report);
+        return;
+    }
+    if (findings > check->count)
+        printf("and %" PRIu64 " more, which came too fast to show\n",
+               findings - check->count);
+    printf("disks %" PRIu64 ", snapshots %" PRIu64 ", extents %" PRIu64
+           ", map nodes %" PRIu64 ", blocks %" PRIu64 " (%s): ",
+           reply_number(report, "disks"), reply_number(report, "snapshots"),
+           reply_number(report, "extents"), reply_number(report, "nodes"),
+           reply_number(report, "blocks"), size_text(reply_number(report, "bytes")).text);
+    if (findings == 0)
+        printf("all sound\n");
+    else
+        printf("%" PRIu64 " findings\n", findings);
+    uint64_t lost = reply_number(report, "lost_blocks"),
+             repaired = reply_number(report, "repaired_blocks");
+    if (lost > 0)
+        printf("%" PRIu64 " blocks that nothing needs, %" PRIu64 " of them freed%s\n",
+               lost, repaired,
+               repaired < lost ? "; 'parallax check --repair' frees them" : "");
+}
+
+int cmd_check(const struct cli *cli)
+{
+    struct error err = {0};
+    cleanup(client_destroyp) struct client *client = NULL;
+    cleanup(json_decrefp) json_t *report = NULL;
+    struct check check = {.json = cli->json, .findings = json_array()};
+    const struct client_callbacks callbacks = {
+        .item = check_item, .progress = check_progress, .arg = &check};
+    progress_init(&check.progress, "check", cli->quiet || cli->json);
+    int r = client_create(cli->connect, &client, &err);
+    if (r == 0)
+        r = client_call(client,
+                        json_pack("{s:s, s:b}", "op", "check", "repair", cli->repair),
+                        &callbacks, &report, &err);
+    progress_clear(&check.progress);
+    if (r == 0)
+        print_check(&check, report);
+    json_decref(check.findings);
+    if (r < 0)
+        return cli_fail_error(cli, r, &err);
+    return reply_number(report, "findings") == 0 ? EXIT_OK : EXIT_FAILED;
+}
+
+/* --- scrub --- */
+
+static int scrub_start(const struct cli *cli)
+{
+    struct error err = {0};
+    uint64_t rate = 0;
+    if (cli->rate != NULL && size_parse(cli->rate, &rate, &err) < 0)
+        return cli_fail(cli, EXIT_USAGE, "--rate: %s", err.text);
+    if (cli->rate != NULL && (rate == 0 || rate > INT64_MAX))
+        return cli_fail(cli, EXIT_USAGE, "--rate %s: above 0", cli->rate);
+    return request_run(cli,
+                       json_pack("{s:s, s:I}", "op", "scrub.start", "bytes_per_second",
+                                 (json_int_t)rate),
+                       NULL);
+}
+
+static void print_scrub(json_t *s, json_t *lines)
+{
+    uint64_t done = reply_number(s, "done_bytes"), total = reply_number(s, "total_bytes");
+    size_t i;
+    json_t *line;
+    json_array_foreach(lines, i, line) printf("%s\n", json_string_value(line));
+    printf("state      %s\n", reply_string(s, "state"));
+    printf("done       %s of %s (%" PRIu64 "%%)\n", size_text(done).text,
+           size_text(total).text, total == 0 ? 0 : min_u64(done * 100 / total, 100));
+    printf("findings   %" PRIu64 "\n", reply_number(s, "findings"));
+    uint64_t rate = reply_number(s, "bytes_per_second");
+    printf("rate       %s%s%s\n", rate ? "at most " : "as guests leave it",
+           rate ? size_text(rate).text : "", rate ? "/s" : "");
+    printf("started    %s\n", reply_string(s, "started"));
+    printf("finished   %s\n", reply_string(s, "finished"));
+}
+
+static void scrub_item(void *arg, json_t *item)
+{
+    json_t *line = json_object_get(item, "finding");
+    if (json_is_string(line))
+        json_array_append(arg, line);
+}
+
+/* Ends with 1 if it has found damage, as check does. */
+static int scrub_status(const struct cli *cli)
+{
+    struct error err = {0};
+    cleanup(client_destroyp) struct client *client = NULL;
+    cleanup(json_decrefp) json_t *lines = json_array();
+    cleanup(json_decrefp) json_t *status = NULL;
+    const struct client_callbacks callbacks = {.item = scrub_item, .arg = lines};
+    int r = client_create(cli->connect, &client, &err);
+    if (r == 0)
+        r = client_call(client, json_pack("{s:s}", "op", "scrub.status"), &callbacks,
+                        &status, &err);
+    if (r < 0)
+        return cli_fail_error(cli, r, &err);
+    if (cli->json) {
+        json_object_set(status, "finding_lines", lines);
+        print_json(status);
+    } else {
+        print_scrub(status, lines);
+    }
+    return reply_number(status, "findings") == 0 ? EXIT_OK : EXIT_FAILED;
+}
+
+int cmd_scrub(const struct cli *cli)
+{
+    const char *word = cli->arg_count > 0 ? cli->args[0] : "start";
+    bool is_start = strcmp(word, "start") == 0, is_status = strcmp(word, "status") == 0;
+    if (!is_start && !is_status && strcmp(word, "pause") != 0)
+        return cli_fail(cli, EXIT_USAGE, "'%s' is not start, status or pause", word);
+    if (!is_start && cli->rate != NULL)
+        return cli_fail(cli, EXIT_USAGE, "--rate is for start");
+    if (!is_status && cli->json)
+        return cli_fail(cli, EXIT_USAGE, "--json is for status");
+    if (is_start)
+        return scrub_start(cli);
+    return is_status ? scrub_status(cli)
+                     : request_run(cli, json_pack("{s:s}", "op", "scrub.pause"), NULL);
+}

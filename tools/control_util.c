@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the operations have in common: requests to variables, values to JSON. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <time.h>
+
+#include "tools/control_internal.h"
+
+int control_unpack(struct control_call *call, struct error *err, const char *format, ...)
+{
+    json_error_t jerr;
+    va_list args;
+    va_start(args, format);
+    int r = json_vunpack_ex(call->request, &jerr, JSON_STRICT, format, args);
+    va_end(args);
+    return r == 0 ? 0 : err_set(err, -EINVAL, "bad request: %s", jerr.text);
+}
+
+json_t *control_number(uint64_t n)
+{
+    return json_integer((json_int_t)min_u64(n, INT64_MAX));
+}
+
+json_t *control_time(uint64_t wall_ns)
+{
+    time_t seconds = (time_t)(wall_ns / NS_PER_S);
+    struct tm tm;
+    char text[40];
+    if (wall_ns == 0 || gmtime_r(&seconds, &tm) == NULL ||
+        strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &tm) == 0)
+        return json_null();
+    return json_string(text);
+}
+
+json_t *control_string_or_null(const char *text)
+{
+    return text[0] != '\0' ? json_string(text) : json_null();
+}
+
+json_t *control_uid(struct uid uid)
+{
+    char text[2 * sizeof uid.b + 1];
+    for (size_t i = 0; i < sizeof uid.b; i++)
+        snprintf(text + 2 * i, 3, "%02x", uid.b[i]);
+    return json_string(text);
+}
