@@ -85,6 +85,39 @@ same clones 'lab-1 lab-2 lab-3' \
 same "clones of a snapshot" 3 \
     "$(json '.[] | select(.name == "two").clones' parallax snapshot ls web01 --json)"
 
+# --- what is removed, and what comes back ---
+parallax snapshot rm web01@two
+same "snapshots left" one \
+    "$(json '[.[].name] | join(" ")' parallax snapshot ls web01 --json)"
+same "diff" '[]' "$(json . parallax snapshot diff web01@one --json)"
+parallax snapshot diff web01@one | grep -q '^0 ranges' || fail "snapshot diff"
+parallax snapshot schedule web01 --every 1d --keep 7
+same schedule '86400 7' "$(json '.[0] | "\(.every_seconds) \(.keep)"' \
+    parallax snapshot schedule web01 --json)"
+parallax snapshot schedule web01 --none
+parallax disk set web01 --quota 1G
+same quota 1073741824 "$(json .quota_bytes parallax disk show web01 --json)"
+parallax disk set web01 --quota none
+same "no quota" null "$(json .quota_bytes parallax disk show web01 --json)"
+same usage 'number number number' "$(json '[.referenced_bytes, .exclusive_bytes,
+    .shared_bytes | type] | join(" ")' parallax disk show web01 --json)"
+same "usage of a snapshot" one \
+    "$(json '.snapshot_usage[0].snapshot' parallax disk show web01 --json)"
+parallax disk rm lab-3
+same trash lab-3 "$(json '[.[].name] | join(" ")' parallax trash ls --json)"
+parallax trash restore lab-3 lab-4
+parallax disk rm lab-4
+parallax trash empty lab-4
+parallax trash keep 1d
+parallax trash ls | grep -q '^NAME' || fail "trash ls"
+parallax scrub
+parallax scrub status >/dev/null || fail "scrub status"
+parallax scrub pause
+for key in live_bytes dead_bytes committed_bytes trash.disks reclaim.pending \
+    compaction.runs; do
+    same "status' $key" number "$(json ".$key | type" parallax status --json)"
+done
+
 # --- which daemon ---
 (cd "$PARALLAX" && PARALLAX='' parallax -c . disk show copy >/dev/null) || fail "-c ."
 env -u PARALLAX parallax -c "$PARALLAX" status >/dev/null || fail "-c DIR"
@@ -99,7 +132,7 @@ is_gone "$pid" || fail "down left a daemon"
 [ ! -e "$PARALLAX/parallaxd.pid" ] || fail "down left parallaxd.pid"
 port=$((20000 + $$ % 10000))
 start_up "$T/store" --nbd "unix:$T/other.sock" --control "127.0.0.1:$port"
-same "disks after a restart" 8 "$(json .disks parallax status --json)"
+same "disks after a restart" 7 "$(json .disks parallax status --json)"
 [ -S "$T/other.sock" ] || fail "--nbd"
 env -u PARALLAX parallax -c "127.0.0.1:$port" status >/dev/null || fail "-c HOST:PORT"
 stop_daemon "$PARALLAX"

@@ -38,7 +38,7 @@ is '.exports[0] | .can_fast_zero and .can_cache and .can_multi_conn' "$web"
 is '.exports[0].is_rotational == false' "$web"
 is '.exports[0].block_size_minimum == 1' "$web"
 is '.exports[0].block_size_preferred == 4096' "$web"
-is '.exports[0].contexts == ["base:allocation"]' "$web"
+is '.exports[0].contexts == ["base:allocation", "parallax:changed-since:first"]' "$web"
 
 snapshot=$(nbdinfo --json "$(uri web@first)")
 is '.exports[0]."export-size" == 1073741824' "$snapshot"
@@ -54,6 +54,19 @@ nbdinfo --is read-only "$(uri web@first)" || fail "--is read-only"
 
 [ "$(allocated web@first)" = "4096+1024" ] || fail "web@first: $(allocated web@first)"
 [ "$(allocated web)" = "4608+512" ] || fail "web: $(allocated web)"
+
+# changed NAME SNAPSHOT: the areas that have changed since, in the same way.
+changed()
+{
+    nbdinfo --map="parallax:changed-since:$2" --json "$(uri "$1")" | jq -r '
+        [.[] | select(.type == 1) | "\(.offset / 1024)+\(.length / 1024)"] | join(" ")'
+}
+
+[ "$(changed web first)" = "4096+512" ] || fail "changed: $(changed web first)"
+[ "$(changed web@first first)" = "" ] || fail "changed: $(changed web@first first)"
+if nbdinfo --map=parallax:changed-since:second "$(uri web)" >"$T/out" 2>&1; then
+    fail "there should be no context of a snapshot that is not"
+fi
 
 if nbdinfo --size "$(uri nothing)" 2>"$T/err"; then
     fail "there should be no export 'nothing'"

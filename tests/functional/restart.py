@@ -98,13 +98,17 @@ class Writer:
                 self.disk.maybe.setdefault(sector, set()).add(version)
 
 
-def write(folder, disks):
+def write(folder, disks, ready):
     rng = random.Random(os.urandom(8))
     writers = []
     for name, disk in disks.items():
         busy = set()
         for _ in range(CONNECTIONS):
             writers.append(Writer(disk, uri(folder, name), busy, rng))
+    for writer in writers:
+        writer.step()
+    with open(ready, "w"):
+        pass
     try:
         while True:
             rng.choice(writers).step()
@@ -136,7 +140,7 @@ def main():
         disks = {name: Disk(connect(uri(folder, name)).get_size() // SECTOR)
                  for name in DISKS}
     if action == "write":
-        write(folder, disks)
+        write(folder, disks, path + ".ready")
     else:
         verify(folder, disks)
     with open(path, "wb") as file:

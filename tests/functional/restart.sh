@@ -14,6 +14,11 @@ write_until()
 {
     /usr/bin/python3 "$TESTS/restart.py" "$PARALLAX" write "$T/state" &
     local writer=$!
+    for ((i = 0; i < 300; i++)); do
+        [ ! -e "$T/state.ready" ] || break
+        sleep 0.1
+    done
+    rm "$T/state.ready" || fail "the writer does not begin"
     sleep "$2"
     is_running $writer || fail "the writer ended early"
     end_daemon "$1" "$PARALLAX"
