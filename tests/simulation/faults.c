@@ -8,11 +8,11 @@
 
 static const struct profile profiles[] = {
     {.name = "none", .share = 6, .cleans = 1},
-    {.name = "kill", .share = 16, .kills = 8, .cleans = 1},
-    {.name = "power", .share = 23, .cuts = 8, .cleans = 1},
-    {.name = "both", .share = 16, .kills = 4, .cuts = 4, .cleans = 1},
+    {.name = "kill", .share = 14, .kills = 8, .cleans = 1},
+    {.name = "power", .share = 20, .cuts = 8, .cleans = 1},
+    {.name = "both", .share = 13, .kills = 4, .cuts = 4, .cleans = 1},
     {.name = "writes",
-     .share = 9,
+     .share = 7,
      .kills = 3,
      .cuts = 3,
      .cleans = 1,
@@ -52,13 +52,15 @@ static const struct profile profiles[] = {
      .faults = {.stuck_ppm = 3000},
      .op_limit_ns = LIMIT_STUCK_NS},
     {.name = "full", .share = 5, .kills = 2, .cuts = 2, .cleans = 1, .fills = true},
+    {.name = "small", .share = 10, .kills = 2, .cuts = 2, .cleans = 1, .is_small = true},
 };
 
 static void draw_options(struct run *run)
 {
     struct host_options *options = &run->options;
-    uint64_t mib = run->profile.fills ? run_between(run, 48, 80)
-                                      : run_between(run, 256, 1024);
+    uint64_t mib = run->profile.fills      ? run_between(run, 48, 80)
+                   : run->profile.is_small ? run_between(run, 64, 128)
+                                           : run_between(run, 256, 1024);
     *options = (struct host_options){
         .store_path = STORE_PATH,
         .kv_path = KV_PATH,
@@ -96,10 +98,11 @@ void faults_draw(struct run *run)
         profile->faults.latency_min_ns +
         run_between(run, 1, run_chance(run, 30) ? 20000 : 300) * NS_PER_US;
     draw_options(run);
-    run->is_bulky = !profile->fills && run_chance(run, 2);
-    if (run->is_bulky)
+    run->is_bulky = !profile->fills && run_chance(run, profile->is_small ? 30 : 2);
+    if (run->is_bulky && !profile->is_small)
         run->options.capacity_bytes = 500 * MIB;
     run->disks_max = (uint32_t)(run->is_bulky         ? 2
+                                : profile->is_small   ? run_between(run, 2, 5)
                                 : run_chance(run, 30) ? run_between(run, 1, 3)
                                                       : DISKS_MAX);
     faults_off(run);

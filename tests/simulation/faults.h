@@ -14,6 +14,7 @@
  *   metadata  the key-value store fails         as with kill and power
  *   stuck     I/O takes seconds, then any end   nothing fails, only late
  *   full      a small store, then any end       ENOSPC for changes, reads go on
+ *   small     a small store, little kept        nothing fails: space comes back
  *
  * Two things no store with one copy survives: bits that rot in a log that was not closed
  * (a restart cannot always tell them from a torn tail, hence the profile "rot"), and a
@@ -38,6 +39,7 @@ struct profile {
     bool media_rot;               /* for good */
     bool may_lose;                /* what was acknowledged; but not mix it up */
     bool fills;                   /* the store gets full */
+    bool is_small;                /* it would if nothing was reclaimed */
     uint64_t op_limit_ns;         /* of virtual time, for any operation */
 };
 

@@ -6,6 +6,9 @@
 #include "tests/simulation/content.h"
 #include "tests/simulation/run.h"
 
+#define TRASH_KEEP_S 86400U /* of a new cluster */
+#define CLOCK_SKEW_S 6U     /* between two processes */
+
 static const struct version never_written = {.is_zero = true};
 
 static void *grow(void *array, size_t *cap, size_t used, size_t size)
@@ -22,7 +25,10 @@ static void *grow(void *array, size_t *cap, size_t used, size_t size)
 
 void model_init(struct model *model, struct run *run)
 {
-    *model = (struct model){.run = run, .next_change = 1, .next_group = 1};
+    *model = (struct model){
+        .run = run, .next_change = 1, .next_group = 1, .keep_s = TRASH_KEEP_S};
+    model->maybe_keep_s = model->keep_s;
+    model->keep_ns = model_keep_ns(model->keep_s);
     TAILQ_INIT(&model->disks);
     TAILQ_INIT(&model->snaps);
 }
@@ -34,12 +40,31 @@ struct line *line_create(struct model_snap *base)
     return line;
 }
 
+void line_follow(struct line *line, const struct line *before)
+{
+    line->acked = before->acked;
+    line->flushed = before->flushed;
+    line->last = before->last;
+    line->cut = before->cut;
+    line->crashed = before->crashed;
+}
+
+void model_rollback_settle(struct model_disk *disk, bool has_happened)
+{
+    line_follow(disk->maybe_line, disk->line);
+    if (has_happened)
+        disk->line = disk->maybe_line;
+    disk->maybe_line = NULL;
+    disk->is_in_doubt = false;
+}
+
 struct model_disk *model_disk_add(struct model *model, const char *name,
                                   uint64_t size_bytes, struct model_snap *base)
 {
     struct model_disk *disk = run_alloc(sizeof *disk);
     snprintf(disk->name, sizeof disk->name, "%s", name);
     disk->existence = MAYBE;
+    disk->places = AT_HOME | AT_NONE;
     disk->size_bytes = size_bytes;
     disk->line = line_create(base);
     TAILQ_INIT(&disk->changes);
@@ -74,14 +99,59 @@ struct model_snap *model_snap_add(struct model *model, struct model_disk *disk,
     snap->line = disk->line;
     snap->size_bytes = disk->size_bytes;
     TAILQ_INSERT_TAIL(&model->snaps, snap, link);
-    model->snap_count++;
     return snap;
 }
 
 void model_snap_remove(struct model *model, struct model_snap *snap)
 {
     TAILQ_REMOVE(&model->snaps, snap, link);
-    model->snap_count--;
+}
+
+void model_snap_unname(struct model_snap *snap)
+{
+    snap->name[0] = '\0';
+    snap->existence = EXISTS;
+    snap->is_removing = false;
+}
+
+uint32_t model_snap_count(const struct model *model)
+{
+    const struct model_snap *snap;
+    uint32_t count = 0;
+    TAILQ_FOREACH (snap, &model->snaps, link)
+        count += snap->name[0] != '\0' || snap->existence != EXISTS;
+    return count;
+}
+
+void model_disk_purge(struct model *model, struct model_disk *disk)
+{
+    struct model_snap *snap, *next;
+    TAILQ_FOREACH_SAFE (snap, &model->snaps, link, next) {
+        if (snap->disk == disk && snap->is_committed)
+            model_snap_unname(snap);
+        else if (snap->disk == disk)
+            model_snap_remove(model, snap);
+    }
+    model_disk_remove(model, disk);
+}
+
+uint64_t model_keep_ns(uint64_t keep_s)
+{
+    return keep_s > CLOCK_SKEW_S ? (keep_s - CLOCK_SKEW_S) * NS_PER_S : 0;
+}
+
+unsigned model_disk_places(const struct model *model, const struct model_disk *disk)
+{
+    uint64_t now_ns = sim_world_now_ns(model->run->world);
+    unsigned places = disk->existence == TRASHED ? AT_TRASH
+                      : disk->existence == MAYBE ? disk->places
+                                                 : AT_HOME;
+    if (disk->is_removing)
+        places |= AT_TRASH;
+    if ((places & AT_TRASH) && (model->was_full ||
+                                now_ns >= disk->trashed_at_ns + disk->keep_ns))
+        places |= AT_NONE;
+    return places;
 }
 
 void making_begin(struct model_disk *disk, struct model_snap *snap)
@@ -208,6 +278,23 @@ const struct version *line_at(const struct line *line, uint64_t block, uint64_t 
     return line_at(line->base->line, block, line->base->number);
 }
 
+static int compare_blocks(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+size_t blocks_unique(uint64_t *blocks, size_t count)
+{
+    size_t to = 0;
+    qsort(blocks, count, sizeof *blocks, compare_blocks);
+    for (size_t i = 0; i < count; i++) {
+        if (to == 0 || blocks[to - 1] != blocks[i])
+            blocks[to++] = blocks[i];
+    }
+    return to;
+}
+
 static void version_bytes(const struct version *version, uint64_t block, uint8_t *ret)
 {
     if (version->is_zero)
@@ -317,14 +404,33 @@ static bool is_logged(const struct line *line, uint64_t block, uint64_t change)
     return version != NULL;
 }
 
-/* M3. */
-static void take_data(struct model *model, struct model_disk *disk, uint64_t stamp,
-                      uint64_t block, uint32_t crc)
+/* What lies scattered may be written again, as it is, to lie together. */
+static bool take_rewrite(struct line *line, uint64_t stamp, uint64_t block, uint32_t crc)
+{
+    const struct version *old = line_at(line, block, line->last);
+    if (old->is_zero || old->crc != crc)
+        return false;
+    struct version *version = run_alloc(sizeof *version);
+    *version = (struct version){.stamp = stamp, .change = old->change, .crc = crc};
+    if (old->merged != NULL) {
+        uint8_t *merged = run_alloc(BLOCK_SIZE);
+        memcpy(merged, old->merged, BLOCK_SIZE);
+        version->merged = merged;
+    }
+    put_version(line, block, version);
+    return true;
+}
+
+/* A change that makes this of the block. What finds no space half-way is logged again as
+ * a whole, later. */
+static bool take_change(struct model_disk *disk, uint64_t stamp, uint64_t block,
+                        uint32_t crc, bool again)
 {
     uint8_t bytes[BLOCK_SIZE];
     struct change *change;
     TAILQ_FOREACH (change, &disk->changes, link) {
-        if (!covers(change, block, block + 1) || is_logged(disk->line, block, change->id))
+        if (!covers(change, block, block + 1) ||
+            is_logged(disk->line, block, change->id) != again)
             continue;
         bool whole = apply_change(disk->line, change, block, bytes);
         if (crc32c(bytes, BLOCK_SIZE) != crc)
@@ -337,9 +443,20 @@ static void take_data(struct model *model, struct model_disk *disk, uint64_t sta
             version->merged = merged;
         }
         put_version(disk->line, block, version);
-        count_part(change, stamp >> STAMP_SHIFT, 1);
-        return;
+        count_part(change, stamp >> STAMP_SHIFT, !again);
+        return true;
     }
+    return false;
+}
+
+/* M3. */
+static void take_data(struct model *model, struct model_disk *disk, uint64_t stamp,
+                      uint64_t block, uint32_t crc)
+{
+    if (take_change(disk, stamp, block, crc, false) ||
+        take_change(disk, stamp, block, crc, true) ||
+        take_rewrite(disk->line, stamp, block, crc))
+        return;
     run_fail(model->run, "disk %s: batch %llu has a block %llu that nobody wrote",
              disk->name, (unsigned long long)(stamp >> STAMP_SHIFT),
              (unsigned long long)block);
@@ -435,10 +552,11 @@ static void take_number(struct model *model, struct model_disk *disk, uint64_t n
     line->last = number;
 }
 
+/* Of a checkpoint: they change nothing that can be read. */
 static bool only_nodes(const struct log_piece *pieces, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
-        if (pieces[i].kind != ENTRY_NODE)
+        if (pieces[i].kind != ENTRY_NODE && pieces[i].kind != ENTRY_LIST)
             return false;
     }
     return true;
@@ -467,9 +585,11 @@ void model_sealed(void *arg, uint64_t id, const struct log_piece *pieces, uint32
     if (disk == NULL)
         run_fail(model->run, "batch %llu is of disk %llu, which nobody uses",
                  (unsigned long long)number, (unsigned long long)id);
-    run_note(model->run, "disk %s: batch %llu, first of %u pieces: kind %d, %llu + %llu",
-             disk->name, (unsigned long long)number, count, (int)pieces[0].kind,
-             (unsigned long long)pieces[0].key, (unsigned long long)pieces[0].count);
+    for (uint32_t i = 0; i < count; i++)
+        run_note(model->run, "disk %s: batch %llu, kind %d, %llu + %llu at %llx",
+                 disk->name, (unsigned long long)number, (int)pieces[i].kind,
+                 (unsigned long long)pieces[i].key, (unsigned long long)pieces[i].count,
+                 (unsigned long long)pieces[i].address.v);
     if (disk->is_in_doubt && !only_nodes(pieces, count))
         run_fail(model->run, "disk %s: changed before it was read", disk->name);
     take_number(model, disk, number);
@@ -518,6 +638,9 @@ void model_crash(struct model *model, bool power_was_cut, bool may_lose)
     TAILQ_FOREACH (snap, &model->snaps, link) {
         if (snap->existence == EXISTS)
             snap->line->flushed = max_u64(snap->line->flushed, snap->number);
+        if (snap->is_removing)
+            snap->existence = MAYBE;
+        snap->is_removing = false;
     }
     TAILQ_FOREACH_SAFE (disk, &model->disks, link, next) {
         struct line *line = disk->line;
@@ -537,8 +660,14 @@ void model_crash(struct model *model, bool power_was_cut, bool may_lose)
             forget_making(disk, disk->making[0], disk->marker);
         disk->marker = 0;
         disk->is_marker_loose = false;
-        disk->clients = disk->shared = 0;
-        disk->exclusive = false;
+        disk->clients = disk->snap_clients = disk->shared = 0;
+        disk->exclusive = disk->is_emptying = false;
+        disk->removing_snaps = 0;
+        if (disk->is_removing) {
+            disk->existence = MAYBE;
+            disk->places = AT_HOME | AT_TRASH;
+        }
+        disk->is_removing = false;
         disk->is_in_doubt = disk->maybe_line != NULL;
     }
 }

@@ -12,9 +12,14 @@
  *   M1  flushed <= acked <= last.
  *   M2  Batches have consecutive numbers; one that is sealed above a gap, or in place of
  *       one that was acknowledged, is an error of the log.
- *   M3  Every block of a batch is what some change in flight makes of it.
+ *   M3  Every block of a batch is what some change in flight makes of it, or as it was.
+ *
  *
  * `MAYBE` is what was in flight at a crash, or failed: it may have happened or not.
+ *
+ * A snapshot that was removed loses its name here, too, and stays in the list: others
+ * may have grown from it. Which of these the host must still keep is worked out when
+ * space is accounted for (model_space.c).
  */
 #ifndef PARALLAX_TESTS_SIMULATION_MODEL_H
 #define PARALLAX_TESTS_SIMULATION_MODEL_H
@@ -33,6 +38,7 @@ struct version {
     uint64_t change; /* who wrote it; 0: nobody yet */
     uint32_t crc;
     bool is_zero;
+    uint64_t mark;         /* the last accounting that counted it */
     const uint8_t *merged; /* the block, if the change wrote only a part of it */
     struct version *older;
 };
@@ -83,13 +89,19 @@ struct change {
 };
 TAILQ_HEAD(change_list, change);
 
-/* IMPORTING: not published yet; a crash removes it. */
-enum existence { EXISTS, MAYBE, IMPORTING };
+/* IMPORTING: not published yet; a crash removes it. TRASHED: out of sight. */
+enum existence { EXISTS, MAYBE, IMPORTING, TRASHED };
+
+/* Where a disk may be that is MAYBE. */
+#define AT_HOME  1U
+#define AT_TRASH 2U
+#define AT_NONE  4U
 
 struct model_disk {
     char name[MODEL_NAME_MAX], maybe_name[MODEL_NAME_MAX];
     uint64_t id; /* 0: not known yet */
     enum existence existence;
+    unsigned places;
     uint64_t group; /* clones of one command: all or none; 0: alone */
     uint64_t size_bytes, maybe_size_bytes;
     struct line *line;
@@ -99,8 +111,15 @@ struct model_disk {
     struct model_snap *making[MAKING_MAX]; /* snapshots in flight, then NULL */
     uint64_t marker;                       /* of one of them, 0: none yet */
     bool is_marker_loose;                  /* or of one that has failed */
-    uint32_t clients, shared;
+    uint32_t clients, snap_clients, shared;
     bool exclusive, found;
+    bool is_removing;       /* to the trash: whoever uses it may find it gone */
+    bool is_emptying;       /* out of the trash, for good */
+    uint64_t removed_at;    /* model.removals, the last time that was begun */
+    uint64_t uses;          /* things done with it so far */
+    uint32_t removing_snaps;
+    uint64_t trashed_at_ns; /* no earlier than this, for good after so long: */
+    uint64_t keep_ns;
     TAILQ_ENTRY(model_disk) link;
 };
 
@@ -112,6 +131,11 @@ struct model_snap {
     uint64_t number; /* of its marker; 0: none was sealed */
     uint64_t size_bytes;
     bool found;
+    bool is_committed; /* once: its removal is in doubt, not its making */
+    bool is_removing;
+    uint64_t removed_at; /* model.removals, the last time that was begun */
+    bool is_kept;      /* model_space.c: the version tree has it */
+    uint32_t children;
     TAILQ_ENTRY(model_snap) link;
 };
 
@@ -119,8 +143,13 @@ struct model {
     struct run *run;
     TAILQ_HEAD(, model_disk) disks;
     TAILQ_HEAD(, model_snap) snaps;
-    uint32_t disk_count, snap_count;
+    uint32_t disk_count;
     uint64_t next_change, next_group, next_name;
+    uint64_t removals; /* that were begun */
+    uint64_t keep_s, maybe_keep_s;
+    uint64_t keep_ns;  /* the trash keeps what comes at least this long */
+    bool was_full;     /* the store, nearly: then the trash is emptied early */
+    uint64_t marks;    /* accountings so far */
     char lost_import[MODEL_NAME_MAX];
 };
 
@@ -133,8 +162,22 @@ struct model_disk *model_disk_by_id(struct model *model, uint64_t id);
 struct model_snap *model_snap_add(struct model *model, struct model_disk *disk,
                                   const char *name);
 void model_snap_remove(struct model *model, struct model_snap *snap);
+/* It was removed: it has no name any more. */
+void model_snap_unname(struct model_snap *snap);
+/* Snapshots with a name, or in the making. */
+uint32_t model_snap_count(const struct model *model);
+/* The disk is gone for good, its snapshots are nobody's. */
+void model_disk_purge(struct model *model, struct model_disk *disk);
+/* What a setting of the trash is worth, with clocks that differ. */
+uint64_t model_keep_ns(uint64_t keep_s);
+/* Where the disk may be now. */
+unsigned model_disk_places(const struct model *model, const struct model_disk *disk);
 
 struct line *line_create(struct model_snap *base);
+/* Its numbers go on where those of another line are. */
+void line_follow(struct line *line, const struct line *before);
+/* What became of a rollback that was in doubt. */
+void model_rollback_settle(struct model_disk *disk, bool has_happened);
 /* Batches above `number` never were. */
 void line_truncate(struct line *line, uint64_t number);
 
@@ -159,6 +202,19 @@ uint64_t change_done(struct model *model, struct model_disk *disk, struct change
 /* The process ended. restarted: the store had been opened, so what a kill leaves is
  * as good as flushed. */
 void model_crash(struct model *model, bool power_was_cut, bool may_lose);
+
+/* Sorts, and drops what is there twice; how many are left. */
+size_t blocks_unique(uint64_t *blocks, size_t count);
+
+/* --- model_space.c --- */
+/* What must be stored for all heads, trashed ones included, and snapshots there are. */
+struct model_space {
+    uint64_t versions;    /* heads and snapshots that the tree holds */
+    uint64_t data_blocks;  /* exact, if no head is in doubt */
+    uint64_t least_blocks; /* data, without heads that are */
+    uint64_t node_blocks; /* of maps, at most */
+};
+void model_space(struct model *model, struct model_space *ret);
 
 /* The block at batch `number`. Never NULL. */
 const struct version *line_at(const struct line *line, uint64_t block, uint64_t number);

@@ -121,6 +121,29 @@ static void store_was_opened(struct run *run)
         disk->line->flushed = disk->line->acked;
 }
 
+static async void verify_start(struct run *run)
+{
+    verify_names(run);
+    verify_content(run, false);
+    if (run_chance(run, 10))
+        verify_check(run);
+}
+
+/* Everything, and then once more what space is held for it. */
+static async void verify_last(struct run *run)
+{
+    verify_names(run);
+    if (!run->is_count) {
+        verify_restore(run);
+        verify_content(run, true);
+    }
+    if (run->is_count || run_chance(run, 50))
+        verify_space(run);
+    verify_check(run);
+    if (run->is_count && run_chance(run, 30))
+        verify_scrub(run);
+}
+
 static async void boot_main(struct task_call *call)
 {
     struct run *run = container_of(call, struct run, task);
@@ -133,10 +156,10 @@ static async void boot_main(struct task_call *call)
     }
     run->host = host;
     store_was_opened(run);
-    verify_names(run);
-    verify_content(run, run->is_last);
-    if (run->is_last || run_chance(run, 10))
-        verify_check(run);
+    if (run->is_last)
+        verify_last(run);
+    else
+        verify_start(run);
     run->is_booted = run->is_over = true;
     if (!run->is_last)
         workload_start(run);
@@ -244,9 +267,10 @@ static bool live(struct run *run)
     return worked;
 }
 
-static void final_check(struct run *run, bool all)
+static void final_check(struct run *run, bool all, bool count)
 {
     run->is_last = all;
+    run->is_count = count;
     run->is_booted = false;
     process_begin(run, boot_main, "sim boot");
     if (!sim_world_run_until(run->world, &run->is_over, BOOT_LIMIT_NS))
@@ -295,9 +319,11 @@ void run_seed(uint64_t seed, bool is_verbose)
     process_end(run, run_chance(run, 50) ? SIM_KILL : SIM_POWER_CUT);
     for (run->round = 1; run->round <= run->rounds;)
         run->round += live(run);
-    /* Once as the last process left it, and once more after an end in order. */
-    final_check(run, false);
-    final_check(run, true);
+    /* Once as the last process left it, and once more after an end in order; and what
+     * was dead then has stayed dead. */
+    final_check(run, false, false);
+    final_check(run, true, false);
+    final_check(run, true, true);
     if (run_chance(run, 5))
         damage_check(run);
     run_note(run, "digest %016llx, %.3f s, %llu operations",

@@ -26,6 +26,7 @@ struct workload {
     uint64_t pause_max_ns;
     struct timer tick;
     bool is_draining;
+    bool is_trash_busy; /* restored, emptied or set by somebody */
     bool is_failing; /* a fault took the store, or it is full: no more changes */
     uint64_t ops_begun, ops_done, ops_failed;
 };
@@ -46,7 +47,8 @@ struct run {
     struct workload load;
     struct task_call task; /* of what the process does as a whole */
     bool is_booted, is_created, is_over;
-    bool is_last; /* the full check at the end */
+    bool is_last;  /* the full check at the end */
+    bool is_count; /* and then where the space is */
     int boot_result;
     struct error boot_error;
     uint64_t digest;
@@ -77,11 +79,22 @@ void workload_check_hang(struct run *run);
 /* The process is gone. */
 void workload_forget(struct run *run);
 
-/* --- verify.c; on a task --- */
+/* --- verify_names.c --- */
 /* The names, sizes and snapshots that there are; settles what was MAYBE. */
-async void verify_names(struct run *run);
+void verify_names(struct run *run);
+/* The trash alone, from which time may have taken something. */
+void verify_trash(struct run *run);
+
+/* --- verify.c; on a task --- */
 /* The content of every disk and snapshot, or of some. */
 async void verify_content(struct run *run, bool all);
+/* Some disks come back from the trash. */
+async void verify_restore(struct run *run);
+
+/* --- verify_space.c; on a task --- */
 async void verify_check(struct run *run); /* host_check */
+/* Waits until all is closed and reclaimed, and compares what is live with the model. */
+async void verify_space(struct run *run);
+async void verify_scrub(struct run *run);
 
 #endif

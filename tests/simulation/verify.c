@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * After a start: does everything that must be there exist, and is all of it as it was at
- * one moment? What was MAYBE becomes known here.
+ * After a start: is everything that is there as it was at one moment?
  *
  * A disk is read as a whole and then matched: there must be one batch, between the least
  * that had to survive and the last that was sealed, at which every block was as it is.
@@ -13,163 +12,6 @@
 
 #define CHUNK_BLOCKS 256U
 #define SAMPLES      16U /* blocks of a large disk that nobody wrote */
-
-/* --- names --- */
-
-static struct model_disk *disk_named(struct run *run, const char *name)
-{
-    struct model_disk *disk;
-    TAILQ_FOREACH (disk, &run->model.disks, link) {
-        if (strcmp(disk->name, name) == 0 ||
-            (disk->maybe_name[0] && strcmp(disk->maybe_name, name) == 0))
-            return disk;
-    }
-    return NULL;
-}
-
-static void check_disk_info(struct run *run, const struct disk_info *info)
-{
-    struct model_disk *disk = disk_named(run, info->name);
-    if (disk == NULL || disk->found)
-        run_fail(run, "there is a disk %s that nobody made", info->name);
-    disk->found = true;
-    if (disk->id != 0 && disk->id != info->id)
-        run_fail(run, "disk %s has another identity than before", info->name);
-    if (info->size_bytes != disk->size_bytes &&
-        (disk->maybe_size_bytes == 0 || info->size_bytes != disk->maybe_size_bytes))
-        run_fail(run, "disk %s has %llu bytes, not %llu", info->name,
-                 (unsigned long long)info->size_bytes,
-                 (unsigned long long)disk->size_bytes);
-    disk->id = info->id;
-    disk->existence = EXISTS;
-    disk->size_bytes = info->size_bytes;
-    disk->maybe_size_bytes = 0;
-    if (strcmp(disk->name, info->name) != 0)
-        memcpy(disk->name, disk->maybe_name, sizeof disk->name);
-    disk->maybe_name[0] = '\0';
-    if (disk->maybe_line == NULL)
-        disk->exclusive = false;
-}
-
-/* Clones of one command exist all or none. */
-static void check_group(struct run *run, const struct model_disk *missing)
-{
-    const struct model_disk *disk;
-    TAILQ_FOREACH (disk, &run->model.disks, link) {
-        if (missing->group != 0 && disk->group == missing->group && disk->found)
-            run_fail(run, "clone %s exists, but not %s of the same command", disk->name,
-                     missing->name);
-    }
-}
-
-static void drop_missing_disks(struct run *run)
-{
-    struct model_disk *disk, *next;
-    TAILQ_FOREACH (disk, &run->model.disks, link) {
-        if (!disk->found && disk->existence == EXISTS)
-            run_fail(run, "disk %s is gone", disk->name);
-        if (!disk->found)
-            check_group(run, disk);
-    }
-    TAILQ_FOREACH_SAFE (disk, &run->model.disks, link, next) {
-        if (!disk->found)
-            model_disk_remove(&run->model, disk);
-    }
-}
-
-static struct model_snap *snap_named(struct run *run, const struct model_disk *disk,
-                                     const char *name)
-{
-    struct model_snap *snap;
-    TAILQ_FOREACH (snap, &run->model.snaps, link) {
-        if (snap->disk == disk && strcmp(snap->name, name) == 0)
-            return snap;
-    }
-    return NULL;
-}
-
-static void check_snapshot_info(struct run *run, struct model_disk *disk,
-                                const struct snapshot_info *info)
-{
-    struct model_snap *snap = snap_named(run, disk, info->name);
-    if (snap == NULL || snap->found)
-        run_fail(run, "there is a snapshot %s@%s that nobody made", disk->name,
-                 info->name);
-    snap->found = true;
-    if (snap->number == 0)
-        run_fail(run, "snapshot %s@%s exists, but its marker is in no batch", disk->name,
-                 info->name);
-    if (info->size_bytes != snap->size_bytes)
-        run_fail(run, "snapshot %s@%s has %llu bytes, not %llu", disk->name, info->name,
-                 (unsigned long long)info->size_bytes,
-                 (unsigned long long)snap->size_bytes);
-    /* It is committed only when all before it is durable. */
-    if (snap->line == disk->line && disk->line->crashed) {
-        disk->line->acked = max_u64(disk->line->acked, snap->number);
-        disk->line->flushed = max_u64(disk->line->flushed, snap->number);
-    }
-    snap->existence = EXISTS;
-}
-
-static void check_snapshots(struct run *run, struct model_disk *disk)
-{
-    struct error err = {0};
-    struct snapshot_info *infos;
-    size_t count;
-    int rc = snapshot_list(run->host, disk->name, &infos, &count, &err);
-    if (rc < 0)
-        run_fail(run, "snapshots of %s: %s", disk->name, err.text);
-    for (size_t i = 0; i < count; i++) {
-        if (infos[i].name[0] != '\0')
-            check_snapshot_info(run, disk, &infos[i]);
-    }
-    free(infos);
-}
-
-/* Unnamed ones are seen through their clones only. */
-static void drop_missing_snaps(struct run *run)
-{
-    struct model_snap *snap, *next;
-    TAILQ_FOREACH_SAFE (snap, &run->model.snaps, link, next) {
-        if (snap->found || (snap->name[0] == '\0' && snap->existence == EXISTS))
-            continue;
-        if (snap->existence == EXISTS)
-            run_fail(run, "snapshot %s@%s is gone", snap->disk->name, snap->name);
-        model_snap_remove(&run->model, snap);
-    }
-}
-
-async void verify_names(struct run *run)
-{
-    struct model_disk *disk;
-    struct model_snap *snap;
-    struct disk_info *infos;
-    size_t count;
-    int rc = disk_list(run->host, &infos, &count);
-    if (rc < 0)
-        run_fail(run, "disk_list: %s", err_text(rc));
-    TAILQ_FOREACH (disk, &run->model.disks, link)
-        disk->found = false;
-    TAILQ_FOREACH (snap, &run->model.snaps, link)
-        snap->found = false;
-    for (size_t i = 0; i < count; i++)
-        check_disk_info(run, &infos[i]);
-    free(infos);
-    drop_missing_disks(run);
-    TAILQ_FOREACH (disk, &run->model.disks, link) {
-        struct model_snap *base = disk->line->base;
-        if (base != NULL && base->name[0] == '\0' && base->existence == MAYBE) {
-            if (base->number == 0)
-                run_fail(run,
-                         "clone %s exists, but the marker of its parent is in no "
-                         "batch",
-                         disk->name);
-            base->existence = EXISTS;
-        }
-        check_snapshots(run, disk);
-    }
-    drop_missing_snaps(run);
-}
 
 /* --- reading --- */
 
@@ -244,12 +86,6 @@ static void read_all(struct reading *r, uint64_t blocks)
     }
 }
 
-static int compare_blocks(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
-}
-
 /* Every block that was ever touched, and some that were not. */
 static async void read_spots(struct reading *r, const struct line *line, uint64_t blocks)
 {
@@ -265,17 +101,15 @@ static async void read_spots(struct reading *r, const struct line *line, uint64_
     }
     while (at < count)
         list[at++] = run_random(r->run, blocks);
-    qsort(list, count, sizeof *list, compare_blocks);
-    for (size_t i = 0; i < count; i++) {
-        if (list[i] >= blocks || (i > 0 && list[i] == list[i - 1]))
-            continue;
-        uint64_t n = 1;
-        while (n < CHUNK_BLOCKS && i + 1 < count && list[i + 1] <= list[i] + 1 &&
+    count = blocks_unique(list, count);
+    for (size_t i = 0; i < count && list[i] < blocks; i++) {
+        uint64_t first = list[i], n = 1;
+        while (n < CHUNK_BLOCKS && i + 1 < count && list[i + 1] == first + n &&
                list[i + 1] < blocks) {
-            n += list[i + 1] > list[i];
+            n++;
             i++;
         }
-        read_chunk(r, list[i] + 1 - n, n);
+        read_chunk(r, first, n);
     }
     free(list);
 }
@@ -313,11 +147,7 @@ static bool settle_rollback(struct run *run, struct model_disk *disk,
                             const struct reading *r, char *text, size_t cap)
 {
     struct line *lines[2] = {disk->maybe_line, disk->line};
-    lines[0]->acked = lines[1]->acked;
-    lines[0]->flushed = lines[1]->flushed;
-    lines[0]->last = lines[1]->last;
-    lines[0]->cut = lines[1]->cut;
-    lines[0]->crashed = lines[1]->crashed;
+    line_follow(disk->maybe_line, disk->line);
     for (size_t i = 0; i < 2; i++) {
         struct line *line = lines[i];
         if (!settle_line(run, line, line->acked, line->last, r, text, cap))
@@ -402,32 +232,33 @@ async void verify_content(struct run *run, bool all)
     bool is_power = run->profile.cuts > 0;
     TAILQ_FOREACH (disk, &run->model.disks, link) {
         bool is_small = disk->size_bytes <= 16 * MIB;
+        if (disk->existence == TRASHED)
+            continue;
         if (all || disk->maybe_line != NULL || run_chance(run, is_power ? 90 : 60) ||
             is_small)
             verify_head(run, disk);
     }
     TAILQ_FOREACH (snap, &run->model.snaps, link) {
-        if (snap->name[0] != '\0' && (all || run_chance(run, 25)))
+        if (snap->name[0] != '\0' && snap->disk->existence != TRASHED &&
+            (all || run_chance(run, 25)))
             verify_snapshot(run, snap);
     }
 }
 
-/* --- host_check --- */
+/* --- the trash --- */
 
-static void on_finding(void *arg, const char *line)
+async void verify_restore(struct run *run)
 {
-    struct run *run = arg;
-    bool is_full = run->profile.fills && strstr(line, err_text(-PLX_EFULL)) != NULL;
-    if (!faults_allow(run, -EIO) && !is_full)
-        run_fail(run, "check: %s", line);
-}
-
-async void verify_check(struct run *run)
-{
-    struct check_callbacks callbacks = {.finding = on_finding, .arg = run};
-    struct check_report report;
+    struct model_disk *disk;
     struct error err = {0};
-    int rc = host_check(run->host, &callbacks, &report, &err);
-    if (!faults_allow(run, rc))
-        run_fail(run, "check: %s", err.text);
+    TAILQ_FOREACH (disk, &run->model.disks, link) {
+        if (disk->existence != TRASHED || run_chance(run, 50))
+            continue;
+        int rc = trash_restore(run->host, disk->name, NULL, &err);
+        if (rc == -PLX_EMISSING && (model_disk_places(&run->model, disk) & AT_NONE))
+            continue;
+        if (!faults_allow(run, rc))
+            run_fail(run, "%s cannot be restored: %s", disk->name, err.text);
+        disk->existence = EXISTS;
+    }
 }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "tests/simulation/workload.h"
 
+#define LIVE_PERCENT 40U
+
 struct kind {
     uint32_t weight;
     bool is_change;
@@ -16,7 +18,11 @@ static const struct kind kinds[] = {
     {25, true, admin_snapshot_begin}, {10, true, admin_clone_begin},
     {6, true, admin_rename_begin},    {7, true, admin_resize_begin},
     {6, true, admin_rollback_begin},  {2, false, admin_check_begin},
-    {4, true, admin_import_begin},
+    {4, true, admin_import_begin},    {22, false, admin_remove_snaps_begin},
+    {10, false, admin_remove_begin},  {5, false, admin_restore_begin},
+    {4, false, admin_empty_begin},    {2, false, admin_keep_begin},
+    {3, false, admin_scrub_begin},    {4, false, admin_diff_begin},
+    {2, false, admin_usage_begin},
 };
 
 static uint32_t total_weight(void)
@@ -36,16 +42,17 @@ static const struct kind *draw_kind(struct run *run)
     return kind;
 }
 
-/* Nothing gives space back yet: stop before the store is full, unless that is the
- * point. */
+/* Stop before the store is full of what must be kept, unless that is the point. */
 static bool may_change(struct run *run)
 {
     struct host_status status;
     host_status(run->host, &status);
     if (status.failed)
         run->load.is_failing = true;
+    if (status.free_bytes < status.capacity_bytes / 4)
+        run->model.was_full = true;
     return run->profile.fills || run->load.is_failing ||
-           status.free_bytes > status.capacity_bytes / 4;
+           status.live_bytes < status.capacity_bytes / 100 * LIVE_PERCENT;
 }
 
 static void tick(struct timer *timer)
@@ -72,9 +79,11 @@ void workload_start(struct run *run)
 {
     struct workload *load = &run->load;
     uint64_t deepest = run_chance(run, 5) ? 300 : run_chance(run, 50) ? 8 : 48;
+    if (run->profile.is_small) /* what is in flight must fit, too */
+        deepest = 8;
     load->depth = (uint32_t)run_between(run, 1, deepest);
     load->pause_max_ns = run_between(run, 10, 800) * NS_PER_US;
-    load->is_draining = load->is_failing = false;
+    load->is_draining = load->is_failing = load->is_trash_busy = false;
     load->tick = (struct timer){.fire = tick};
     faults_on(run);
     timer_start(run->loop, &load->tick, 1);
@@ -118,6 +127,7 @@ struct op *op_begin(struct run *run, const char *name)
     op->name = name;
     op->run = run;
     op->started_ns = sim_world_now_ns(run->world);
+    op->removals = run->model.removals;
     TAILQ_INSERT_TAIL(&run->load.ops, op, link);
     run->load.op_count++;
     run->load.ops_begun++;
@@ -149,6 +159,24 @@ void op_start_task(struct op *op, void (*fn)(struct op *op))
     op->run_op = fn;
     op->task = (struct task_call){.main = task_main, .name = op->name};
     task_start(op->run->loop, &op->task);
+}
+
+static bool snap_is_raced(const struct op *op, const struct model_snap *snap)
+{
+    return snap != NULL && (snap->is_removing || snap->removed_at > op->removals);
+}
+
+bool op_is_raced(const struct op *op)
+{
+    const struct model_disk *disk = op->md;
+    return (disk != NULL && (disk->is_removing || disk->removed_at > op->removals)) ||
+           snap_is_raced(op, op->snap) || snap_is_raced(op, op->to_snap);
+}
+
+bool op_found_nothing(const struct op *op, int result)
+{
+    return op_is_raced(op) && (result == -PLX_EMISSING || result == -PLX_EBUSY ||
+                               result == -PLX_EPRECONDITION);
 }
 
 void op_check_result(struct op *op, int result, const char *text)

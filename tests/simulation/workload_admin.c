@@ -14,13 +14,19 @@
 
 /* --- names and choices --- */
 
-static void draw_name(struct run *run, char letter, char ret[MODEL_NAME_MAX])
+void draw_name(struct run *run, char letter, char ret[MODEL_NAME_MAX])
 {
     snprintf(ret, MODEL_NAME_MAX, "%c%llu", letter,
              (unsigned long long)++run->model.next_name);
 }
 
-static struct model_disk *pick_disk(struct run *run, bool alone)
+void disk_use(struct model_disk *disk)
+{
+    disk->shared++;
+    disk->uses++;
+}
+
+struct model_disk *pick_disk(struct run *run, bool alone)
 {
     struct model_disk *disk, *chosen = NULL;
     uint64_t seen = 0;
@@ -33,8 +39,7 @@ static struct model_disk *pick_disk(struct run *run, bool alone)
     return chosen;
 }
 
-/* A named snapshot of the disk, or of any. */
-static struct model_snap *pick_snap(struct run *run, const struct model_disk *of)
+struct model_snap *pick_snap(struct run *run, const struct model_disk *of)
 {
     struct model_snap *snap, *chosen = NULL;
     uint64_t seen = 0;
@@ -71,6 +76,13 @@ static void learn_id(struct run *run, struct model_disk *disk)
     disk->existence = EXISTS;
 }
 
+void op_snap(struct op *op, struct model_snap *snap)
+{
+    op->snap = snap;
+    if (snap != NULL)
+        memcpy(op->snap_name, snap->name, sizeof op->snap_name);
+}
+
 /* --- opening --- */
 
 static async void open_main(struct op *op)
@@ -80,11 +92,15 @@ static async void open_main(struct op *op)
     struct disk *disk;
     char name[2 * MODEL_NAME_MAX + 2];
     snprintf(name, sizeof name, "%s%s%s", op->md->name, op->snap != NULL ? "@" : "",
-             op->snap != NULL ? op->snap->name : "");
+             op->snap_name);
     int rc = disk_open(run->host, name,
                        op->snap != NULL ? DISK_READ_ONLY : DISK_READ_WRITE, &disk, &err);
-    op_check_result(op, rc, err.text);
+    if (!op_found_nothing(op, rc))
+        op_check_result(op, rc, err.text);
     op->md->shared--;
+    /* A snapshot may: its disk is not removed for good while it is open. */
+    if (rc == 0 && op->md->existence == TRASHED && op->snap == NULL)
+        run_fail(run, "%s was opened after its disk was removed", name);
     if (rc == 0) {
         uint64_t size = op->snap != NULL ? op->snap->size_bytes : op->md->size_bytes;
         if (disk_size_bytes(disk) != size)
@@ -103,8 +119,8 @@ void admin_open_begin(struct run *run)
     struct op *op = op_begin(run, "open");
     op->md = disk;
     if (run_chance(run, 25))
-        op->snap = pick_snap(run, disk);
-    disk->shared++;
+        op_snap(op, pick_snap(run, disk));
+    disk_use(disk);
     op_start_task(op, open_main);
 }
 
@@ -163,6 +179,7 @@ static void marker_done(struct op *op, struct model_snap *snap)
                  op->md->name, (unsigned long long)snap->number,
                  (unsigned long long)op->lo);
     snap->existence = EXISTS;
+    snap->is_committed = true;
     line->acked = max_u64(line->acked, snap->number);
     line->flushed = max_u64(line->flushed, snap->number);
 }
@@ -173,7 +190,7 @@ static async void snapshot_main(struct op *op)
     struct error err = {0};
     int rc = snapshot_create(run->host, op->md->name, op->snap->name, &err);
     making_end(op->md, op->snap, rc);
-    if (rc == -PLX_ELIMIT) { /* said so, nothing was made */
+    if (rc == -PLX_ELIMIT || op_found_nothing(op, rc)) { /* nothing was made */
         model_snap_remove(&run->model, op->snap);
         rc = 0;
     } else {
@@ -189,23 +206,30 @@ void admin_snapshot_begin(struct run *run)
 {
     char name[MODEL_NAME_MAX];
     struct model_disk *disk = pick_disk(run, false);
-    if (disk == NULL || !making_has_room(disk) || run->model.snap_count >= SNAPS_MAX)
+    if (disk == NULL || !making_has_room(disk) ||
+        model_snap_count(&run->model) >= SNAPS_MAX)
         return;
     struct op *op = op_begin(run, "snapshot");
     op->md = disk;
-    disk->shared++;
+    disk_use(disk);
     draw_name(run, 's', name);
     op->snap = marker_begin(run, op, disk, name);
     op_start_task(op, snapshot_main);
 }
 
-/* The disks that the clone makes, or is to make. */
-static void clones_done(struct op *op, uint64_t group)
+/* The disks that the clone was to make are there, or (refused) are not. */
+static void clones_done(struct op *op, uint64_t group, bool are_there)
 {
-    struct model_disk *disk;
-    TAILQ_FOREACH (disk, &op->run->model.disks, link) {
-        if (disk->group == group)
+    struct model *model = &op->run->model;
+    struct model_disk *disk, *next;
+    TAILQ_FOREACH_SAFE (disk, &model->disks, link, next) {
+        if (disk->group != group)
+            continue;
+        disk->group = 0;
+        if (are_there)
             learn_id(op->run, disk);
+        else
+            model_disk_remove(model, disk);
     }
 }
 
@@ -213,17 +237,21 @@ static async void clone_main(struct op *op)
 {
     struct run *run = op->run;
     struct error err = {0};
-    bool of_head = op->snap->name[0] == '\0';
+    bool of_head = op->snap_name[0] == '\0';
     uint64_t group = op->size_bytes;
-    int rc = disk_clone(run->host, op->md->name, of_head ? NULL : op->snap->name,
+    int rc = disk_clone(run->host, op->md->name, of_head ? NULL : op->snap_name,
                         op->names[0], op->count, &err);
-    op_check_result(op, rc, err.text);
+    bool refused = op_found_nothing(op, rc);
+    if (!refused)
+        op_check_result(op, rc, err.text);
     if (of_head)
         making_end(op->md, op->snap, rc);
     if (rc == 0 && of_head)
         marker_done(op, op->snap);
-    if (rc == 0)
-        clones_done(op, group);
+    if (refused && of_head) /* it may be there, and is of no use */
+        model_snap_remove(&run->model, op->snap);
+    if (rc == 0 || refused)
+        clones_done(op, group, rc == 0);
     op->md->shared--;
     op_end(op, rc);
 }
@@ -250,14 +278,15 @@ void admin_clone_begin(struct run *run)
     uint32_t count = (uint32_t)run_between(run, 1, run_chance(run, 30) ? 4 : 1);
     if (disk == NULL || run->model.disk_count + count > run->disks_max)
         return;
-    if (snap == NULL && (disk->making[0] != NULL || run->model.snap_count >= SNAPS_MAX))
+    if (snap == NULL &&
+        (disk->making[0] != NULL || model_snap_count(&run->model) >= SNAPS_MAX))
         return;
     struct op *op = op_begin(run, "clone");
     op->md = disk;
     op->count = count;
-    disk->shared++;
+    disk_use(disk);
     draw_name(run, 'c', op->names[0]);
-    op->snap = snap != NULL ? snap : marker_begin(run, op, disk, "");
+    op_snap(op, snap != NULL ? snap : marker_begin(run, op, disk, ""));
     add_clones(run, op);
     op_start_task(op, clone_main);
 }
@@ -282,7 +311,7 @@ static async void rename_main(struct op *op)
 void admin_rename_begin(struct run *run)
 {
     struct model_disk *disk = pick_disk(run, true);
-    if (disk == NULL)
+    if (disk == NULL || disk->removing_snaps > 0)
         return;
     struct op *op = op_begin(run, "rename");
     op->md = disk;
@@ -291,10 +320,11 @@ void admin_rename_begin(struct run *run)
     op_start_task(op, rename_main);
 }
 
-/* Refused because of clients (who may have left before it came to that). */
-static bool refused_busy(struct op *op, int result)
+/* Refused because of clients (who may have left before it came to that), or because the
+ * snapshot is gone. */
+static bool was_refused(struct op *op, int result)
 {
-    if (!op->may_be_refused || result != -PLX_EBUSY)
+    if (!(op->may_be_refused && result == -PLX_EBUSY) && !op_found_nothing(op, result))
         return false;
     op->md->exclusive = false;
     op->md->maybe_line = NULL;
@@ -311,7 +341,7 @@ static async void resize_main(struct op *op)
     int rc = disk_resize(run->host, disk->name, op->size_bytes, &err);
     if (op->is_change)
         change_done(&run->model, disk, &op->change, rc);
-    if (refused_busy(op, rc))
+    if (was_refused(op, rc))
         return;
     op_check_result(op, rc, err.text);
     if (rc == 0) {
@@ -351,8 +381,8 @@ static async void rollback_main(struct op *op)
     struct run *run = op->run;
     struct model_disk *disk = op->md;
     struct error err = {0};
-    int rc = snapshot_rollback(run->host, disk->name, op->snap->name, &err);
-    if (refused_busy(op, rc))
+    int rc = snapshot_rollback(run->host, disk->name, op->snap_name, &err);
+    if (was_refused(op, rc))
         return;
     op_check_result(op, rc, err.text);
     if (rc == 0) {
@@ -376,7 +406,7 @@ void admin_rollback_begin(struct run *run)
         return;
     struct op *op = op_begin(run, "rollback");
     op->md = disk;
-    op->snap = snap;
+    op_snap(op, snap);
     disk->exclusive = true;
     op->may_be_refused = disk->clients > 0;
     disk->maybe_line = line_create(snap);

@@ -95,6 +95,9 @@ void client_enter(struct run *run, struct disk *disk, struct model_disk *md,
     *client = (struct client){.disk = disk, .md = md, .snap = snap};
     if (snap == NULL)
         md->clients++;
+    else
+        md->snap_clients++;
+    md->uses++;
     TAILQ_INSERT_TAIL(&run->load.clients, client, link);
     run->load.client_count++;
 }
@@ -105,6 +108,8 @@ void client_leave(struct run *run, struct client *client)
     assert(client->inflight == 0);
     if (client->snap == NULL)
         md->clients--;
+    else
+        md->snap_clients--;
     disk_close(client->disk);
     TAILQ_REMOVE(&run->load.clients, client, link);
     run->load.client_count--;

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Where the space is: everything was closed, all that could be reclaimed was, and now the
+ * host must hold what the model can justify, and no more than SLACK blocks for each disk
+ * and version on top. That everything which must be there is there, reading has shown.
+ */
+#include "tests/simulation/workload.h"
+
+#define POLL_NS          (100 * NS_PER_MS)
+#define QUIET_LIMIT_NS   (3600 * NS_PER_S)
+#define SLACK_OF_DISK    8U /* a dead list that is not forgotten yet, and its like */
+#define SLACK_OF_VERSION 1U
+
+/* --- host_check --- */
+
+static void on_finding(void *arg, const char *line)
+{
+    struct run *run = arg;
+    bool is_full = run->profile.fills && strstr(line, err_text(-PLX_EFULL)) != NULL;
+    if (!faults_allow(run, -EIO) && !is_full)
+        run_fail(run, "check: %s", line);
+}
+
+async void verify_check(struct run *run)
+{
+    struct check_callbacks callbacks = {.finding = on_finding, .arg = run};
+    struct check_report report;
+    struct error err = {0};
+    int rc = host_check(run->host, 0, &callbacks, &report, &err);
+    if (!faults_allow(run, rc))
+        run_fail(run, "check: %s", err.text);
+    if (rc == 0 && (report.lost_blocks > 0 || report.dead_reachable > 0) &&
+        !faults_allow(run, -EIO))
+        run_fail(run, "check: %llu blocks are lost, %llu are reachable and dead",
+                 (unsigned long long)report.lost_blocks,
+                 (unsigned long long)report.dead_reachable);
+}
+
+/* --- accounting --- */
+
+static bool is_quiet(const struct host_status *status)
+{
+    return status->open_disk_count == 0 && status->reclaim_pending == 0 &&
+           !status->reclaim_running && !status->compacting;
+}
+
+/* Waits until disks are closed and nothing is left to reclaim. */
+static async void wait_quiet(struct run *run, struct host_status *ret)
+{
+    uint64_t start_ns = sim_world_now_ns(run->world);
+    host_status(run->host, ret);
+    while (!is_quiet(ret)) {
+        if (sim_world_now_ns(run->world) - start_ns > QUIET_LIMIT_NS)
+            run_fail(run,
+                     "after an hour %llu disks are open, %llu things wait to be "
+                     "reclaimed%s%s",
+                     (unsigned long long)ret->open_disk_count,
+                     (unsigned long long)ret->reclaim_pending,
+                     ret->reclaim_running ? ", which is under way" : "",
+                     ret->compacting ? ", and it compacts" : "");
+        task_sleep_ns(POLL_NS);
+        host_status(run->host, ret);
+    }
+}
+
+async void verify_space(struct run *run)
+{
+    struct host_status status;
+    struct model_space space;
+    if (run->profile.media_rot)
+        return; /* what cannot be read cannot be walked */
+    wait_quiet(run, &status);
+    verify_trash(run);
+    model_space(&run->model, &space);
+    uint64_t live = status.live_bytes / BLOCK_SIZE;
+    uint64_t most = space.data_blocks + space.node_blocks +
+                    run->model.disk_count * SLACK_OF_DISK +
+                    space.versions * SLACK_OF_VERSION;
+    run_note(run,
+             "space: %llu blocks live; %llu data and up to %llu nodes of %llu versions; "
+             "%llu KiB used, %llu KiB dead",
+             (unsigned long long)live, (unsigned long long)space.data_blocks,
+             (unsigned long long)space.node_blocks, (unsigned long long)space.versions,
+             (unsigned long long)(status.used_bytes / KIB),
+             (unsigned long long)(status.dead_bytes / KIB));
+    if (live > most)
+        run_fail(
+            run,
+            "%llu blocks are live, %llu at most are justified: %llu of data and %llu "
+            "of maps of %llu versions, and some for %u disks",
+            (unsigned long long)live, (unsigned long long)most,
+            (unsigned long long)space.data_blocks, (unsigned long long)space.node_blocks,
+            (unsigned long long)space.versions, run->model.disk_count);
+    if (live < space.least_blocks && !run->profile.may_lose)
+        run_fail(run, "%llu blocks are live, and %llu hold data",
+                 (unsigned long long)live, (unsigned long long)space.least_blocks);
+}
+
+/* Everything is scrubbed, and nothing is found. */
+async void verify_scrub(struct run *run)
+{
+    struct scrub_status status;
+    struct error err = {0};
+    uint64_t start_ns = sim_world_now_ns(run->world);
+    int rc = scrub_start(run->host, 100 * GIB, &err);
+    if (!faults_allow(run, rc))
+        run_fail(run, "scrub: %s", err.text);
+    scrub_status(run->host, &status);
+    while (rc == 0 && status.running) {
+        if (sim_world_now_ns(run->world) - start_ns > QUIET_LIMIT_NS)
+            run_fail(run, "a scrub does not end in an hour");
+        task_sleep_ns(POLL_NS);
+        scrub_status(run->host, &status);
+    }
+    scrub_check(run);
+}
