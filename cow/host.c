@@ -308,11 +308,17 @@ void host_update_reserve(struct host *host)
     host->reserve_disks = host->disk_count;
 }
 
+/* What is dead but stored counts: compaction gives it back when it is wanted. */
+static uint64_t room_bytes(const struct host_status *status)
+{
+    return min_u64(status->free_bytes + status->dead_bytes, status->capacity_bytes);
+}
+
 static void describe_health(const struct host_status *status, char *ret, size_t cap)
 {
     if (status->failed)
         snprintf(ret, cap, "failed: the store is out of service, see the log");
-    else if (status->free_bytes < status->capacity_bytes / 20)
+    else if (room_bytes(status) < status->capacity_bytes / 20)
         snprintf(ret, cap, "nearly full");
     else
         snprintf(ret, cap, "ok");
@@ -322,7 +328,7 @@ static void describe_health(const struct host_status *status, char *ret, size_t 
 static void describe_warning(const struct host_status *status, char *ret, size_t cap)
 {
     uint64_t percent = status->capacity_bytes
-                           ? status->free_bytes * 100 / status->capacity_bytes
+                           ? room_bytes(status) * 100 / status->capacity_bytes
                            : 0;
     uint64_t over = status->capacity_bytes
                         ? status->committed_bytes * 10 / status->capacity_bytes
