@@ -64,7 +64,8 @@ static json_t *request_old(const struct cli *cli, struct error *err)
             err_set(err, -EINVAL, "--keep-last %s: a number", cli->keep_last);
         else
             json_object_set_new(request, "keep_last", json_integer((json_int_t)keep));
-    } else if (moment_parse(cli->older_than, (uint64_t)time(NULL), &before_s, err) == 0) {
+    } else if (moment_parse(cli->older_than, (uint64_t)time(NULL) + 1, &before_s, err) ==
+               0) { /* the second that has begun is over: 0 means all */
         json_object_set_new(request, "before_s", json_integer((json_int_t)before_s));
     }
     return request;

@@ -77,7 +77,8 @@ parallax check
 parallax disk rm copy
 parallax trash empty
 wait_for 60 live_is_below $((full - (39 << 20)))
-[ "$(parallax snapshot rm d --older-than 0)" = "removed 4" ] || fail "--older-than 0"
+removed=$(parallax snapshot rm d --older-than 0)
+[ "$removed" = "removed 4" ] || fail "--older-than 0: $removed"
 [ "$(snapshots)" = "" ] || fail "some are left: $(snapshots)"
 wait_for 60 live_is_below $((16 << 20))
 has d 9
