@@ -45,8 +45,8 @@ static struct mark_map **slot_of(const struct marks *marks, struct address exten
 
 static int grow(struct marks *marks)
 {
-    struct marks bigger = {.count = marks->count,
-                           .cap = marks->cap ? marks->cap * 2 : 64};
+    uint32_t cap = marks->cap ? marks->cap * 2 : 64;
+    struct marks bigger = {.count = marks->count, .cap = cap};
 
     bigger.slots = calloc(bigger.cap, sizeof(struct mark_map *));
     if (!bigger.slots)
@@ -338,14 +338,6 @@ static async int read_all(struct check *check)
 
 /* --- what every part of it needs first --- */
 
-static bool is_leaving(const struct check *check, uint64_t id)
-{
-    const struct cluster_disk *disk =
-        cluster_disk_by_id(cluster_state(check->host->cluster), id);
-
-    return !disk || (disk->flags & DISK_TRASHED);
-}
-
 static async int checkpoint_open(struct check *check, uint64_t id)
 {
     bool was_open = disk_find(check->host, id, 0) != NULL;
@@ -357,8 +349,6 @@ static async int checkpoint_open(struct check *check, uint64_t id)
         rc = disk_checkpoint(disk, &err);
         disk_release(disk);
     }
-    if (rc < 0 && is_leaving(check, id)) /* to the trash, meanwhile */
-        return rc == -ENOMEM || rc == -ESHUTDOWN ? rc : 0;
     if (rc < 0) {
         check->is_incomplete = true;
         check_finding(check, "%s: %s", check->name, err.text);
@@ -377,7 +367,7 @@ async int check_settle(struct check *check)
     for (size_t i = 0; rc == 0 && i < check->disk_count; i++) {
         uint64_t id = check->disks[i];
         const struct cluster_disk *disk = cluster_disk_by_id(state, id);
-        if (is_leaving(check, id))
+        if (!disk || (disk->flags & DISK_TRASHED))
             continue;
         snprintf(check->name, sizeof check->name, "disk %s", disk->name);
         if (disk_find(check->host, id, 0) || disk->owner ||
@@ -387,6 +377,14 @@ async int check_settle(struct check *check)
     return rc;
 }
 
+static int compare_ids(const void *a, const void *b)
+{
+    uint64_t left = *(const uint64_t *)a, right = *(const uint64_t *)b;
+
+    return left < right ? -1 : left > right;
+}
+
+/* By age: what several share is reported as that of the first who had it. */
 static int collect_disks(struct check *check)
 {
     const struct cluster_state *state = cluster_state(check->host->cluster);
@@ -397,6 +395,8 @@ static int collect_disks(struct check *check)
         return -ENOMEM;
     while ((disk = cluster_disk_next(state, disk)))
         check->disks[check->disk_count++] = disk->id;
+    if (check->disk_count > 0)
+        qsort(check->disks, check->disk_count, sizeof *check->disks, compare_ids);
     return 0;
 }
 

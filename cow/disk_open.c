@@ -301,7 +301,7 @@ static async int start_snapshot(struct disk *disk, struct error *err)
     if (rc < 0)
         return rc;
     version = cluster_version_by_id(cluster_state(host->cluster), disk->version);
-    if (!version || version->pending)
+    if (!version || version->pending || version->collapsing)
         return err_set(err, -PLX_EMISSING, "snapshot is gone");
     disk->root = version->root;
     disk->size_bytes = version->size_bytes;

@@ -385,7 +385,7 @@ void host_status(struct host *host, struct host_status *ret_status)
         .retained_used_bytes = host->retained.used_bytes,
         .failed = usage.failed,
         .reclaim_pending = reclaim_pending(host),
-        .reclaim_running = host->reclaim->job != 0,
+        .reclaim_running = reclaim_is_busy(host),
         .reclaim_freed_bytes = host->reclaim->freed_blocks * BLOCK_SIZE,
     };
     count_disks(host, ret_status);

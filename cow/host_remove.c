@@ -134,9 +134,10 @@ async int disk_remove(struct host *host, const char *name, unsigned flags,
         rc = trash(host, id, flags, err);
     if (rc < 0)
         return rc;
-    reclaim_wake(host); /* its time may be over at once */
-    if (trash_keep(host) > 0)
+    if (trash_keep(host) > 0) {
+        reclaim_wake(host); /* which notes when its time is over */
         return 0;
+    }
     struct cluster_command command = {.op = CLUSTER_DISK_REMOVE, .disk = id};
     struct cluster_result result;
     rc = cluster_submit(host->cluster, &command, &result);

@@ -25,8 +25,7 @@ enum pin_kind { PIN_VERSION, PIN_HEAD, PIN_BRANCHES, PIN_CLOSED };
 struct pin {
     enum pin_kind kind;
     uint64_t id;     /* of the version or disk; 0: none */
-    uint64_t
-        parent; /* PIN_HEAD: what its root grew from when it was pinned; 0: unknown */
+    uint64_t parent; /* PIN_HEAD: what its root grew from when it was pinned; 0: none */
     LIST_ENTRY(pin) link;
 };
 

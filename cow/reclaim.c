@@ -19,23 +19,16 @@
 
 #define RETRY_NS     NS_PER_S
 #define RETRY_MAX_NS (60 * NS_PER_S)
-#define FAILED_NS    (100 * NS_PER_MS)
+#define FAILED_NS    (100 * NS_PER_MS) /* whoever wakes it */
 #define LOOK_NS      (5 * NS_PER_S)    /* while something is held back */
 #define REST_MAX_NS  (3600 * NS_PER_S) /* the wall clock may be set */
 #define AVOID_MAX    16U
 
-enum job_kind { JOB_NONE, JOB_VERSION, JOB_SETTLE, JOB_DISK, JOB_RECORD };
-
-struct job {
-    enum job_kind kind;
-    uint64_t id;
-};
-
-/* One look at the state and all that it finds to do. */
+/* Looking at the state until there is nothing to do. */
 struct look {
     struct reclaim *reclaim;
     struct host *host;
-    struct job avoided[AVOID_MAX]; /* that failed */
+    struct reclaim_job avoided[AVOID_MAX]; /* that failed */
     uint32_t avoided_count;
     bool has_failed;
     uint64_t next_expiry_ns; /* from now; UINT64_MAX: none */
@@ -66,8 +59,20 @@ static const struct cluster_state *state_of(const struct host *host)
     return cluster_state(host->cluster);
 }
 
-static bool is_avoided(const struct look *look, enum job_kind kind, uint64_t id)
+static bool is_at_work(const struct look *look, enum reclaim_kind kind, uint64_t id)
 {
+    const struct reclaim_slot *slots = look->reclaim->slots;
+
+    for (uint32_t i = 0; i < RECLAIM_AT_ONCE; i++)
+        if (slots[i].job.kind == kind && (slots[i].job.id == id || id == 0))
+            return true;
+    return false;
+}
+
+static bool is_avoided(const struct look *look, enum reclaim_kind kind, uint64_t id)
+{
+    if (is_at_work(look, kind, id))
+        return true;
     for (uint32_t i = 0; i < look->avoided_count; i++)
         if (look->avoided[i].kind == kind && look->avoided[i].id == id)
             return true;
@@ -120,34 +125,46 @@ static bool is_child_held(const struct host *host, const struct cluster_version 
     return head && pin_is_taken(&host->pins, PIN_BRANCHES, head->id);
 }
 
-/* What must be written to a map first: the version itself, or its child. */
-static uint64_t to_settle(const struct cluster_version *version)
+/* Neighbours do not go together; what is at work may not have begun yet. */
+static bool neighbour_at_work(const struct look *look,
+                              const struct cluster_version *version)
 {
     const struct cluster_version *child = cluster_child_next(version, NULL);
 
-    if (version->pending)
-        return version->id;
-    return child && child->pending ? child->id : 0;
+    return (version->parent && is_at_work(look, RECLAIM_VERSION, version->parent)) ||
+           (child && is_at_work(look, RECLAIM_VERSION, child->id));
 }
 
-static struct job next_spare(const struct look *look, bool begun)
+/* Writes the map of a version, one at a time. Not of a disk whose lists pile up: its
+ * checkpoint would wait until they are trimmed. */
+static bool may_settle(const struct look *look, const struct cluster_version *version)
+{
+    const struct cluster_disk *disk =
+        cluster_disk_by_id(state_of(look->host), version->disk);
+
+    return version->pending && disk->list_count < LISTS_MAX / 2 &&
+           !is_at_work(look, RECLAIM_SETTLE, 0) &&
+           !is_avoided(look, RECLAIM_SETTLE, version->id);
+}
+
+static struct reclaim_job next_spare(const struct look *look, bool begun)
 {
     const struct cluster_state *state = state_of(look->host);
     const struct cluster_version *version = NULL;
 
     while ((version = cluster_spare_next(state, version))) {
-        if (version->collapsing != begun || is_avoided(look, JOB_VERSION, version->id))
-            continue;
-        if (is_held(look->host, version))
+        if (version->collapsing != begun || is_held(look->host, version) ||
+            is_avoided(look, RECLAIM_VERSION, version->id))
             continue;
         if (begun || (cluster_version_removable(state, version) &&
-                      !is_child_held(look->host, version)))
-            return (struct job){JOB_VERSION, version->id};
-        uint64_t pending = to_settle(version);
-        if (pending && !is_avoided(look, JOB_SETTLE, pending))
-            return (struct job){JOB_SETTLE, pending};
+                      !is_child_held(look->host, version) &&
+                      !neighbour_at_work(look, version)))
+            return (struct reclaim_job){RECLAIM_VERSION, version->id};
+        const struct cluster_version *child = cluster_child_next(version, NULL);
+        if (child && may_settle(look, child))
+            return (struct reclaim_job){RECLAIM_SETTLE, child->id};
     }
-    return (struct job){JOB_NONE, 0};
+    return (struct reclaim_job){RECLAIM_NOTHING, 0};
 }
 
 /* Somebody reads its head, or one of its versions. */
@@ -160,6 +177,7 @@ static bool is_disk_held(struct host *host, uint64_t disk)
     RB_FOREACH (open, disk_tree, &host->disks)
         if (open->id == disk)
             return true;
+
     LIST_FOREACH (pin, &host->pins.taken, link) {
         if (pin->kind != PIN_VERSION && pin->id == disk)
             return true;
@@ -178,7 +196,7 @@ static bool has_extents(struct host *host, uint64_t disk)
     return store_list_extents(host->store, disk, &infos, &count) < 0 || count > 0;
 }
 
-static struct job next_disk(const struct look *look)
+static struct reclaim_job next_disk(const struct look *look)
 {
     const struct cluster_state *state = state_of(look->host);
     const struct cluster_disk *disk = NULL;
@@ -187,19 +205,20 @@ static struct job next_disk(const struct look *look)
         if (!(disk->flags & DISK_REMOVED))
             continue;
         if (cluster_disk_purgeable(state, disk) &&
-            !is_avoided(look, JOB_DISK, disk->id) &&
+            !is_avoided(look, RECLAIM_DISK, disk->id) &&
             !is_disk_held(look->host, disk->id))
-            return (struct job){JOB_DISK, disk->id};
+            return (struct reclaim_job){RECLAIM_DISK, disk->id};
         if ((disk->flags & DISK_HEADLESS) && disk->version_count == 0 &&
-            !is_avoided(look, JOB_RECORD, disk->id) && !has_extents(look->host, disk->id))
-            return (struct job){JOB_RECORD, disk->id};
+            !is_avoided(look, RECLAIM_RECORD, disk->id) &&
+            !has_extents(look->host, disk->id))
+            return (struct reclaim_job){RECLAIM_RECORD, disk->id};
     }
-    return (struct job){JOB_NONE, 0};
+    return (struct reclaim_job){RECLAIM_NOTHING, 0};
 }
 
 /* A version that lost its name before its map was written: nothing else would ask for
  * that checkpoint soon. */
-static struct job next_pending(const struct look *look)
+static struct reclaim_job next_pending(const struct look *look)
 {
     const struct cluster_state *state = state_of(look->host);
     const struct cluster_disk *disk = NULL;
@@ -208,21 +227,20 @@ static struct job next_pending(const struct look *look)
     while ((disk = cluster_disk_next(state, disk)))
         TAILQ_FOREACH (version, &disk->pending, pending_link)
             if (!version->name[0] && version->child_count <= 1 &&
-                !is_held(look->host, version) &&
-                !is_avoided(look, JOB_SETTLE, version->id))
-                return (struct job){JOB_SETTLE, version->id};
-    return (struct job){JOB_NONE, 0};
+                !is_held(look->host, version) && may_settle(look, version))
+                return (struct reclaim_job){RECLAIM_SETTLE, version->id};
+    return (struct reclaim_job){RECLAIM_NOTHING, 0};
 }
 
-static struct job next_job(const struct look *look)
+static struct reclaim_job next_job(const struct look *look)
 {
-    struct job job = next_spare(look, true);
+    struct reclaim_job job = next_spare(look, true);
 
-    if (job.kind == JOB_NONE)
+    if (job.kind == RECLAIM_NOTHING)
         job = next_disk(look);
-    if (job.kind == JOB_NONE)
+    if (job.kind == RECLAIM_NOTHING)
         job = next_spare(look, false);
-    if (job.kind == JOB_NONE)
+    if (job.kind == RECLAIM_NOTHING)
         job = next_pending(look);
     return job;
 }
@@ -325,20 +343,20 @@ static async int purge(struct host *host, uint64_t id, struct error *err)
     return rc < 0 ? err_set(err, rc, "%s", err_text(rc)) : 0;
 }
 
-static async int run(struct host *host, struct job job, struct error *err)
+static async int run(struct host *host, struct reclaim_job job, struct error *err)
 {
     struct cluster_command command = {.op = CLUSTER_DISK_PURGED, .disk = job.id};
 
     switch (job.kind) {
-    case JOB_VERSION:
+    case RECLAIM_VERSION:
         return collapse(host, job.id, err);
-    case JOB_SETTLE:
+    case RECLAIM_SETTLE:
         return version_settle(host, job.id, err);
-    case JOB_DISK:
+    case RECLAIM_DISK:
         return purge(host, job.id, err);
-    case JOB_RECORD:
+    case RECLAIM_RECORD:
         return submit(host, &command, err);
-    case JOB_NONE:
+    case RECLAIM_NOTHING:
         break;
     }
     return 0;
@@ -351,19 +369,26 @@ static bool is_race(int code)
            code == -EAGAIN;
 }
 
-static void avoid(struct look *look, struct job job, int code, const struct error *err)
+static bool is_gone(const struct host *host, struct reclaim_job job)
 {
-    static const char *const words[] = {
-        [JOB_VERSION] = "version", [JOB_SETTLE] = "version", [JOB_DISK] = "disk",
-        [JOB_RECORD] = "disk", [JOB_NONE] = "",
-    };
+    return job.kind == RECLAIM_VERSION || job.kind == RECLAIM_SETTLE
+               ? !cluster_version_by_id(state_of(host), job.id)
+               : !cluster_disk_by_id(state_of(host), job.id);
+}
 
-    look->reclaim->is_out = code == -PLX_EFAILED;
-    if (!is_race(code))
+static void avoid(struct look *look, const struct reclaim_slot *slot)
+{
+    struct reclaim_job job = slot->job;
+    bool is_version = job.kind == RECLAIM_VERSION || job.kind == RECLAIM_SETTLE;
+
+    look->reclaim->is_out |= slot->result == -PLX_EFAILED;
+    if (!is_race(slot->result) && !is_gone(look->host, job))
         log_warning(look->host->loop, "reclaim of %s %llu: %s, trying again later",
-                    words[job.kind], (unsigned long long)job.id, err->text);
+                    is_version ? "version" : "disk", (unsigned long long)job.id,
+                    slot->err.text);
     look->has_failed = true;
-    look->avoided[look->avoided_count++] = job;
+    if (look->avoided_count < AVOID_MAX)
+        look->avoided[look->avoided_count++] = job;
 }
 
 /* --- trash --- */
@@ -374,10 +399,9 @@ static async void remove_for_good(struct look *look, uint64_t id)
     struct error err = {0};
     int rc = submit(look->host, &command, &err);
 
-    if (rc < 0 && !is_race(rc)) {
-        log_warning(look->host->loop, "trash: %s", err.text);
+    /* Refused: somebody else did it. */
+    if (rc == -PLX_EFAILED)
         look->has_failed = true;
-    }
 }
 
 /* The oldest restorable disk; its time is over in *ret_left_ns, 0: it is. */
@@ -423,30 +447,79 @@ static async void expire_trash(struct look *look)
 
 /* --- the task --- */
 
-static async void look_once(struct look *look)
+static async void slot_main(struct task_call *call)
+{
+    struct reclaim_slot *slot = container_of(call, struct reclaim_slot, task);
+    struct reclaim *r = slot->reclaim;
+    struct loop *loop = r->host->loop;
+
+    trace(loop, "reclaim", (uint64_t)slot->job.kind, slot->job.id, 0);
+    slot->result = run(r->host, slot->job, &slot->err);
+    trace(loop, "reclaim done", (uint64_t)slot->job.kind, slot->job.id,
+          (uint64_t)-slot->result);
+    slot->is_done = true;
+    r->active--;
+    waitlist_wake_all(&r->changed);
+}
+
+static void slot_start(struct reclaim *r, struct reclaim_slot *slot,
+                       struct reclaim_job job)
+{
+    *slot = (struct reclaim_slot){
+        .reclaim = r,
+        .job = job,
+        .task = {.main = slot_main, .name = "reclaim job", .system = true},
+    };
+    r->active++;
+    task_start(r->host->loop, &slot->task);
+}
+
+/* Takes in what is done. A free slot, or NULL; *ret_busy: how many are not. */
+static struct reclaim_slot *slots_look(struct look *look, uint32_t *ret_busy)
+{
+    struct reclaim_slot *found = NULL;
+
+    *ret_busy = 0;
+    for (uint32_t i = 0; i < RECLAIM_AT_ONCE; i++) {
+        struct reclaim_slot *slot = &look->reclaim->slots[i];
+        if (slot->is_done) {
+            if (slot->result < 0)
+                avoid(look, slot);
+            *slot = (struct reclaim_slot){.reclaim = look->reclaim};
+        }
+        if (slot->job.kind == RECLAIM_NOTHING)
+            found = slot;
+        else
+            ++*ret_busy;
+    }
+    return found;
+}
+
+static async void look_around(struct look *look)
 {
     struct reclaim *r = look->reclaim;
 
     if (!r->is_out)
         expire_trash(look);
-    while (look->avoided_count < AVOID_MAX && !r->is_out &&
-           reclaim_pause(look->host) == 0) {
-        struct error err = {0};
-        struct job job = next_job(look);
-        if (job.kind == JOB_NONE)
+    for (;;) {
+        uint32_t busy;
+        struct reclaim_slot *slot = slots_look(look, &busy);
+        struct reclaim_job job = {RECLAIM_NOTHING, 0};
+        bool may_start = slot && r->holds == 0 && !r->is_stopping && !r->is_out &&
+                         look->avoided_count < AVOID_MAX;
+        if (may_start)
+            job = next_job(look);
+        if (job.kind != RECLAIM_NOTHING)
+            slot_start(r, slot, job);
+        else if (busy == 0)
             break;
-        r->job = job.id;
-        trace(look->host->loop, "reclaim", (uint64_t)job.kind, job.id, 0);
-        int rc = run(look->host, job, &err);
-        trace(look->host->loop, "reclaim done", (uint64_t)job.kind, job.id,
-              (uint64_t)-rc);
-        r->job = 0;
-        if (rc < 0)
-            avoid(look, job, rc, &err);
-        if (r->empty_trash)
+        else
+            waitlist_wait(&r->changed);
+        if (r->empty_trash && !r->is_out)
             expire_trash(look);
     }
-    host_tidy_soon(look->host); /* lists that waited for a collapse */
+    if (!r->is_stopping)
+        host_tidy_soon(look->host); /* lists that waited for a collapse */
 }
 
 static uint64_t rest_ns(const struct look *look)
@@ -475,19 +548,16 @@ static async void reclaim_main(struct task_call *call)
 
     while (!r->is_stopping) {
         struct look look = {.reclaim = r, .host = r->host};
-        r->woken = false;
-        r->turn_ns = loop_wall_ns(r->host->loop);
-        look_once(&look);
-        r->at_rest = true;
-        waitlist_wake_all(&r->changed);
+        r->woken = r->is_resting = false;
+        look_around(&look);
+        r->is_resting = true;
         r->timer.fire = timer_fired;
         timer_start(r->host->loop, &r->timer, rest_ns(&look));
-        if (look.has_failed) /* whoever wakes it */
+        if (look.has_failed)
             task_sleep_ns(FAILED_NS);
         while (!r->woken && !r->is_stopping)
             waitlist_wait(&r->changed);
         timer_stop(r->host->loop, &r->timer);
-        r->at_rest = false;
     }
     r->is_running = false;
     waitlist_wake_all(&r->changed);
@@ -527,7 +597,7 @@ async void reclaim_hold(struct host *host)
     struct reclaim *r = host->reclaim;
 
     r->holds++;
-    while (r->is_running && !r->at_rest)
+    while (r->active > 0)
         waitlist_wait(&r->changed);
 }
 
@@ -563,7 +633,10 @@ bool reclaim_space_coming(struct host *host)
         reclaim_wake(host);
         return true;
     }
-    if (r->at_rest && r->woken)
-        return true;
-    return !r->at_rest;
+    return r->woken || !r->is_resting;
+}
+
+bool reclaim_is_busy(const struct host *host)
+{
+    return host->reclaim->active > 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reclaim: versions without a name and disks removed for good go away, one at a time, in
- * a task of the host. doc/reclaim.md says why that may be interrupted anywhere.
+ * Reclaim: versions without a name and disks removed for good go away, a few at a time,
+ * in tasks of the host. doc/reclaim.md says why that may be interrupted anywhere.
  *
  * What can go is found in the cluster state, so nothing has to be remembered: whoever
  * takes a name away, or releases what held something back, only wakes the task.
@@ -11,20 +11,46 @@
 
 #include "cow/disk_internal.h"
 
+enum reclaim_kind {
+    RECLAIM_NOTHING,
+    RECLAIM_VERSION, /* collapses it */
+    RECLAIM_SETTLE,  /* writes its map first */
+    RECLAIM_DISK,    /* a removed disk, or its head */
+    RECLAIM_RECORD,  /* what is left of a disk when nothing of it is left */
+};
+
+struct reclaim_job {
+    enum reclaim_kind kind;
+    uint64_t id; /* of the version or disk */
+};
+
+/* A job at work, or just done. */
+struct reclaim_slot {
+    struct reclaim *reclaim;
+    struct task_call task;
+    struct reclaim_job job; /* RECLAIM_NOTHING: the slot is free */
+    bool is_done;
+    int result;
+    struct error err;
+};
+/* Most of a small one is waiting for commits, which those that wait share. */
+#define RECLAIM_AT_ONCE 4U
+
 struct reclaim {
     struct host *host;
     struct task_call task;
+    struct reclaim_slot slots[RECLAIM_AT_ONCE];
     bool is_running, is_stopping;
     bool woken;              /* since the last look at the state */
-    bool at_rest;            /* idle, or held: nothing is freed meanwhile */
-    bool is_out;      /* store or cluster are out of service until the next start */
-    bool empty_trash; /* the store is full: the oldest of it goes */
+    bool is_resting;         /* the last look found nothing to do */
+    bool is_out;             /* store or cluster are out of service */
+    bool empty_trash;        /* the store is full: the oldest of it goes */
+    uint32_t active;         /* jobs at work that do not pause */
     uint32_t holds;
-    struct waitlist changed; /* woken, at_rest, holds, is_running */
+    struct waitlist changed; /* any of these */
     struct timer timer;
-    uint32_t failures;       /* in a row; the more, the later the next look */
-    uint64_t turn_ns;        /* when the task last let guests go first */
-    uint64_t job;            /* id of the version or disk at work; 0: none */
+    uint32_t failures;       /* looks in a row; the more, the later the next */
+    uint64_t turn_ns;        /* when work began again after guests went first */
     uint64_t freed_blocks;
 };
 
@@ -49,6 +75,7 @@ bool reclaim_space_coming(struct host *host);
 
 /* Versions and disks that are on their way out. */
 uint64_t reclaim_pending(const struct host *host);
+bool reclaim_is_busy(const struct host *host);
 
 /* --- reclaim_walk.c --- */
 /* For long work: lets guests go first, and stays while reclaim is held. -PLX_ECANCELLED:

@@ -23,6 +23,9 @@
 #include "cow/tree_walk.h"
 #include "cow/trim.h"
 
+/* 1.5 MiB. Changes at random lie in every extent, and each round writes the record of
+ * each extent that it touches. */
+#define ROUND_ITEMS  65536U
 #define TURN_NS      NS_PER_MS
 #define FAILURES_MAX 5U
 
@@ -44,24 +47,27 @@ static bool guests_are_busy(const struct host *host)
     return false;
 }
 
+/* All jobs together have one turn, and then none works until the next. */
 async int reclaim_pause(struct host *host)
 {
     struct reclaim *r = host->reclaim;
-    uint64_t worked_ns = loop_wall_ns(host->loop) - r->turn_ns;
+    uint64_t now_ns = loop_wall_ns(host->loop);
 
-    if (worked_ns >= TURN_NS) { /* or the clock was set back: just a pause too many */
-        if (guests_are_busy(host))
-            task_sleep_ns(min_u64(worked_ns, 4 * TURN_NS));
-        else
-            task_yield();
-        r->turn_ns = loop_wall_ns(host->loop);
+    if (now_ns >= r->turn_ns && now_ns - r->turn_ns >= TURN_NS) {
+        uint64_t worked_ns = min_u64(now_ns - r->turn_ns, 4 * TURN_NS);
+        r->turn_ns = now_ns + (guests_are_busy(host) ? worked_ns : 0);
     }
-    while (r->holds > 0 && !r->is_stopping) {
-        r->at_rest = true;
+    if (r->turn_ns > now_ns + 4 * TURN_NS) /* the clock was set back */
+        r->turn_ns = now_ns;
+    if (r->turn_ns > now_ns)
+        task_sleep_ns(r->turn_ns - now_ns);
+    if (r->holds > 0) {
+        r->active--;
         waitlist_wake_all(&r->changed);
-        waitlist_wait(&r->changed);
+        while (r->holds > 0 && !r->is_stopping)
+            waitlist_wait(&r->changed);
+        r->active++;
     }
-    r->at_rest = false;
     return r->is_stopping ? -PLX_ECANCELLED : 0;
 }
 
@@ -78,7 +84,7 @@ static async int collect(struct freeing *freeing, struct address address, unsign
 {
     int rc = trim_add(&freeing->set, address, 1, level);
 
-    if (rc == 0 && freeing->set.count >= TRIM_ITEMS_SOON)
+    if (rc == 0 && freeing->set.count >= ROUND_ITEMS)
         rc = free_round(freeing);
     return rc == 0 ? reclaim_pause(freeing->host) : rc;
 }
@@ -175,9 +181,9 @@ static async int hand_over(struct freeing *freeing, struct error *err)
     rc = disk_acquire(freeing->host, id, 0, &disk, err);
     if (rc < 0)
         return rc;
-    mutex_lock(&disk->checkpoint_lock); /* which would forget what comes meanwhile */
+    while (disk->attempt && !disk->down) /* it would forget what comes meanwhile */
+        task_sleep_ns(TURN_NS);
     rc = give(disk, &freeing->carried);
-    mutex_unlock(&disk->checkpoint_lock);
     if (rc < 0)
         err_set(err, rc, "%s", err_text(rc));
     else if (trimmer_lists_left(disk) < LISTS_MAX / 2)

@@ -74,6 +74,8 @@ static bool host_space_coming(struct host *host)
     bool is_coming = store_space_coming(host->store);
     struct disk *disk;
 
+    if (reclaim_space_coming(host))
+        is_coming = true;
     RB_FOREACH (disk, disk_tree, &host->disks)
         if (disk_space_coming(disk))
             is_coming = true;

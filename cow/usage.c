@@ -324,8 +324,8 @@ static async int usage_of_head(struct host *host, const struct held_root *held,
     static const struct map_root none;
     const struct cluster_state *state = cluster_state(host->cluster);
     const struct cluster_disk *disk = cluster_disk_by_id(state, held->disk);
-    const struct cluster_version *parent = disk ? staying(state, disk->head_parent)
-                                                : NULL;
+    const struct cluster_version *parent =
+        disk ? staying(state, disk->head_parent) : NULL;
     struct map_root near = parent ? parent->root : none;
     uint32_t bound = disk ? cluster_disk_bound(state, disk) : 0;
     struct pin pin;

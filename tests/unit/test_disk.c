@@ -252,7 +252,7 @@ static async void body_rotten(struct machine *m)
     struct check_report report;
     run_check(m, &findings, &report);
     CHECK_EQ(findings.count, 1); /* once, though three see it */
-    CHECK(strstr(findings.first, "disk c: offset 315392: ") == findings.first);
+    CHECK(strstr(findings.first, "disk d: offset 315392: ") == findings.first);
     CHECK_EQ(report.disks, 2);
     CHECK_EQ(report.snapshots, 1);
     struct disk *disk = attach(m, "c");

@@ -175,13 +175,13 @@ static async void body_clones(struct machine *m)
     random_named(m, "gold", gold, 10);
     memcpy(now, gold, sizeof *now);
     DO(snapshot_create(m->host, "gold", "v1", &err));
+    random_named(m, "gold", now, 1);
     /* The snapshot is still pending when its clones are opened. */
     CHECK_EQ(state_of(m, "gold")->pending_count, 1);
     DO(disk_clone(m->host, "gold", "v1", "vm", 75, &err));
     CHECK_EQ(cluster_disk_count(cluster_state(m->host->cluster)), 76);
     check_named(m, "vm-75", gold);
     CHECK_EQ(state_of(m, "gold")->pending_count, 0);
-    random_named(m, "gold", now, 5);
     mine = model_copy(gold);
     random_named(m, "vm-3", mine, 10);
     check_named(m, "vm-3", mine);

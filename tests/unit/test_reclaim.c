@@ -10,6 +10,15 @@
 #define SIZE          (2 * MIB)
 #define SNAPSHOTS_MAX 12U
 #define SETTLE_NS     (100 * NS_PER_MS)
+#define CLOSE_NS      (30 * NS_PER_S) /* a disk without clients is closed and tidied */
+
+static uint64_t factor = 1, current;
+
+static void say_seed(void)
+{
+    if (current != 0)
+        fprintf(stderr, "seed %llu\n", (unsigned long long)current);
+}
 
 /* Nothing is on its way out any more, closed disks have trimmed their lists. */
 static async void settle(struct machine *m)
@@ -81,8 +90,8 @@ static async void remove_some(struct machine *m, struct chain *chain, uint32_t c
         if (chain->snapshots[i] == NULL)
             continue;
         snapshot_name(i, name);
+        free(take(chain->snapshots[i])); /* the process may be killed in the call */
         drop_snapshot(m, "d", name);
-        free(take(chain->snapshots[i]));
     }
 }
 
@@ -113,39 +122,42 @@ static async void body_chain(struct machine *m)
 
 /* --- crashes --- */
 
+static async void body_make_chain(struct machine *m)
+{
+    make_chain(m, m->arg);
+}
+
 static async void body_before_crash(struct machine *m)
 {
-    struct chain *chain = m->arg;
-    struct disk *disk;
-    if (chain->now == NULL)
-        make_chain(m, chain);
-    disk = attach(m, "d");
-    remove_some(m, chain, 4);
-    CHECK_EQ(flush(disk), 0);
+    (void)attach(m, "d");
+    remove_some(m, m->arg, 4);
     for (;;) /* until it is killed */
         task_sleep_ns(1 + chance(m, 5 * NS_PER_MS));
 }
 
 static async void body_after_crash(struct machine *m)
 {
-    check_chain(m, m->arg);
+    struct chain *chain = m->arg;
+    check_chain(m, chain);
+    if (chance(m, 2) == 0)
+        random_named(m, "d", chain->now, 5);
     settle(m);
     check_clean(m);
-    check_chain(m, m->arg);
+    check_chain(m, chain);
 }
 
 static void test_crashes(void)
 {
-    for (uint64_t seed = 1; seed <= 12; seed++) {
+    for (uint64_t seed = 1; seed <= 12 * factor; seed++) {
         struct machine *m = machine_create(seed);
+        current = seed;
         struct chain chain = {0};
         m->arg = &chain;
+        machine_run(m, body_make_chain);
         for (uint32_t i = 0; i < 3; i++) {
             machine_start(m, body_before_crash);
             sim_world_run_until(m->world, &m->body.is_over,
-                                i == 0 && chain.now == NULL
-                                    ? 3 * NS_PER_S + chance(m, NS_PER_S)
-                                    : 1 + chance(m, 200 * NS_PER_MS));
+                                1 + chance(m, 300 * NS_PER_MS));
             sim_process_end(m->body.loop,
                             chance(m, 2) == 0 ? SIM_KILL : SIM_POWER_CUT);
             machine_run(m, body_after_crash);
@@ -208,8 +220,8 @@ static async void body_failed_clone(struct machine *m)
     random_named(m, "d", now, 10);
     DO_FAILS(disk_clone(m->host, "d", NULL, "e", 2, &err), -PLX_EEXISTS);
     settle(m);
-    for (uint32_t i = 0; cluster_version_count(cluster_state(m->host->cluster)) > 0;
-         i++) {
+    const struct cluster_state *state = cluster_state(m->host->cluster);
+    for (uint32_t i = 0; cluster_version_count(state) > 0; i++) {
         CHECK(i < 100);
         task_sleep_ns(SETTLE_NS);
     }
@@ -524,12 +536,11 @@ static async void body_exclusive(struct machine *m)
         snapshot_name((i * 2 + 1) % 5, name);
         DO(disk_usage(m->host, "d", name, &usage, &err));
         check_clean(m);
-        DO(disk_shut(m->host, 1, &err)); /* every extent is final then */
+        task_sleep_ns(CLOSE_NS); /* with it headers and lists go */
         uint64_t before = live_bytes(m);
         DO(snapshot_remove(m->host, "d", names, 1, &err));
         settle(m);
         check_clean(m);
-        DO(disk_shut(m->host, 1, &err));
         uint64_t freed = before - live_bytes(m);
         CHECK(freed >= usage.exclusive_bytes);
         CHECK(freed <= usage.exclusive_bytes + 64 * BLOCK_SIZE); /* nodes, lists */
@@ -612,11 +623,13 @@ static async void body_many(struct machine *m)
 
 static void run_seeds(void (*run)(struct machine *m), uint64_t seeds)
 {
-    for (uint64_t seed = 1; seed <= seeds; seed++) {
+    for (uint64_t seed = 1; seed <= seeds * factor; seed++) {
+        current = seed;
         struct machine *m = machine_create(seed);
         machine_run(m, run);
         machine_destroy(m);
     }
+    current = 0;
 }
 
 /* LeakSanitizer would report what killed processes left, so it does not look. */
@@ -627,14 +640,19 @@ static void in_child(void (*test)(void))
     CHECK(child >= 0);
     if (child == 0) {
         test();
+        current = 0;
         _exit(0);
     }
     CHECK(waitpid(child, &status, 0) == child);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
-int main(void)
+/* test_reclaim [FACTOR]: so many times the seeds. */
+int main(int argc, char **argv)
 {
+    if (argc > 1)
+        factor = strtoull(argv[1], NULL, 10);
+    atexit(say_seed);
     run_seeds(body_chain, 6);
     in_child(test_crashes);
     run_seeds(body_clones, 3);
