@@ -350,6 +350,10 @@ static async int checkpoint_open(struct check *check, uint64_t id)
         disk_release(disk);
     }
     if (rc < 0) {
+        const struct cluster_disk *now =
+            cluster_disk_by_id(cluster_state(check->host->cluster), id);
+        if (!now || (now->flags & DISK_TRASHED))
+            return 0; /* removed meanwhile, and settled for that */
         check->is_incomplete = true;
         check_finding(check, "%s: %s", check->name, err.text);
         return rc == -ENOMEM || rc == -ESHUTDOWN ? rc : 0;

@@ -252,18 +252,20 @@ static async int roll_back(struct host *host, uint64_t disk, uint64_t version,
         .op = CLUSTER_ROLLBACK, .disk = disk, .version = version,
     };
     struct cluster_result result;
+    const struct cluster_disk *state;
     int rc = version_settle(host, version, err);
 
-    if (rc == 0)
-        rc = await_collapse(host, disk, err);
-    if (rc == 0)
-        rc = host_settle_closed(host, disk, err);
-    if (rc < 0)
-        return rc;
-    const struct cluster_disk *state =
-        cluster_disk_by_id(cluster_state(host->cluster), disk);
-    if (!state)
-        return err_set(err, -PLX_EMISSING, "no such disk");
+    do { /* one may have been on its way to begin */
+        if (rc == 0)
+            rc = await_collapse(host, disk, err);
+        if (rc == 0)
+            rc = host_settle_closed(host, disk, err);
+        if (rc < 0)
+            return rc;
+        state = cluster_disk_by_id(cluster_state(host->cluster), disk);
+        if (!state)
+            return err_set(err, -PLX_EMISSING, "no such disk");
+    } while (state->collapsing_version);
     command.epoch = state->epoch;
     return host_submit(host, &command, &result, err);
 }
