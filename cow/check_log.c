@@ -99,19 +99,31 @@ static async int mark_list(struct check *check, const struct dead_list *list)
     return 0;
 }
 
+/* The disk's next list after that of a checkpoint. Lists that were trimmed are forgotten
+ * meanwhile; what is carried on from them is in a later one. */
+static bool list_after(struct check *check, uint64_t id, uint64_t checkpoint,
+                       struct dead_list *ret_list)
+{
+    const struct cluster_disk *disk =
+        cluster_disk_by_id(cluster_state(check->host->cluster), id);
+
+    for (uint32_t i = 0; disk && i < disk->list_count; i++) {
+        if (disk->lists[i].checkpoint <= checkpoint)
+            continue;
+        snprintf(check->name, sizeof check->name, "disk %s", disk->name);
+        *ret_list = disk->lists[i];
+        return true;
+    }
+    return false;
+}
+
 static async int mark_lists(struct check *check, uint64_t id)
 {
-    const struct cluster_state *state = cluster_state(check->host->cluster);
+    struct dead_list list = {.checkpoint = 0};
     int rc = 0;
 
-    for (uint32_t i = 0; rc == 0; i++) {
-        const struct cluster_disk *disk = cluster_disk_by_id(state, id);
-        if (!disk || i >= disk->list_count)
-            break;
-        struct dead_list list = disk->lists[i];
-        snprintf(check->name, sizeof check->name, "disk %s", disk->name);
+    while (rc == 0 && list_after(check, id, list.checkpoint, &list))
         rc = mark_list(check, &list);
-    }
     return rc;
 }
 

@@ -255,9 +255,10 @@ static async int roll_back(struct host *host, uint64_t disk, uint64_t version,
     const struct cluster_disk *state;
     int rc = version_settle(host, version, err);
 
-    do { /* one may have been on its way to begin */
-        if (rc == 0)
-            rc = await_collapse(host, disk, err);
+    if (rc < 0)
+        return rc;
+    do {
+        rc = await_collapse(host, disk, err);
         if (rc == 0)
             rc = host_settle_closed(host, disk, err);
         if (rc < 0)
@@ -265,9 +266,12 @@ static async int roll_back(struct host *host, uint64_t disk, uint64_t version,
         state = cluster_disk_by_id(cluster_state(host->cluster), disk);
         if (!state)
             return err_set(err, -PLX_EMISSING, "no such disk");
-    } while (state->collapsing_version);
-    command.epoch = state->epoch;
-    return host_submit(host, &command, &result, err);
+        command.epoch = state->epoch;
+        rc = host_submit(host, &command, &result, err);
+        state = cluster_disk_by_id(cluster_state(host->cluster), disk);
+        /* One was on its way when the head was pinned. */
+    } while (rc == -PLX_EPRECONDITION && state && state->collapsing_version);
+    return rc;
 }
 
 async int snapshot_rollback(struct host *host, const char *disk_name,
