@@ -108,21 +108,23 @@ static bool is_in_pinned_head(const struct host *host,
     return false;
 }
 
-/* Somebody reads it, or is about to grow something from it. */
+/* Somebody reads it. */
 static bool is_held(struct host *host, const struct cluster_version *version)
 {
     return is_in_pinned_head(host, version) ||
            pin_is_taken(&host->pins, PIN_VERSION, version->id) ||
-           pin_is_taken(&host->pins, PIN_BRANCHES, version->disk) ||
            disk_find(host, version->disk, version->id);
 }
 
-/* It will move. */
-static bool is_child_held(const struct host *host, const struct cluster_version *version)
+/* Somebody is about to grow something from it, or waits to move the head that is its
+ * child. One that has begun goes on: he may wait for its end. */
+static bool may_begin(const struct host *host, const struct cluster_version *version)
 {
     const struct cluster_disk *head = cluster_head_next(version, NULL);
 
-    return head && pin_is_taken(&host->pins, PIN_BRANCHES, head->id);
+    return cluster_version_removable(state_of(host), version) &&
+           !pin_is_taken(&host->pins, PIN_BRANCHES, version->disk) &&
+           !(head && pin_is_taken(&host->pins, PIN_BRANCHES, head->id));
 }
 
 /* Neighbours do not go together; what is at work may not have begun yet. */
@@ -156,8 +158,7 @@ static struct reclaim_job next_spare(const struct look *look, bool begun)
         if (version->collapsing != begun || is_held(look->host, version) ||
             is_avoided(look, RECLAIM_VERSION, version->id))
             continue;
-        if (begun || (cluster_version_removable(state, version) &&
-                      !is_child_held(look->host, version) &&
+        if (begun || (may_begin(look->host, version) &&
                       !neighbour_at_work(look, version)))
             return (struct reclaim_job){RECLAIM_VERSION, version->id};
         const struct cluster_version *child = cluster_child_next(version, NULL);
@@ -227,6 +228,7 @@ static struct reclaim_job next_pending(const struct look *look)
     while ((disk = cluster_disk_next(state, disk)))
         TAILQ_FOREACH (version, &disk->pending, pending_link)
             if (!version->name[0] && version->child_count <= 1 &&
+                !pin_is_taken(&look->host->pins, PIN_BRANCHES, disk->id) &&
                 !is_held(look->host, version) && may_settle(look, version))
                 return (struct reclaim_job){RECLAIM_SETTLE, version->id};
     return (struct reclaim_job){RECLAIM_NOTHING, 0};
@@ -268,8 +270,7 @@ static async int propose_begin(struct host *host, uint64_t id, uint64_t head_id,
         version ? cluster_head_next(version, NULL) : NULL;
     struct cluster_command command = {.op = CLUSTER_COLLAPSE_BEGIN, .version = id};
 
-    if (!version || !cluster_version_removable(state, version) ||
-        is_held(host, version) || is_child_held(host, version) ||
+    if (!version || !may_begin(host, version) || is_held(host, version) ||
         (head ? head->id : 0) != head_id)
         return err_set(err, -PLX_EPRECONDITION, "it is needed again");
     if (head) {
