@@ -554,7 +554,7 @@ static async void reclaim_main(struct task_call *call)
         r->is_resting = true;
         r->timer.fire = timer_fired;
         timer_start(r->host->loop, &r->timer, rest_ns(&look));
-        if (look.has_failed)
+        if (look.has_failed && !r->is_stopping)
             task_sleep_ns(FAILED_NS);
         while (!r->woken && !r->is_stopping)
             waitlist_wait(&r->changed);

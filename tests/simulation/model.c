@@ -143,13 +143,16 @@ uint64_t model_keep_ns(uint64_t keep_s)
 unsigned model_disk_places(const struct model *model, const struct model_disk *disk)
 {
     uint64_t now_ns = sim_world_now_ns(model->run->world);
+    const struct profile *profile = &model->run->profile;
+    /* Writes that wait for space have the trash emptied, also when they find some. */
+    bool was_full = model->was_full || profile->fills || profile->is_small;
     unsigned places = disk->existence == TRASHED ? AT_TRASH
                       : disk->existence == MAYBE ? disk->places
                                                  : AT_HOME;
     if (disk->is_removing)
         places |= AT_TRASH;
-    if ((places & AT_TRASH) && (model->was_full ||
-                                now_ns >= disk->trashed_at_ns + disk->keep_ns))
+    if ((places & AT_TRASH) &&
+        (was_full || now_ns >= disk->trashed_at_ns + disk->keep_ns))
         places |= AT_NONE;
     return places;
 }
