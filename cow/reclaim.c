@@ -305,6 +305,18 @@ static async int begin(struct host *host, uint64_t id, struct error *err)
     return rc;
 }
 
+/* A version goes, maybe under a head that is being read. What that head has of the next
+ * one above is from now on between that one and snapshots made since. */
+static void pins_move_up(struct host *host, uint64_t id)
+{
+    const struct cluster_version *version = cluster_version_by_id(state_of(host), id);
+    struct pin *pin;
+
+    LIST_FOREACH (pin, &host->pins.taken, link)
+        if (pin->kind == PIN_HEAD && pin->parent == id && version)
+            pin->parent = version->parent;
+}
+
 static async int collapse(struct host *host, uint64_t id, struct error *err)
 {
     const struct cluster_version *version = cluster_version_by_id(state_of(host), id);
@@ -317,7 +329,10 @@ static async int collapse(struct host *host, uint64_t id, struct error *err)
         rc = err_set(err, -EAGAIN, "it is being read");
     if (rc == 0)
         rc = reclaim_version(host, id, err);
-    return rc == 0 ? submit(host, &command, err) : rc;
+    if (rc < 0)
+        return rc;
+    pins_move_up(host, id);
+    return submit(host, &command, err);
 }
 
 static async int purge(struct host *host, uint64_t id, struct error *err)
