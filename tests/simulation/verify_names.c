@@ -38,7 +38,8 @@ static void check_disk_info(struct run *run, const struct disk_info *info)
         run_fail(run, "disk %s has %llu bytes, not %llu", info->name,
                  (unsigned long long)info->size_bytes,
                  (unsigned long long)disk->size_bytes);
-    if (disk->maybe_line != NULL && disk->maybe_size_bytes != disk->size_bytes)
+    if (disk->maybe_line != NULL && disk->maybe_size_bytes != 0 &&
+        disk->maybe_size_bytes != disk->size_bytes)
         model_rollback_settle(disk, info->size_bytes == disk->maybe_size_bytes);
     disk->id = info->id;
     disk->existence = EXISTS;
