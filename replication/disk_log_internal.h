@@ -62,6 +62,9 @@
 #define FRUITLESS_ROLLS_MAX    8U
 #define ROLL_BACKOFF_NS        (10 * NS_PER_MS)
 #define RETRY_NS               (100 * NS_PER_MS)
+/* For an extent while the list is full: a checkpoint makes room, but if none can be
+ * written (its map is damaged) nothing ever will. */
+#define LIST_FULL_TRIES        300U
 
 enum tail_phase {
     TAIL_OPENING,

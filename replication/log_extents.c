@@ -297,7 +297,7 @@ static void opener_main(struct task_call *call)
             continue;
         if (open_failed(log, rc))
             break;
-        if (++failures > FRUITLESS_ROLLS_MAX && rc != -PLX_ELIMIT) {
+        if (++failures > (rc == -PLX_ELIMIT ? LIST_FULL_TRIES : FRUITLESS_ROLLS_MAX)) {
             log_go_down(log, rc);
             break;
         }
