@@ -352,8 +352,9 @@ static async int checkpoint_open(struct check *check, uint64_t id)
     if (rc < 0) {
         const struct cluster_disk *now =
             cluster_disk_by_id(cluster_state(check->host->cluster), id);
-        if (!now || (now->flags & DISK_TRASHED))
-            return 0; /* removed meanwhile, and settled for that */
+        if (!now || (now->flags & DISK_TRASHED) ||
+            (now->owner == 0 && cluster_disk_is_settled(now)))
+            return 0; /* removed meanwhile, and settled for that; maybe restored since */
         check->is_incomplete = true;
         check_finding(check, "%s: %s", check->name, err.text);
         return rc == -ENOMEM || rc == -ESHUTDOWN ? rc : 0;

@@ -165,6 +165,15 @@ static int give(struct disk *disk, const struct dead_entries *carried)
     return rc;
 }
 
+/* Its lists are trimmed when the collapse against its head has ended. */
+static bool lists_wait_for_us(const struct disk *disk)
+{
+    const struct cluster_disk *state =
+        cluster_disk_by_id(cluster_state(disk->host->cluster), disk->id);
+
+    return state && state->collapsing_version != 0;
+}
+
 /* Puts what could not be freed on a list and waits until that counts. A disk with many
  * lists may wait for this very collapse to end: then only a crash before its next list
  * would lose the space, and a check would find it. */
@@ -186,7 +195,7 @@ static async int hand_over(struct freeing *freeing, struct error *err)
     rc = give(disk, &freeing->carried);
     if (rc < 0)
         err_set(err, rc, "%s", err_text(rc));
-    else if (trimmer_lists_left(disk) < LISTS_MAX / 2)
+    else if (!lists_wait_for_us(disk) || trimmer_lists_left(disk) < LISTS_MAX / 2)
         rc = disk_checkpoint(disk, err);
     disk_release(disk);
     return rc;
