@@ -104,7 +104,9 @@ struct model_snap *model_snap_add(struct model *model, struct model_disk *disk,
 
 void model_snap_remove(struct model *model, struct model_snap *snap)
 {
-    TAILQ_REMOVE(&model->snaps, snap, link);
+    if (!snap->is_out)
+        TAILQ_REMOVE(&model->snaps, snap, link);
+    snap->is_out = true;
 }
 
 void model_snap_unname(struct model_snap *snap)

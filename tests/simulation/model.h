@@ -130,6 +130,7 @@ struct model_snap {
     struct line *line;
     uint64_t number; /* of its marker; 0: none was sealed */
     uint64_t size_bytes;
+    bool is_out; /* of the list: its disk may have gone before whoever made it ends */
     bool found;
     bool is_committed; /* once: its removal is in doubt, not its making */
     bool is_removing;

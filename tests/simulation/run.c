@@ -135,6 +135,7 @@ static async void verify_last(struct run *run)
     verify_names(run);
     if (!run->is_count) {
         verify_restore(run);
+        verify_names(run); /* of what was in the trash some was in doubt */
         verify_content(run, true);
     }
     if (run->is_count || run_chance(run, 50))
