@@ -5,16 +5,16 @@
 # alone: yes
 #
 # run-seeds.sh [FIRST LAST]: the seeds in regressions.txt, one seed twice (equal seeds
-# must give equal runs), then FIRST to LAST: 300 of them, fewer with sanitizers.
+# must give equal runs), then FIRST to LAST: 1,000 of them, fewer with sanitizers.
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
 build=${PARALLAX_BUILD:-$here/../../build/release}
 sim=$build/tests/simulation/sim
 first=${1:-1}
-last=${2:-300}
+last=${2:-1000}
 chunk=25
-[ $# -gt 0 ] || [[ $build != *asan* ]] || last=25
+[ $# -gt 0 ] || [[ $build != *asan* ]] || last=60
 
 [ -x "$sim" ] || {
     echo "$sim is not built" >&2
