@@ -335,6 +335,32 @@ static async int collapse(struct host *host, uint64_t id, struct error *err)
     return submit(host, &command, err);
 }
 
+/* Somebody came to the disk, or to one of its versions, while the command that took both
+ * away was under way. */
+static bool has_late_reader(struct host *host, uint64_t disk)
+{
+    const struct pin *pin;
+
+    LIST_FOREACH (pin, &host->pins.taken, link)
+        if (pin->kind == PIN_VERSION && pin->id != 0 &&
+            !cluster_version_by_id(state_of(host), pin->id))
+            return true;
+    return is_disk_held(host, disk);
+}
+
+/* Nobody else reaches anything in the extents of a disk without shares. What is not
+ * deleted is of a disk that is not known: the next start deletes it. */
+static async int drop_purged(struct host *host, uint64_t id, struct error *err)
+{
+    while (has_late_reader(host, id)) {
+        if (host->reclaim->is_stopping)
+            return 0;
+        task_sleep_ns(FAILED_NS);
+    }
+    int rc = host_drop_extents(host, id);
+    return rc < 0 ? err_set(err, rc, "%s", err_text(rc)) : 0;
+}
+
 static async int purge(struct host *host, uint64_t id, struct error *err)
 {
     const struct cluster_disk *disk = cluster_disk_by_id(state_of(host), id);
@@ -351,12 +377,7 @@ static async int purge(struct host *host, uint64_t id, struct error *err)
     }
     if (rc == 0)
         rc = submit(host, &command, err);
-    if (rc < 0 || is_shared)
-        return rc;
-    /* Nobody else reaches anything in them. A crash before leaves extents of a disk that
-     * is not known, which the next start deletes. */
-    rc = host_drop_extents(host, id);
-    return rc < 0 ? err_set(err, rc, "%s", err_text(rc)) : 0;
+    return rc < 0 || is_shared ? rc : drop_purged(host, id, err);
 }
 
 static async int run(struct host *host, struct reclaim_job job, struct error *err)
