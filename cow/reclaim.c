@@ -325,6 +325,8 @@ static async int collapse(struct host *host, uint64_t id, struct error *err)
 
     /* Somebody may have come while the command was under way. */
     version = cluster_version_by_id(state_of(host), id);
+    if (rc == 0 && !version)
+        return 0; /* its disk was purged */
     if (rc == 0 && is_held(host, version))
         rc = err_set(err, -EAGAIN, "it is being read");
     if (rc == 0)
@@ -380,10 +382,19 @@ static async int purge(struct host *host, uint64_t id, struct error *err)
     return rc < 0 || is_shared ? rc : drop_purged(host, id, err);
 }
 
+static bool is_gone(const struct host *host, struct reclaim_job job)
+{
+    return job.kind == RECLAIM_VERSION || job.kind == RECLAIM_SETTLE
+               ? !cluster_version_by_id(state_of(host), job.id)
+               : !cluster_disk_by_id(state_of(host), job.id);
+}
+
 static async int run(struct host *host, struct reclaim_job job, struct error *err)
 {
     struct cluster_command command = {.op = CLUSTER_DISK_PURGED, .disk = job.id};
 
+    if (is_gone(host, job)) /* between its choice and the start of this task */
+        return 0;
     switch (job.kind) {
     case RECLAIM_VERSION:
         return collapse(host, job.id, err);
@@ -404,13 +415,6 @@ static bool is_race(int code)
 {
     return code == -PLX_EPRECONDITION || code == -PLX_EEPOCH || code == -PLX_ECANCELLED ||
            code == -EAGAIN;
-}
-
-static bool is_gone(const struct host *host, struct reclaim_job job)
-{
-    return job.kind == RECLAIM_VERSION || job.kind == RECLAIM_SETTLE
-               ? !cluster_version_by_id(state_of(host), job.id)
-               : !cluster_disk_by_id(state_of(host), job.id);
 }
 
 static void avoid(struct look *look, const struct reclaim_slot *slot)
