@@ -301,6 +301,31 @@ static async int read_version(struct check *check, const struct cluster_version 
     return rc;
 }
 
+static int compare_ids(const void *a, const void *b)
+{
+    uint64_t left = *(const uint64_t *)a, right = *(const uint64_t *)b;
+
+    return left < right ? -1 : left > right;
+}
+
+int check_collect_disks(struct check *check)
+{
+    const struct cluster_state *state = cluster_state(check->host->cluster);
+    const struct cluster_disk *disk = NULL;
+    uint64_t *ids = malloc((cluster_disk_count(state) + 1) * sizeof *ids);
+
+    if (!ids)
+        return -ENOMEM;
+    free(check->disks);
+    check->disks = ids;
+    check->disk_count = 0;
+    while ((disk = cluster_disk_next(state, disk)))
+        ids[check->disk_count++] = disk->id;
+    if (check->disk_count > 0)
+        qsort(ids, check->disk_count, sizeof *ids, compare_ids);
+    return 0;
+}
+
 int check_collect_versions(const struct cluster_state *state, uint64_t **ret_ids,
                            size_t *ret_count)
 {
@@ -382,33 +407,10 @@ async int check_settle(struct check *check)
     return rc;
 }
 
-static int compare_ids(const void *a, const void *b)
-{
-    uint64_t left = *(const uint64_t *)a, right = *(const uint64_t *)b;
-
-    return left < right ? -1 : left > right;
-}
-
-/* By age: what several share is reported as that of the first who had it. */
-static int collect_disks(struct check *check)
-{
-    const struct cluster_state *state = cluster_state(check->host->cluster);
-    const struct cluster_disk *disk = NULL;
-
-    check->disks = malloc((cluster_disk_count(state) + 1) * sizeof *check->disks);
-    if (!check->disks)
-        return -ENOMEM;
-    while ((disk = cluster_disk_next(state, disk)))
-        check->disks[check->disk_count++] = disk->id;
-    if (check->disk_count > 0)
-        qsort(check->disks, check->disk_count, sizeof *check->disks, compare_ids);
-    return 0;
-}
-
 static async int check_all(struct check *check)
 {
     char text[256];
-    int rc = collect_disks(check);
+    int rc = check_collect_disks(check);
 
     if (cluster_state_check(cluster_state(check->host->cluster), text, sizeof text) < 0)
         check_finding(check, "cluster state: %s", text);

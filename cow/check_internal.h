@@ -32,7 +32,7 @@ struct check {
     struct check_report report;
     char name[2 * DISK_NAME_MAX + 24]; /* of what is being walked */
     uint64_t total_bytes;
-    uint64_t *disks;         /* ids: those there were when it began */
+    uint64_t *disks;         /* ids, by age: what several share is found in the first */
     size_t disk_count;
     struct marks marks;
     /* check_live.c */
@@ -51,6 +51,8 @@ void check_finding(struct check *check, const char *fmt, ...) attr_printf(2, 3);
 /* --- check.c --- */
 /* Puts what is only in the log of any disk into its map. */
 async int check_settle(struct check *check);
+/* Lists all disks there are. 0 or -ENOMEM. */
+int check_collect_disks(struct check *check);
 /* Ids of all versions, malloc'd. */
 int check_collect_versions(const struct cluster_state *state, uint64_t **ret_ids,
                            size_t *ret_count);

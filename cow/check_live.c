@@ -245,7 +245,10 @@ async int check_liveness(struct check *check)
     }
     reclaim_hold(check->host);
     pin_take(&check->host->pins, &trims, PIN_HEAD, PIN_ALL);
-    rc = mark_and_sweep(&live);
+    /* A clone that came meanwhile may by now be the only one with what it grew from. */
+    rc = check_collect_disks(check);
+    if (rc == 0)
+        rc = mark_and_sweep(&live);
     pin_release(&check->host->pins, &trims);
     reclaim_release(check->host);
     free(live.extents);
