@@ -59,7 +59,7 @@ static void draw_options(struct run *run)
 {
     struct host_options *options = &run->options;
     uint64_t mib = run->profile.fills      ? run_between(run, 48, 80)
-                   : run->profile.is_small ? run_between(run, 64, 128)
+                   : run->profile.is_small ? run_between(run, 40, 72)
                                            : run_between(run, 256, 1024);
     *options = (struct host_options){
         .store_path = STORE_PATH,
@@ -98,7 +98,7 @@ void faults_draw(struct run *run)
         profile->faults.latency_min_ns +
         run_between(run, 1, run_chance(run, 30) ? 20000 : 300) * NS_PER_US;
     draw_options(run);
-    run->is_bulky = !profile->fills && run_chance(run, profile->is_small ? 30 : 2);
+    run->is_bulky = !profile->fills && run_chance(run, profile->is_small ? 40 : 2);
     if (run->is_bulky && !profile->is_small)
         run->options.capacity_bytes = 500 * MIB;
     run->disks_max = (uint32_t)(run->is_bulky         ? 2

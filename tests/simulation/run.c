@@ -220,11 +220,30 @@ static void close_in_order(struct run *run)
         all_is_flushed(run);
 }
 
+static void note_end(struct run *run, bool worked)
+{
+    struct host_status status = {0};
+    if (worked && !(run->load.is_draining && run->is_over))
+        host_status(run->host, &status);
+    run_note(run,
+             "ends; %llu operations begun, %llu done, %llu of them failed; %llu KiB "
+             "reclaimed, %llu compactions of %llu KiB",
+             (unsigned long long)run->load.ops_begun,
+             (unsigned long long)run->load.ops_done,
+             (unsigned long long)run->load.ops_failed,
+             (unsigned long long)(status.reclaim_freed_bytes / KIB),
+             (unsigned long long)status.compact_runs,
+             (unsigned long long)(status.compact_bytes_written / KIB));
+}
+
 /* One process from its start to its end. True if it did some work. */
 static bool live(struct run *run)
 {
     bool is_short = run_chance(run, 30);
-    uint64_t events = run_between(run, 1, is_short ? LIFE_SHORT : LIFE_LONG);
+    uint64_t longest = is_short ? LIFE_SHORT : LIFE_LONG;
+    if (run->profile.is_small && !is_short) /* to fill the store many times over */
+        longest *= 3;
+    uint64_t events = run_between(run, 1, longest);
     enum ending ending = faults_ending(run);
     run->is_booted = false;
     if (run_chance(run, 10)) /* somebody made room */
@@ -253,10 +272,7 @@ static bool live(struct run *run)
         step(run, run_between(run, 1, 400), &run->is_over);
     }
     faults_off(run);
-    run_note(run, "ends; %llu operations begun, %llu done, %llu of them failed",
-             (unsigned long long)run->load.ops_begun,
-             (unsigned long long)run->load.ops_done,
-             (unsigned long long)run->load.ops_failed);
+    note_end(run, worked);
     bool cut = ending == ENDING_POWER_CUT ||
                (ending == ENDING_CLEAN && run->profile.cuts > 0 && run_chance(run, 50));
     process_end(run, cut ? SIM_POWER_CUT : SIM_KILL);

@@ -199,7 +199,9 @@ void io_write_begin(struct run *run)
         return;
     struct disk_io io = {.op = DISK_WRITE, .flags = draw_fua(run)};
     struct change change = {.kind = CHANGE_WRITE};
-    uint64_t limit = run_chance(run, 20) ? DISK_IO_BYTES_MAX - BLOCK_SIZE : 64 * KIB;
+    uint64_t limit = run_chance(run, run->profile.is_small ? 60 : 20)
+                         ? DISK_IO_BYTES_MAX - BLOCK_SIZE
+                         : 64 * KIB;
     draw_range(run, client, limit, &io.offset_bytes, &io.len_bytes);
     if (run->is_bulky)
         draw_bulk(run, client, &io);
