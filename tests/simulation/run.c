@@ -142,6 +142,8 @@ static async void verify_last(struct run *run)
         verify_space(run);
     verify_check(run);
     if (run->is_count && run_chance(run, 30))
+        verify_repair(run);
+    if (run->is_count && run_chance(run, 30))
         verify_scrub(run);
 }
 

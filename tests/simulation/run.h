@@ -95,6 +95,8 @@ async void verify_restore(struct run *run);
 async void verify_check(struct run *run); /* host_check */
 /* Waits until all is closed and reclaimed, and compares what is live with the model. */
 async void verify_space(struct run *run);
+/* Loses some blocks, which a check must find, and free. */
+async void verify_repair(struct run *run);
 async void verify_scrub(struct run *run);
 
 #endif

@@ -4,6 +4,7 @@
  * host must hold what the model can justify, and no more than SLACK blocks for each disk
  * and version on top. That everything which must be there is there, reading has shown.
  */
+#include "tests/simulation/lose.h"
 #include "tests/simulation/workload.h"
 
 #define POLL_NS          (100 * NS_PER_MS)
@@ -95,6 +96,52 @@ async void verify_space(struct run *run)
         run_fail(run, "%llu blocks are live, and %llu hold data",
                  (unsigned long long)live, (unsigned long long)space.least_blocks);
 }
+
+/* --- lost space --- */
+
+static void on_lost(void *arg, const char *line)
+{
+    uint32_t *findings = arg;
+    (void)line;
+    (*findings)++;
+}
+
+static async void check_lost(struct run *run, unsigned flags, uint64_t lost,
+                             uint64_t repaired)
+{
+    uint32_t findings = 0;
+    struct check_callbacks callbacks = {.finding = on_lost, .arg = &findings};
+    struct check_report report;
+    struct error err = {0};
+    int rc = host_check(run->host, flags, &callbacks, &report, &err);
+    if (rc < 0)
+        run_fail(run, "check: %s", err.text);
+    if (report.lost_blocks != lost || report.repaired_blocks != repaired ||
+        (findings > 0) != (lost > 0))
+        run_fail(run, "of %llu lost blocks a check finds %llu and frees %llu",
+                 (unsigned long long)lost, (unsigned long long)report.lost_blocks,
+                 (unsigned long long)report.repaired_blocks);
+}
+
+async void verify_repair(struct run *run)
+{
+    struct host_status before, status;
+    if (run->profile.media_rot)
+        return;
+    wait_quiet(run, &before);
+    uint32_t count = lose_blocks(run->host, (uint32_t)run_between(run, 1, 100));
+    run_note(run, "%u blocks are lost", count);
+    check_lost(run, 0, count, 0);
+    check_lost(run, CHECK_REPAIR, count, count);
+    check_lost(run, 0, 0, 0);
+    host_status(run->host, &status);
+    if (status.live_bytes != before.live_bytes)
+        run_fail(run, "lost space was freed, but %llu bytes are live, not %llu",
+                 (unsigned long long)status.live_bytes,
+                 (unsigned long long)before.live_bytes);
+}
+
+/* --- scrub --- */
 
 /* Everything is scrubbed, and nothing is found. */
 async void verify_scrub(struct run *run)
