@@ -219,6 +219,8 @@ int record_decode(const uint8_t *key, size_t key_len, const void *value, size_t 
     int result = runs_decode(&r, le32_get(f.run_count), ret);
     if (result == 0)
         result = bitmap_decode(&r, (flags & RECORD_HAS_LIVE) != 0, &ret->live_map);
+    if (planted(PLANT_DEAD_RESURRECTED))
+        free(take(ret->live_map));
     if (result == 0)
         result = bitmap_decode(&r, (flags & RECORD_HAS_LAYOUT) != 0, &ret->layout);
     if (result == 0)

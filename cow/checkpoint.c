@@ -269,7 +269,8 @@ static async int list_the_rest(struct disk *disk, struct checkpoint_attempt *att
     trims->gathered = true;
     trims->gathers++;
     attempt->kept_blocks = trims->kept_blocks;
-    attempt->trimmed = trims->processed;
+    attempt->trimmed = planted(PLANT_LIST_FORGOTTEN) ? attempt->sink.checkpoint - 1
+                                                     : trims->processed;
     attempt->carried_runs = trims->carried.run_count;
     attempt->carried_subtrees = trims->carried.subtree_count;
     attempt->spent_runs = trims->spent.run_count;

@@ -229,7 +229,8 @@ async int reclaim_version(struct host *host, uint64_t id, struct error *err)
         .loop = host->loop,
         .cache = host->nodes,
         .root = version->root,
-        .against = version->against,
+        .against = planted(PLANT_COLLAPSE_SHARED) ? (struct map_root){.height = 0}
+                                                  : version->against,
         .bound = parent ? parent->generation : 0,
         .dead_is_done = true,
     };

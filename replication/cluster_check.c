@@ -174,7 +174,8 @@ static int check_version(struct check *check, const struct cluster_version *vers
     tally->pending += version->pending;
     check->spare += version->spare;
     if (version->spare !=
-        (version->name[0] == '\0' && !version->pending && version->child_count <= 1))
+        (version->name[0] == '\0' && !version->pending &&
+         version->child_count <= 1U + planted(PLANT_BRANCH_POINT_LOST)))
         return wrong(check, "version %llu: is in the wrong list", id);
     int rc = check_parent(check, "version", version->id, version->disk, version->parent,
                           version->generation);

@@ -94,9 +94,10 @@ const char *cluster_collapse_obstacle(const struct cluster_state *state,
         return "waits for a checkpoint";
     if (version->collapsing)
         return "collapses already";
-    if (version->child_count > 1)
+    if (version->child_count > 1U + planted(PLANT_BRANCH_POINT_LOST))
         return "has more than one child";
-    if (is_collapsing(state, version->parent) || (child != NULL && child->collapsing))
+    if ((is_collapsing(state, version->parent) || (child != NULL && child->collapsing)) &&
+        !planted(PLANT_COLLAPSE_NEIGHBOURS))
         return "has a neighbour that collapses";
     if (child != NULL && child->pending)
         return "has a child that waits for a checkpoint";

@@ -158,7 +158,7 @@ bool cluster_version_insert(struct cluster_state *state, struct cluster_version 
 static void spare_update(struct cluster_state *state, struct cluster_version *version)
 {
     bool spare = version->name[0] == '\0' && !version->pending &&
-                 version->child_count <= 1;
+                 version->child_count <= 1U + planted(PLANT_BRANCH_POINT_LOST);
     if (spare == version->spare)
         return;
     version->spare = spare;

@@ -31,7 +31,13 @@
     X(TRIM_BEFORE_CHECKPOINT, "blocks are trimmed before the checkpoint is committed")   \
     X(BOUND_AT_CHECKPOINT, "what died is told by the bound of the checkpoint's time")    \
     X(LIST_WRONG_P, "a dead list is trimmed with what died after its P")                \
-    X(NODE_FREED_SHARED, "a node of the parent version is freed")
+    X(NODE_FREED_SHARED, "a node of the parent version is freed")                        \
+    X(COLLAPSE_SHARED, "a collapse frees what the child shares")                         \
+    X(COLLAPSE_NEIGHBOURS, "two neighbours collapse at once")                            \
+    X(BRANCH_POINT_LOST, "a version without a name goes although two grow from it")      \
+    X(DEAD_RESURRECTED, "a restart takes dead blocks for live ones")                     \
+    X(LIST_FORGOTTEN, "a dead list counts as trimmed before it is")                      \
+    X(TRIM_WHILE_READ, "what a removed snapshot's reader needs is trimmed")
 
 enum plant {
 #define X(name, text) PLANT_##name,
