@@ -1,14 +1,21 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""kill -9 at random moments under concurrent writes, flushes, trims, snapshots, clones.
+"""kill -9 at random moments under concurrent writes, flushes, trims, while snapshots and
+clones come and go.
 
     crash_loop.py DIR ROUNDS SEED
 
 Each writer has a stretch of a disk to itself and does one thing at a time, so what its
 blocks may hold is known exactly: what was acknowledged last, or what was in flight when
 the daemon died. A snapshot must hold, for every writer, the state after one of the
-operations between its call and its answer; a clone is its snapshot.
+operations between its call and its answer; a clone is its snapshot. What was removed
+stays away, and what was not stays as it is.
+
+Ends with 3 if the store was full: then what was acknowledged is there, but no more fits.
 """
+import collections
+import errno
+import json
 import os
 import random
 import signal
@@ -25,6 +32,13 @@ BLOCKS = 512          # of one writer
 WRITERS = 3           # of one disk
 DISKS = ("red", "blue")
 SIZE = BLOCKS * WRITERS * BLOCK
+SNAPSHOTS_KEPT = 30   # about; so that long runs need no more space than short ones
+CLONES_KEPT = 8
+COMMAND_WORDS = {"snapshot", "create", "rm", "clone", "disk", "trash", "empty"}
+EXIT_FULL = 3
+
+# Where a snapshot or a clone may be.
+NOWHERE, THERE, TRASH = "nowhere", "there", "in the trash"
 
 
 def content(mark):
@@ -51,7 +65,7 @@ class Writer:
         self.now = [0] * BLOCKS
         self.done = []            # (first, count, mark) of this round, acknowledged
         self.flying = None
-        self.failed = None
+        self.failed = self.full = None
 
     @classmethod
     def next_mark(cls):
@@ -60,14 +74,16 @@ class Writer:
             return cls.marks
 
     def run(self, uri, stop):
-        self.done, self.flying, self.failed = [], None, None
+        self.done, self.flying, self.failed, self.full = [], None, None, None
         try:
             handle = nbd.NBD()
             handle.connect_uri(uri(self.disk))
             while not stop.is_set():
                 self.one(handle)
         except nbd.Error as error:
-            if not stop.is_set():
+            if error.errnum == errno.ENOSPC:
+                self.full = str(error)
+            elif not stop.is_set():
                 self.failed = str(error)
 
     def one(self, handle):
@@ -100,8 +116,16 @@ class Writer:
             state[first:first + count] = [mark] * count
         yield state
 
-    def adopt(self, found):
-        """Checks what is there after the restart, and goes on from it."""
+    def was(self, part, low, high):
+        """If the stretch was like this after one of those operations. Of one that found
+        no space a part may be there, and stays."""
+        if any(state == part for state in self.states(low, high)):
+            return True
+        return bool(self.full) and high > len(self.done) and self.misfit(part) is None
+
+    def misfit(self, found):
+        """The first block that is not what all operations of this round made of it, with
+        the marks it may have; each block of the one in flight may be old or new."""
         sure = list(self.now)
         for first, count, mark in self.done:
             sure[first:first + count] = [mark] * count
@@ -110,10 +134,40 @@ class Writer:
             if self.flying and self.flying[0] <= block < sum(self.flying[:2]):
                 allowed.add(self.flying[2])
             if found[block] not in allowed:
-                raise SystemExit(
-                    f"disk {self.disk} block {self.start + block}: holds mark "
-                    f"{found[block]}, must be one of {allowed}")
+                return block, allowed
+        return None
+
+    def adopt(self, found):
+        """Checks what is there after the restart, and goes on from it."""
+        misfit = self.misfit(found)
+        if misfit:
+            block, allowed = misfit
+            raise SystemExit(f"disk {self.disk} block {self.start + block}: holds mark "
+                             f"{found[block]}, must be one of {allowed}")
         self.now = found
+
+
+class Full(Exception):
+    """The store is full. Nothing is wrong; what was acknowledged was looked at."""
+
+
+def is_full(text):
+    return "no space" in text.lower()
+
+
+class Thing:
+    """A snapshot or a clone, by name. `places`: where it may be; more than one only while
+    a command about it was not answered. Its content is not known before it was looked
+    at: of a snapshot it is one of the moments of its disk between `low` and `high`, of
+    a clone that of its snapshot."""
+
+    def __init__(self, name, origin=None):
+        self.name, self.origin = name, origin
+        self.places = {NOWHERE, THERE}
+        self.marks = self.low = self.high = None
+
+    def is_sure(self, place):
+        return self.places == {place}
 
 
 class Loop:
@@ -122,8 +176,10 @@ class Loop:
         self.random = random.Random(seed)
         self.writers = [Writer(disk, i, self.random.random())
                         for disk in DISKS for i in range(WRITERS)]
-        self.snapshots = {}       # name: {writer index: marks}, once it was looked at
-        self.counts = {"snapshots": 0, "clones": 0, "operations": 0}
+        self.snapshots, self.clones = {}, {}    # name: Thing
+        self.failed = None                      # what the administrator met
+        self.full = None
+        self.counts = collections.Counter()     # what was done
 
     def uri(self, disk):
         return f"nbd+unix:///{disk}?socket={self.folder}/nbd.sock"
@@ -134,8 +190,10 @@ class Loop:
 
     def must(self, *words):
         done = self.command(*words)
+        if done.returncode and is_full(done.stderr):
+            raise Full(done.stderr.strip())
         if done.returncode:
-            raise SystemExit(f"parallax {' '.join(words)}: {done.stderr}")
+            raise SystemExit(f"parallax {' '.join(words)}: {done.stdout}{done.stderr}")
         return done.stdout
 
     def up(self):
@@ -158,34 +216,92 @@ class Loop:
             time.sleep(0.01)
         raise SystemExit("the daemon does not die")
 
-    def administer(self, number, stop, wishes):
-        """Snapshots and clones while the writers write. wishes: what was asked for."""
+    # --- the administrator ---
+
+    def ask(self, stop, *words):
+        """True if it was done, False if it was refused since a client is not quite gone.
+        None: it may have been done. Only a kill or a full store may be the reason."""
+        done = self.command(*words)
+        if done.returncode == 0:
+            self.counts[" ".join(w for w in words if w in COMMAND_WORDS)] += 1
+            return True
+        if "in use by" in done.stderr:
+            return False
+        if is_full(done.stderr):
+            self.full = done.stderr.strip()
+        elif not stop.is_set():
+            self.failed = f"parallax {' '.join(words)}: {done.stderr.strip()}"
+        stop.wait()
+        return None
+
+    def administer(self, number, stop):
+        """Snapshots and clones come and go while the writers write."""
         i = 0
         while not stop.is_set():
             i += 1
-            disk = self.random.choice(DISKS)
-            name = f"{disk}@r{number}-{i}"
-            mine = [w for w in self.writers if w.disk == disk]
-            wish = {"name": name, "low": [len(w.done) for w in mine], "known": False}
-            wishes.append(wish)
-            if self.command("snapshot", "create", name).returncode == 0:
-                # One more may have been committed than its writer knows of.
-                wish["high"] = [len(w.done) + 1 for w in mine]
-                wish["known"] = True
-                self.counts["snapshots"] += 1
-            if wish["known"] and self.random.random() < 0.3:
-                clone = f"c{number}-{i}"
-                wish["clone_known"] = self.command("clone", name, clone).returncode == 0
-                wish["clone"] = clone
-                self.counts["clones"] += wish["clone_known"]
+            kind = self.random.random() * 2
+            snapshots = self.sure(self.snapshots, THERE)
+            clones = self.sure(self.clones, THERE)
+            if kind < len(snapshots) / SNAPSHOTS_KEPT:
+                self.remove_snapshot(self.random.choice(snapshots), stop)
+            else:
+                self.make(number, i, snapshots, stop)
+            if self.random.random() * 4 < len(clones) / CLONES_KEPT:
+                self.remove_clone(self.random.choice(clones), stop)
+            if self.random.random() < 0.1:
+                self.empty_trash(stop)
             stop.wait(self.random.random() * 0.1)
 
+    @staticmethod
+    def sure(things, place):
+        return [thing for thing in things.values() if thing.is_sure(place)]
+
+    def make(self, number, i, others, stop):
+        """A snapshot, and sometimes a clone of it or of an older one."""
+        disk = self.random.choice(DISKS)
+        mine = [w for w in self.writers if w.disk == disk]
+        snapshot = Thing(f"{disk}@r{number}-{i}")
+        snapshot.low = [len(w.done) for w in mine]
+        self.snapshots[snapshot.name] = snapshot
+        if not self.ask(stop, "snapshot", "create", snapshot.name):
+            return
+        # One more may have been committed than its writer knows of.
+        snapshot.high = [len(w.done) + 1 for w in mine]
+        snapshot.places = {THERE}
+        if self.random.random() < 0.3:
+            older = self.random.choice(others or [snapshot])
+            origin = self.random.choice([snapshot, older])
+            clone = Thing(f"c{number}-{i}", origin)
+            self.clones[clone.name] = clone
+            if self.ask(stop, "clone", origin.name, clone.name):
+                clone.places = {THERE}
+
+    def remove_snapshot(self, snapshot, stop):
+        snapshot.places = {THERE, NOWHERE}
+        if self.ask(stop, "snapshot", "rm", snapshot.name):
+            snapshot.places = {NOWHERE}
+
+    def remove_clone(self, clone, stop):
+        clone.places = {THERE, TRASH}
+        answer = self.ask(stop, "disk", "rm", clone.name)
+        if answer is not None:
+            clone.places = {TRASH} if answer else {THERE}
+
+    def empty_trash(self, stop):
+        trash = [clone for clone in self.clones.values() if TRASH in clone.places]
+        for clone in trash:
+            clone.places = clone.places | {NOWHERE}
+        if self.ask(stop, "trash", "empty"):
+            for clone in trash:
+                clone.places = clone.places - {TRASH}
+
+    # --- rounds ---
+
     def round(self, number):
-        stop, wishes = threading.Event(), []
+        stop = threading.Event()
         threads = [threading.Thread(target=w.run, args=(self.uri, stop))
                    for w in self.writers]
-        threads.append(threading.Thread(target=self.administer,
-                                        args=(number, stop, wishes)))
+        threads.append(threading.Thread(target=self.administer, args=(number, stop)))
         for thread in threads:
             thread.start()
         time.sleep(0.05 + self.random.random() * 0.5)
@@ -194,11 +310,19 @@ class Loop:
         for thread in threads:
             thread.join()
         for writer in self.writers:
-            if writer.failed:
-                raise SystemExit(f"disk {writer.disk}: {writer.failed}")
             self.counts["operations"] += len(writer.done)
+            if writer.failed:
+                self.failed = f"disk {writer.disk}: {writer.failed}"
+            if writer.full:
+                self.full = f"disk {writer.disk}: {writer.full}"
+        if self.failed:
+            raise SystemExit(self.failed)
         self.up()
-        self.verify(wishes)
+        self.verify()
+        if self.full:
+            raise Full(self.full)
+
+    # --- what is there after a kill ---
 
     def marks(self, export):
         handle = nbd.NBD()
@@ -207,59 +331,102 @@ class Loop:
         handle.shutdown()
         return [mark_of(data[i:i + BLOCK]) for i in range(0, SIZE, BLOCK)]
 
-    def verify(self, wishes):
-        names = self.names()
-        for wish in wishes:
-            self.verify_snapshot(wish, names)
+    def names(self, *words):
+        return {item["name"] for item in json.loads(self.must(*words, "--json"))}
+
+    def verify(self):
+        self.verify_places()
+        for thing in [*self.snapshots.values(), *self.clones.values()]:
+            if thing.is_sure(THERE) and thing.marks is None:
+                self.look(thing)
         for disk in DISKS:
             found = self.marks(disk)
             for w in self.writers:
                 if w.disk == disk:
                     w.adopt(found[w.start:w.start + BLOCKS])
-        for name in self.random.sample(sorted(self.snapshots),
-                                       min(2, len(self.snapshots))):
-            if self.marks(name) != self.snapshots[name]:
-                raise SystemExit(f"{name} is not what it was")
+        there = (self.sure(self.snapshots, THERE), self.sure(self.clones, THERE))
+        for things in there:
+            for thing in self.random.sample(things, min(2, len(things))):
+                self.verify_content(thing)
 
-    def names(self):
-        listed = set(line.split()[0] for line in
-                     self.must("disk", "ls").splitlines()[1:])
+    def verify_all(self):
+        for thing in self.sure(self.snapshots, THERE) + self.sure(self.clones, THERE):
+            self.verify_content(thing)
+
+    def verify_content(self, thing):
+        if self.marks(thing.name) != thing.marks:
+            raise SystemExit(f"{thing.name} is not what it was")
+
+    def verify_places(self):
+        """Everything is where it may be and nowhere else, and nothing else is there."""
+        disks = self.names("disk", "ls")
         for disk in DISKS:
-            lines = self.must("snapshot", "ls", disk).splitlines()[1:]
-            listed |= {f"{disk}@{line.split()[0]}" for line in lines}
-        return listed
+            if disk not in disks:
+                raise SystemExit(f"disk {disk} is gone")
+        snapshots = {f"{disk}@{name}" for disk in DISKS
+                     for name in self.names("snapshot", "ls", disk)}
+        self.settle(self.snapshots, {THERE: snapshots, TRASH: set()})
+        self.settle(self.clones, {THERE: disks - set(DISKS),
+                                  TRASH: self.names("trash", "ls")})
 
-    def verify_snapshot(self, wish, names):
-        name = wish["name"]
-        if name not in names:
-            if wish["known"]:
-                raise SystemExit(f"{name} was acknowledged and is gone")
-            return
-        found = self.marks(name)
-        mine = [w for w in self.writers if w.disk == name.split("@")[0]]
+    @staticmethod
+    def settle(things, found):
+        for place, names in found.items():
+            unknown = sorted(names - things.keys())
+            if unknown:
+                raise SystemExit(f"{unknown[0]} is {place}, and should not be at all")
+        for thing in list(things.values()):
+            places = {place for place, names in found.items() if thing.name in names}
+            places = places or {NOWHERE}
+            if len(places) > 1 or not places <= thing.places:
+                raise SystemExit(f"{thing.name} is {' and '.join(sorted(places))}, must "
+                                 f"be {' or '.join(sorted(thing.places))}")
+            thing.places = places
+            if places == {NOWHERE}:
+                del things[thing.name]    # should it come back, nobody knows it
+
+    def look(self, thing):
+        """For the first time, in the round that made it."""
+        found = self.marks(thing.name)
+        origin = thing.origin
+        if origin and origin.marks is None:    # removed since
+            self.verify_moment(origin, thing.name, found)
+            origin.marks = found
+        if origin and origin.marks != found:
+            raise SystemExit(f"clone {thing.name} is not its snapshot {origin.name}")
+        if not origin:
+            self.verify_moment(thing, thing.name, found)
+        thing.marks = found
+
+    def verify_moment(self, snapshot, name, found):
+        mine = [w for w in self.writers if w.disk == snapshot.name.split("@")[0]]
         for i, w in enumerate(mine):
-            high = wish["high"][i] if wish["known"] else len(w.done) + 1
+            high = snapshot.high[i] if snapshot.high else len(w.done) + 1
             part = found[w.start:w.start + BLOCKS]
-            if not any(state == part for state in w.states(wish["low"][i], high)):
+            if not w.was(part, snapshot.low[i], high):
                 raise SystemExit(f"{name}, writer {i}: no moment of its disk")
-        self.snapshots[name] = found
-        if wish.get("clone_known") and wish["clone"] not in names:
-            raise SystemExit(f"clone {wish['clone']} was acknowledged and is gone")
-        if wish.get("clone") in names and self.marks(wish["clone"]) != found:
-            raise SystemExit(f"clone {wish['clone']} is not its snapshot")
 
 
-def main():
-    folder, rounds, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    loop = Loop(folder, seed)
+def run(loop, rounds):
     loop.up()
     for disk in DISKS:
         loop.must("disk", "create", disk, str(SIZE))
     for number in range(rounds):
         loop.round(number)
+    loop.verify_all()
     loop.must("check")
     loop.must("down")
-    print(f"{rounds} rounds, {loop.counts}")
+
+
+def main():
+    folder, rounds, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    loop = Loop(folder, seed)
+    try:
+        run(loop, rounds)
+    except Full as full:
+        print(f"{full}\n{dict(loop.counts)}", file=sys.stderr)
+        sys.exit(EXIT_FULL)
+    print(f"{rounds} rounds, {dict(loop.counts)}")
 
 
 main()
