@@ -63,9 +63,7 @@ class Writer:
         self.disk, self.start = disk, index * BLOCKS
         self.random = random.Random(seed)
         self.now = [0] * BLOCKS
-        self.done = []            # (first, count, mark) of this round, acknowledged
-        self.flying = None
-        self.failed = self.full = None
+        self.begin()
 
     @classmethod
     def next_mark(cls):
@@ -73,8 +71,13 @@ class Writer:
             cls.marks += 1
             return cls.marks
 
+    def begin(self):
+        """A new round, before anyone asks how much was done in it."""
+        self.done = []            # (first, count, mark), acknowledged
+        self.flying = None
+        self.failed = self.full = None
+
     def run(self, uri, stop):
-        self.done, self.flying, self.failed, self.full = [], None, None, None
         try:
             handle = nbd.NBD()
             handle.connect_uri(uri(self.disk))
@@ -299,6 +302,8 @@ class Loop:
 
     def round(self, number):
         stop = threading.Event()
+        for writer in self.writers:
+            writer.begin()
         threads = [threading.Thread(target=w.run, args=(self.uri, stop))
                    for w in self.writers]
         threads.append(threading.Thread(target=self.administer, args=(number, stop)))
