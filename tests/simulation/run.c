@@ -197,7 +197,8 @@ static void step(struct run *run, uint64_t events, const bool *until)
     }
 }
 
-static void close_begin(struct run *run)
+/* *ret_status: how the host is before it closes, which nobody can ask afterwards. */
+static void close_begin(struct run *run, struct host_status *ret_status)
 {
     faults_off(run);
     run->load.is_draining = true;
@@ -206,36 +207,32 @@ static void close_begin(struct run *run)
             run_fail(run, "operations are in flight, and nothing is left to do");
         workload_check_hang(run);
     }
+    host_status(run->host, ret_status);
     run->task = (struct task_call){.main = close_main, .name = "sim close"};
     run->is_over = false;
     task_start(run->loop, &run->task);
 }
 
-static void close_in_order(struct run *run)
+static void close_in_order(struct run *run, struct host_status *ret_status)
 {
-    struct host_status status;
-    close_begin(run);
-    host_status(run->host, &status);
+    close_begin(run, ret_status);
     if (!sim_world_run_until(run->world, &run->is_over, CLOSE_LIMIT_NS))
         run_fail(run, "host_close does not end");
-    if (!status.failed && !run->profile.may_fail)
+    if (!ret_status->failed && !run->profile.may_fail)
         all_is_flushed(run);
 }
 
-static void note_end(struct run *run, bool worked)
+static void note_end(struct run *run, const struct host_status *status)
 {
-    struct host_status status = {0};
-    if (worked && !(run->load.is_draining && run->is_over))
-        host_status(run->host, &status);
     run_note(run,
              "ends; %llu operations begun, %llu done, %llu of them failed; %llu KiB "
              "reclaimed, %llu compactions of %llu KiB",
              (unsigned long long)run->load.ops_begun,
              (unsigned long long)run->load.ops_done,
              (unsigned long long)run->load.ops_failed,
-             (unsigned long long)(status.reclaim_freed_bytes / KIB),
-             (unsigned long long)status.compact_runs,
-             (unsigned long long)(status.compact_bytes_written / KIB));
+             (unsigned long long)(status->reclaim_freed_bytes / KIB),
+             (unsigned long long)status->compact_runs,
+             (unsigned long long)(status->compact_bytes_written / KIB));
 }
 
 /* One process from its start to its end. True if it did some work. */
@@ -267,14 +264,17 @@ static bool live(struct run *run)
     bool worked = run->is_booted && !(is_short && ending != ENDING_CLEAN);
     if (worked)
         step(run, events, NULL);
+    struct host_status status = {0};
     if (ending == ENDING_CLEAN && run->is_booted) {
-        close_in_order(run);
+        close_in_order(run, &status);
     } else if (worked && run_chance(run, 15)) { /* it dies while it closes */
-        close_begin(run);
+        close_begin(run, &status);
         step(run, run_between(run, 1, 400), &run->is_over);
+    } else if (worked) {
+        host_status(run->host, &status);
     }
     faults_off(run);
-    note_end(run, worked);
+    note_end(run, &status);
     bool cut = ending == ENDING_POWER_CUT ||
                (ending == ENDING_CLEAN && run->profile.cuts > 0 && run_chance(run, 50));
     process_end(run, cut ? SIM_POWER_CUT : SIM_KILL);
@@ -288,6 +288,7 @@ static bool live(struct run *run)
 
 static void final_check(struct run *run, bool all, bool count)
 {
+    struct host_status status;
     run->is_last = all;
     run->is_count = count;
     run->is_booted = false;
@@ -300,7 +301,7 @@ static void final_check(struct run *run, bool all, bool count)
     }
     if (run->boot_result < 0)
         run_fail(run, "host_open: %s", run->boot_error.text);
-    close_in_order(run);
+    close_in_order(run, &status);
     process_end(run, SIM_POWER_CUT);
     model_crash(&run->model, true, run->profile.may_lose);
 }
