@@ -3,7 +3,8 @@
 # timeout: 600
 # The daemon is killed at random moments, 100 times; nothing acknowledged is lost and
 # every snapshot is one moment of its disk, and what is removed takes nothing along.
-# ROUNDS=N for a longer run by hand, SEED=N.
+# By hand: ROUNDS=N, SEED=N, and arguments of crash_loop.py; two hours at 85 % full are
+# ROUNDS=120 crash-loop.sh --life 55 --capacity 4G --full 85
 . "$(dirname "$0")/lib.sh"
 
 requires parallax /usr/bin/python3
@@ -14,7 +15,8 @@ rounds=100
 seed=${SEED:-$RANDOM}
 echo "SEED=$seed"
 code=0
-/usr/bin/python3 "$TESTS/crash_loop.py" "$T/host" "${ROUNDS:-$rounds}" "$seed" || code=$?
+/usr/bin/python3 "$TESTS/crash_loop.py" "$T/host" "${ROUNDS:-$rounds}" "$seed" "$@" ||
+    code=$?
 case $code in
 0) ;;
 3) fail "the store is full; what was acknowledged is there; SEED=$seed" ;;

@@ -3,7 +3,7 @@
 """kill -9 at random moments under concurrent writes, flushes, trims, while snapshots and
 clones come and go.
 
-    crash_loop.py DIR ROUNDS SEED
+    crash_loop.py DIR ROUNDS SEED [--life SECONDS] [--capacity SIZE] [--full PERCENT]
 
 Each writer has a stretch of a disk to itself and does one thing at a time, so what its
 blocks may hold is known exactly: what was acknowledged last, or what was in flight when
@@ -11,8 +11,12 @@ the daemon died. A snapshot must hold, for every writer, the state after one of 
 operations between its call and its answer; a clone is its snapshot. What was removed
 stays away, and what was not stays as it is.
 
+With --full, a disk that nobody else writes takes so much that the store stays that full
+with live data. At the end everything is removed, and then nothing may be live.
+
 Ends with 3 if the store was full: then what was acknowledged is there, but no more fits.
 """
+import argparse
 import collections
 import errno
 import json
@@ -173,10 +177,52 @@ class Thing:
         return self.places == {place}
 
 
+class Ballast:
+    """A disk that keeps the store as full as wished; its content tells its place."""
+    name, chunk = "ballast", 1 << 20
+
+    def __init__(self, loop, percent):
+        self.loop, self.percent, self.chunks = loop, percent, 0
+
+    def create(self):
+        capacity = self.loop.status()["capacity_bytes"]
+        self.loop.must("disk", "create", self.name, str(capacity))
+
+    def open(self):
+        handle = nbd.NBD()
+        handle.connect_uri(self.loop.uri(self.name))
+        return handle
+
+    def place(self, chunk):
+        return b"".join(content((chunk << 8) + i) for i in range(self.chunk // BLOCK))
+
+    def adjust(self):
+        status = self.loop.status()
+        wanted = status["capacity_bytes"] * self.percent // 100
+        more = (wanted - status["live_bytes"]) // self.chunk
+        handle = self.open()
+        for _ in range(max(more, 0)):
+            handle.pwrite(self.place(self.chunks), self.chunks * self.chunk)
+            self.chunks += 1
+        for _ in range(min(max(-more, 0), self.chunks)):
+            self.chunks -= 1
+            handle.trim(self.chunk, self.chunks * self.chunk)
+        handle.flush()
+        handle.shutdown()
+
+    def verify(self, count):
+        handle = self.open()
+        for i in random.sample(range(self.chunks), min(count, self.chunks)):
+            if handle.pread(self.chunk, i * self.chunk) != self.place(i):
+                raise SystemExit(f"ballast: MiB {i} is not what it was")
+        handle.shutdown()
+
+
 class Loop:
-    def __init__(self, folder, seed):
-        self.folder = folder
-        self.random = random.Random(seed)
+    def __init__(self, options):
+        self.folder, self.options = options.folder, options
+        self.random = random.Random(options.seed)
+        self.ballast = Ballast(self, options.full) if options.full else None
         self.writers = [Writer(disk, i, self.random.random())
                         for disk in DISKS for i in range(WRITERS)]
         self.snapshots, self.clones = {}, {}    # name: Thing
@@ -199,9 +245,12 @@ class Loop:
             raise SystemExit(f"parallax {' '.join(words)}: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def status(self):
+        return json.loads(self.must("status", "--json"))
+
     def up(self):
-        subprocess.run(["parallax", "up", self.folder, "--capacity", "16G", "--detach"],
-                       check=True)
+        subprocess.run(["parallax", "up", self.folder, "--capacity",
+                        self.options.capacity, "--detach"], check=True)
         with open(f"{self.folder}/parallaxd.pid") as f:
             self.pid = int(f.read())
 
@@ -285,10 +334,13 @@ class Loop:
             snapshot.places = {NOWHERE}
 
     def remove_clone(self, clone, stop):
-        clone.places = {THERE, TRASH}
+        removed = {TRASH}
+        if self.ballast:          # short of space, the daemon empties the trash itself
+            removed.add(NOWHERE)
+        clone.places = {THERE} | removed
         answer = self.ask(stop, "disk", "rm", clone.name)
         if answer is not None:
-            clone.places = {TRASH} if answer else {THERE}
+            clone.places = removed if answer else {THERE}
 
     def empty_trash(self, stop):
         trash = [clone for clone in self.clones.values() if TRASH in clone.places]
@@ -309,7 +361,7 @@ class Loop:
         threads.append(threading.Thread(target=self.administer, args=(number, stop)))
         for thread in threads:
             thread.start()
-        time.sleep(0.05 + self.random.random() * 0.5)
+        time.sleep(self.options.life * (0.1 + self.random.random()))
         stop.set()                # errors from now on are due to the kill
         self.kill()
         for thread in threads:
@@ -371,7 +423,7 @@ class Loop:
         snapshots = {f"{disk}@{name}" for disk in DISKS
                      for name in self.names("snapshot", "ls", disk)}
         self.settle(self.snapshots, {THERE: snapshots, TRASH: set()})
-        self.settle(self.clones, {THERE: disks - set(DISKS),
+        self.settle(self.clones, {THERE: disks - {*DISKS, Ballast.name},
                                   TRASH: self.names("trash", "ls")})
 
     @staticmethod
@@ -412,26 +464,66 @@ class Loop:
                 raise SystemExit(f"{name}, writer {i}: no moment of its disk")
 
 
-def run(loop, rounds):
+    # --- the end ---
+
+    def remove_all(self):
+        """Then the space of everything must have come back, to the block."""
+        for disk in sorted(self.names("disk", "ls")):
+            self.must("disk", "rm", disk, "--recursive")
+        self.must("trash", "empty")
+        for _ in range(600):
+            status = self.status()
+            if status["live_bytes"] == 0:
+                return
+            time.sleep(0.1)
+        raise SystemExit(f"everything is removed, and {status['live_bytes']} bytes live")
+
+
+def run(loop, options):
     loop.up()
     for disk in DISKS:
         loop.must("disk", "create", disk, str(SIZE))
-    for number in range(rounds):
+    if loop.ballast:
+        loop.ballast.create()
+    for number in range(options.rounds):
+        if loop.ballast:
+            loop.ballast.adjust()
         loop.round(number)
+        if loop.ballast:
+            loop.ballast.verify(20)
+            loop.must("check")
+            print(f"{number}: {loop.status()['live_bytes'] >> 20} MiB live, "
+                  f"{dict(loop.counts)}", flush=True)
     loop.verify_all()
+    if loop.ballast:
+        loop.ballast.verify(loop.ballast.chunks)
+    loop.must("check")
+    loop.remove_all()
     loop.must("check")
     loop.must("down")
 
 
+def arguments():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("rounds", type=int)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--life", type=float, default=0.5,
+                        help="seconds that a daemon lives, about")
+    parser.add_argument("--capacity", default="16G")
+    parser.add_argument("--full", type=int, help="percent of live data to keep")
+    return parser.parse_args()
+
+
 def main():
-    folder, rounds, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    loop = Loop(folder, seed)
+    options = arguments()
+    loop = Loop(options)
     try:
-        run(loop, rounds)
+        run(loop, options)
     except Full as full:
         print(f"{full}\n{dict(loop.counts)}", file=sys.stderr)
         sys.exit(EXIT_FULL)
-    print(f"{rounds} rounds, {dict(loop.counts)}")
+    print(f"{options.rounds} rounds, {dict(loop.counts)}")
 
 
 main()
