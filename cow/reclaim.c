@@ -113,7 +113,8 @@ static bool is_held(struct host *host, const struct cluster_version *version)
 {
     return is_in_pinned_head(host, version) ||
            pin_is_taken(&host->pins, PIN_VERSION, version->id) ||
-           (disk_find(host, version->disk, version->id) && !planted(PLANT_TRIM_WHILE_READ));
+           (!planted(PLANT_TRIM_WHILE_READ) &&
+            disk_find(host, version->disk, version->id));
 }
 
 /* Somebody is about to grow something from it, or waits to move the head that is its

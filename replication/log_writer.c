@@ -350,13 +350,13 @@ static void advance_once(struct disk_log *log)
         send_queued(log);
         log_want_extents(log);
     }
+    log_flushes_finish(log); /* the next one may want a round */
     if (log->down == 0)
         log_sync_if_wanted(log);
     if (log->down != 0) {
         fail_queued(log, log->down);
         log_flushes_fail(log, log->down);
     }
-    log_flushes_finish(log);
     if (log->down != 0 && !log->down_told) {
         log->down_told = true;
         log->callbacks->down(log->callbacks, log->down);

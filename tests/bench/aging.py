@@ -202,7 +202,7 @@ def scrubbing(server, folder):
     server.command("scrub", "start")
 
     def finished():
-        return not json.loads(server.command("scrub", "status", "--json"))["running"]
+        return not json.loads(server.command("scrub", "status", "--json"))["state"] == "running"
 
     wait_until(finished, 300)
     took = time.perf_counter() - start

@@ -339,9 +339,19 @@ static void append(struct test *t)
 struct test_flush {
     struct log_flush flush;
     struct test *t;
-    uint64_t number;
-    bool is_over;
+    uint64_t number, begun_ns;
 };
+
+/* Where nothing fails a flush takes two rounds at most, however many came before it. */
+static void check_not_late(const struct test *t, uint64_t begun_ns)
+{
+    const struct script *script = t->script;
+    bool is_smooth = !script->on_store && script->append_error_ppm == 0 &&
+                     script->sync_error_ppm == 0 && script->fail_nth < 0 &&
+                     script->limit_blocks == UINT32_MAX;
+    if (is_smooth)
+        CHECK(sim_world_now_ns(t->world) - begun_ns < SYNC_EVERY_MS * NS_PER_MS / 2);
+}
 
 static void flush_done(struct log_flush *flush)
 {
@@ -350,6 +360,7 @@ static void flush_done(struct log_flush *flush)
     t->flushing--;
     if (flush->result == 0) {
         t->model.flushed = max_u64(t->model.flushed, mine->number);
+        check_not_late(t, mine->begun_ns);
         maybe_end(t, 100);
     } else if (!t->is_closing) {
         CHECK_EQ(flush->result, t->script->allowed);
@@ -363,6 +374,7 @@ static void flush(struct test *t)
     struct test_flush *mine = calloc(1, sizeof *mine);
     mine->t = t;
     mine->number = t->model.committed;
+    mine->begun_ns = sim_world_now_ns(t->world);
     mine->flush.done = flush_done;
     t->flushing++;
     log_flush(t->log, &mine->flush);
