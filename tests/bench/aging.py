@@ -19,6 +19,11 @@ def status(server):
     return json.loads(server.command("status", "--json"))
 
 
+def has_reclaimed(server):
+    reclaim = status(server)["reclaim"]
+    return reclaim["pending"] == 0 and not reclaim["running"]
+
+
 def wait_until(condition, seconds=120):
     """Seconds until it holds."""
     start = time.perf_counter()
@@ -119,13 +124,13 @@ def deleting(folder, build, big="100g"):
             measure.run_fio(server.uri("big"), server.pid, big, f"{work} --io_size=1g")
             server.command("snapshot", "create", "big@b")
             start = time.perf_counter()
-            control.request(op="snapshot.remove", disk="big", snapshots=["a"])
+            control.request(op="snapshot.rm", disk="big", snapshot="a")
             result[f"deleting a snapshot, {name}: name gone, ms"] = \
                 (time.perf_counter() - start) * 1e3
             result[f"deleting a snapshot, {name}: background work, s"] = wait_until(
-                lambda: status(server)["reclaim_pending"] == 0)
-            control.request(op="snapshot.remove", disk="big", snapshots=["b"])
-            wait_until(lambda: status(server)["reclaim_pending"] == 0)
+                lambda: has_reclaimed(server))
+            control.request(op="snapshot.rm", disk="big", snapshot="b")
+            wait_until(lambda: has_reclaimed(server))
         return result
     finally:
         server.stop()
@@ -149,7 +154,7 @@ def many_snapshots(folder, build, count=10000):
         time.sleep(1)
         start = time.perf_counter()
         server.command("snapshot", "rm", "img", "--keep-last", "0")
-        wait_until(lambda: status(server)["reclaim_pending"] == 0, 600)
+        wait_until(lambda: has_reclaimed(server), 600)
         took = time.perf_counter() - start
         job = measure.parse(busy.communicate()[0])
         p99 = max(job[s]["clat_ns"]["percentile"]["99.000000"] for s in ("read", "write"))
@@ -202,7 +207,8 @@ def scrubbing(server, folder):
     server.command("scrub", "start")
 
     def finished():
-        return not json.loads(server.command("scrub", "status", "--json"))["state"] == "running"
+        state = json.loads(server.command("scrub", "status", "--json"))["state"]
+        return state != "running"
 
     wait_until(finished, 300)
     took = time.perf_counter() - start

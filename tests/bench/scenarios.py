@@ -34,9 +34,9 @@ class Control:
 
     def request(self, **words):
         self.socket.sendall(json.dumps(words).encode() + b"\n")
-        answer = json.loads(self.lines.readline())
-        if "ok" not in answer:
-            raise RuntimeError(f"{words}: {answer}")
+        while "ok" not in (answer := json.loads(self.lines.readline())):
+            if "error" in answer:
+                raise RuntimeError(f"{words}: {answer}")
 
 
 def snapshots_under_load(server, size, count=50):
