@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -44,48 +45,68 @@ def written_bytes(server):
 
 
 def overwrite(server, size, gib, part=4):
-    """Runs of `part` GiB of random writes: (rate, slowest write in ms, bytes) of each."""
+    """Runs of `part` GiB of random writes: (rate, slowest write in ms, bytes written to
+    the device for each of the guest's) of each."""
     runs = []
-    for _ in range(gib // part):
+    for i in range(gib // part):
         before = written_bytes(server)
         run = measure.run_fio(server.uri(), server.pid, size,
                               f"{WRITE} --io_size={part}g")
         runs.append((run["iops"], run["max_us"] / 1e3,
                      (written_bytes(server) - before) / (part * GIB)))
+        print("  %d GiB: %.0f/s, slowest %.0f ms, %.2f bytes for each, %d MiB used" %
+              ((i + 1) * part, *runs[-1], status(server)["used_bytes"] >> 20),
+              file=sys.stderr)
     return runs
 
 
-def wear(folder, build, share_name, size, gib):
+def wear(folder, build, size, gib):
     """A disk of `size` on a store of 8 GiB, overwritten `gib` GiB at random."""
     server = systems.Parallax(folder, build, "8g", size)
     try:
         scenarios.fill(server, size)
         runs = overwrite(server, size, gib)
-        used = [status(server)["used_bytes"] / GIB]
-        last = runs[-1]
-        return runs, {
-            f"{share_name}: writes/s, first 4 GiB": runs[0][0],
-            f"{share_name}: writes/s, last 4 GiB": last[0],
-            f"{share_name}: last of first": last[0] / runs[0][0],
-            f"{share_name}: bytes written to the device for each of the guest's, "
-            "all after the first 4 GiB":
-                sum(r[2] for r in runs[1:]) / max(len(runs) - 1, 1),
-            f"{share_name}: slowest write, ms": max(r[1] for r in runs),
-            f"{share_name}: space used at the end, GiB": used[0],
-        }
+        return runs, status(server)["used_bytes"] / GIB
     finally:
         server.stop()
 
 
-def overwriting(folder, build):
-    """40 GiB over a 4 GiB disk on an 8 GiB store; then at 80 and 90 % full."""
-    runs, result = wear(folder, build, "half full", "4g", 40)
-    empty = runs[0][0]
-    for name, size in (("80 % full", "6552m"), ("90 % full", "7372m")):
-        runs, more = wear(folder, build, name, size, 16)
-        result.update(more)
-        result[f"{name}: writes/s of an empty store's"] = runs[-1][0] / empty
-    return result
+def bytes_for_each(runs):
+    """Without the first run, which still finds space that was never used."""
+    return sum(r[2] for r in runs[1:]) / max(len(runs) - 1, 1)
+
+
+def half_full(folder, build):
+    """40 GiB over a 4 GiB disk on an 8 GiB store."""
+    runs, used = wear(folder, build, "4g", 40)
+    return {
+        "half full: writes/s, first 4 GiB": runs[0][0],
+        "half full: writes/s, last 4 GiB": runs[-1][0],
+        "half full: last of first": runs[-1][0] / runs[0][0],
+        "half full: bytes to the device for each of the guest's": bytes_for_each(runs),
+        "half full: slowest write, ms": max(r[1] for r in runs),
+        "half full: space used at the end, GiB": used,
+    }
+
+
+def nearly_full(folder, build, percent, size):
+    empty, _ = wear(folder, build, "4g", 4)
+    runs, _ = wear(folder, build, size, 16)
+    name = f"{percent} % full"
+    return {
+        f"{name}: writes/s, last 4 GiB": runs[-1][0],
+        f"{name}: of an empty store's": runs[-1][0] / empty[0][0],
+        f"{name}: bytes to the device for each of the guest's": bytes_for_each(runs),
+        f"{name}: slowest write, ms": max(r[1] for r in runs),
+    }
+
+
+def full_80(folder, build):
+    return nearly_full(folder, build, 80, "6552m")
+
+
+def full_90(folder, build):
+    return nearly_full(folder, build, 90, "7372m")
 
 
 def hot_and_cold(folder, build):
@@ -220,4 +241,5 @@ def scrubbing(server, folder):
             "guest beside a scrub, of without": busy / quiet}
 
 
-SCENARIOS = (overwriting, hot_and_cold, deleting, many_snapshots, reclaiming)
+SCENARIOS = (half_full, full_80, full_90, hot_and_cold, deleting, many_snapshots,
+             reclaiming)
