@@ -14,6 +14,7 @@ rounds=100
 [ -z "${PARALLAX_QUICK-}" ] || rounds=15
 seed=${SEED:-$RANDOM}
 echo "SEED=$seed"
+cleanup_fn end_daemon KILL "$T/host"
 code=0
 /usr/bin/python3 "$TESTS/crash_loop.py" "$T/host" "${ROUNDS:-$rounds}" "$seed" "$@" ||
     code=$?
