@@ -20,8 +20,9 @@
 #define THIN_LEAVES   16384U /* a disk of less than 16 GiB is not large */
 #define THIN_FACTOR   4U     /* wanted writes a leaf; times the log at most */
 #define EXTENTS_SOON  (LOG_EXTENTS_MAX / 4)
-/* Superseded bytes that are no reason, however little space is free. */
+/* Superseded bytes that are no reason, however little space there is. */
 #define DEAD_BYTES_MIN (8 * MIB)
+#define DEAD_SHARE     8U /* of what is free, or known to be dead, that are a reason */
 
 static void start_next(struct host *host);
 
@@ -121,8 +122,9 @@ static void relieve(struct host *host, uint64_t (*weight)(const struct disk *dis
 }
 
 /* What is superseded stays until a checkpoint has told what that is. Each block of an
- * overlay may supersede one of the map; only the merge knows. */
-static bool holds_much_space(const struct host *host)
+ * overlay may supersede one of the map; only the merge knows. What is known to be dead
+ * counts like free space: compaction gets it cheaper than a checkpoint of few changes. */
+bool checkpoint_holds_space(const struct host *host)
 {
     uint64_t bytes =
         (host->overlay.dead_blocks + host->overlay.data_blocks) * BLOCK_SIZE;
@@ -131,7 +133,7 @@ static bool holds_much_space(const struct host *host)
     if (bytes < DEAD_BYTES_MIN)
         return false;
     store_usage(host->store, &usage);
-    return bytes >= usage.free_bytes / 10;
+    return bytes >= (usage.free_bytes + usage.dead_bytes) / DEAD_SHARE;
 }
 
 /* The overlays of all disks share a budget, and all disks share the store. */
@@ -141,7 +143,7 @@ static void relieve_host(struct host *host)
         return;
     if (host->overlay.used_bytes >= host->overlay.limit_bytes / 2)
         relieve(host, layers_bytes);
-    else if (holds_much_space(host))
+    else if (checkpoint_holds_space(host))
         relieve(host, layers_blocks);
 }
 

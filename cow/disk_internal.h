@@ -306,6 +306,8 @@ void checkpoint_timer_start(struct disk *disk);
 void checkpoint_settled(struct disk *disk, int result);
 /* True while the log or the overlay has run so far ahead that changes wait. */
 bool checkpoint_behind(const struct disk *disk);
+/* True if what checkpoints would find dead is much beside what is free, or known dead. */
+bool checkpoint_holds_space(const struct host *host);
 
 /* --- checkpoint.c --- */
 async int disk_checkpoint(struct disk *disk, struct error *err);

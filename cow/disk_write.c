@@ -214,7 +214,6 @@ void write_failed(struct disk *disk, struct log_record *record, int code)
         part_done(disk, part, code);
         return;
     }
-    checkpoint_request(disk);
     if (part->record.kind == ENTRY_ZERO && !part->record.use_reserve) {
         part->record.use_reserve = true;
         part->record.generation = disk->append_generation; /* it may follow a marker */

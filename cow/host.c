@@ -287,22 +287,38 @@ struct buffer_pool *host_buffers(struct host *host)
     return host->front_buffers;
 }
 
-/* What checkpoints of all open disks may need at the worst: a leaf for each interval and
- * the nodes above, and a slab and a roll record for each disk. At most a tenth of the
- * store, so that a small one stays of use. */
+/* What the merge of its layers may write at the worst: a leaf for each interval, though
+ * no more than there are, and the nodes above. */
+static uint64_t merge_blocks(const struct disk *disk)
+{
+    uint64_t leaves = div_up_u64(disk->size_bytes, MAP_FANOUT * BLOCK_SIZE);
+    const struct layer *layer;
+    uint64_t blocks = 0;
+
+    TAILQ_FOREACH (layer, &disk->layers, link)
+        blocks += min_u64(layer->overlay.interval_count, leaves);
+    return blocks + blocks / 128;
+}
+
+/* What checkpoints of all open disks may need: their nodes, a tenth of that for headers
+ * and lists, and a slab and a roll record for each disk. At most a tenth of the store,
+ * so that a small one stays of use. */
 void host_update_reserve(struct host *host)
 {
-    uint64_t intervals = host->overlay.interval_count, reserve;
+    uint64_t intervals = host->overlay.interval_count, blocks = 0;
     uint64_t moved = intervals > host->reserve_intervals
                          ? intervals - host->reserve_intervals
                          : host->reserve_intervals - intervals;
     struct store_usage usage;
+    struct disk *disk;
 
     if (moved < RESERVE_STEP_INTERVALS && host->reserve_disks == host->disk_count)
         return;
+    RB_FOREACH (disk, disk_tree, &host->disks)
+        blocks += merge_blocks(disk);
     store_usage(host->store, &usage);
-    reserve = RESERVE_BYTES + host->disk_count * 2 * SLAB_BYTES +
-              (intervals + intervals / 128) * BLOCK_SIZE;
+    uint64_t reserve = RESERVE_BYTES + host->disk_count * 2 * SLAB_BYTES +
+                       (blocks + blocks / 10) * BLOCK_SIZE;
     store_set_reserve(host->store, min_u64(reserve, usage.capacity_bytes / 10));
     host->reserve_intervals = intervals;
     host->reserve_disks = host->disk_count;

@@ -16,6 +16,7 @@
 #include "cow/trim.h"
 
 #define FULL_WAIT_NS    (20 * NS_PER_S)
+#define HURRY_NS        NS_PER_S          /* then everybody is asked */
 #define LOOK_NS         (50 * NS_PER_MS)
 #define RECOUNT_NS      (100 * NS_PER_MS) /* of what a disk at its quota uses */
 /* Dead blocks in extents still written to that make it worth to end these. */
@@ -69,11 +70,23 @@ static bool disk_space_coming(struct disk *disk)
     return trims || merges || trimmer_again(disk) || hurry_roll(disk);
 }
 
+/* What others would find is little, and nobody has waited for long. */
+static bool store_suffices(const struct host *host)
+{
+    const struct space_wait *first = TAILQ_FIRST(&host->space_waits);
+    uint64_t now_ns = loop_now_ns(host->loop);
+
+    return store_space_coming(host->store) && !checkpoint_holds_space(host) &&
+           (!first || now_ns - first->since_ns < HURRY_NS);
+}
+
 static bool host_space_coming(struct host *host)
 {
     bool is_coming = store_space_coming(host->store);
     struct disk *disk;
 
+    if (store_suffices(host))
+        return true;
     if (reclaim_space_coming(host))
         is_coming = true;
     RB_FOREACH (disk, disk_tree, &host->disks)
