@@ -4,7 +4,7 @@
 # The daemon is killed at random moments, 100 times; nothing acknowledged is lost and
 # every snapshot is one moment of its disk, and what is removed takes nothing along.
 # By hand: ROUNDS=N, SEED=N, and arguments of crash_loop.py; two hours at 85 % full are
-# ROUNDS=120 crash-loop.sh --life 55 --capacity 4G --full 85
+# ROUNDS=1000 crash-loop.sh --hours 2 --life 55 --capacity 4G --full 85
 . "$(dirname "$0")/lib.sh"
 
 requires parallax /usr/bin/python3

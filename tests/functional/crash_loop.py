@@ -229,6 +229,7 @@ class Loop:
         self.failed = None                      # what the administrator met
         self.full = None
         self.counts = collections.Counter()     # what was done
+        self.rounds = 0
 
     def uri(self, disk):
         return f"nbd+unix:///{disk}?socket={self.folder}/nbd.sock"
@@ -353,6 +354,7 @@ class Loop:
     # --- rounds ---
 
     def round(self, number):
+        self.rounds += 1
         stop = threading.Event()
         for writer in self.writers:
             writer.begin()
@@ -485,7 +487,10 @@ def run(loop, options):
         loop.must("disk", "create", disk, str(SIZE))
     if loop.ballast:
         loop.ballast.create()
+    ends = time.monotonic() + options.hours * 3600
     for number in range(options.rounds):
+        if time.monotonic() >= ends:
+            break
         if loop.ballast:
             loop.ballast.adjust()
         loop.round(number)
@@ -510,6 +515,8 @@ def arguments():
     parser.add_argument("seed", type=int)
     parser.add_argument("--life", type=float, default=0.5,
                         help="seconds that a daemon lives, about")
+    parser.add_argument("--hours", type=float, default=24,
+                        help="no round begins after so long")
     parser.add_argument("--capacity", default="16G")
     parser.add_argument("--full", type=int, help="percent of live data to keep")
     return parser.parse_args()
@@ -523,7 +530,7 @@ def main():
     except Full as full:
         print(f"{full}\n{dict(loop.counts)}", file=sys.stderr)
         sys.exit(EXIT_FULL)
-    print(f"{options.rounds} rounds, {dict(loop.counts)}")
+    print(f"{loop.rounds} rounds, {dict(loop.counts)}")
 
 
 main()
