@@ -3,6 +3,7 @@
 #ifndef PARALLAX_TESTS_UNIT_CHECK_H
 #define PARALLAX_TESTS_UNIT_CHECK_H
 
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,5 +36,14 @@
             exit(1);                                                                     \
         }                                                                                \
     } while (0)
+
+/* How many of so many seeds to run. Where each takes long, list-unit-tests sets a
+ * divisor. */
+static inline uint64_t seeds_of(uint64_t count)
+{
+    const char *divisor = getenv("TEST_SEEDS_DIVISOR");
+    uint64_t by = divisor != NULL ? strtoull(divisor, NULL, 10) : 1;
+    return by <= 1 ? count : by < count ? count / by : 1;
+}
 
 #endif

@@ -420,7 +420,7 @@ static void run_lives(uint64_t seed)
 /* A process that is ended releases nothing, so it lives in a child. */
 static void test_lives(void)
 {
-    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+    for (uint64_t seed = 1; seed <= seeds_of(SEEDS); seed++) {
         pid_t child = fork();
         CHECK(child >= 0);
         if (child == 0) {

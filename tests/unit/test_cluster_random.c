@@ -127,8 +127,10 @@ static void run_stream(uint64_t seed, struct tally *tally)
 static void test_streams(void)
 {
     struct tally tally = {{0}, {0}, {0}};
-    for (uint64_t seed = 1; seed <= STREAMS; seed++)
+    for (uint64_t seed = 1; seed <= seeds_of(STREAMS); seed++)
         run_stream(seed, &tally);
+    if (seeds_of(STREAMS) < STREAMS)
+        return; /* all of them together meet everything */
     for (unsigned op = CLUSTER_DISK_CREATE; op <= CLUSTER_OP_LAST; op++) {
         if (tally.done[op] == 0 || tally.refused[op] == 0)
             fprintf(stderr, "operation %u: %u done, %u refused\n", op, tally.done[op],

@@ -492,7 +492,7 @@ static void idle(struct body *body)
 static void scenario(void (*run)(struct body *body), uint64_t slabs, bool no_idle_work,
                      uint32_t seeds)
 {
-    for (uint64_t seed = 1; seed <= seeds; seed++) {
+    for (uint64_t seed = 1; seed <= seeds_of(seeds); seed++) {
         m = machine_create(seed, slabs * SLAB_BYTES);
         m->no_idle_work = no_idle_work;
         machine_run(m, body_open);

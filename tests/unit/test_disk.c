@@ -92,7 +92,7 @@ static async void body_random(struct machine *m)
 /* Small budgets: checkpoints run all the time, and changes wait for them. */
 static void test_random(void)
 {
-    for (uint64_t seed = 1; seed <= 6; seed++) {
+    for (uint64_t seed = 1; seed <= seeds_of(6); seed++) {
         struct machine *m = machine_create(seed);
         m->options.checkpoint_log_bytes = (64 * KIB) << seed;
         if (seed % 2 == 0)
@@ -359,7 +359,7 @@ static async void body_after_kill(struct machine *m)
 /* What was answered is there after a kill, any number of times. */
 static void test_kill(void)
 {
-    for (uint64_t seed = 1; seed <= 3; seed++) {
+    for (uint64_t seed = 1; seed <= seeds_of(3); seed++) {
         struct machine *m = machine_create(seed);
         m->arg = model_create(SIZE);
         m->options.checkpoint_log_bytes = seed == 1 ? 64 * MIB : 256 * KIB;

@@ -345,10 +345,10 @@ static void run_cut(uint64_t seed)
 
 int main(int argc, char **argv)
 {
-    uint64_t seeds = argc > 1 ? strtoull(argv[1], NULL, 10) : 4;
+    uint64_t seeds = argc > 1 ? strtoull(argv[1], NULL, 10) : seeds_of(4);
     test_leaf();
     test_streams();
-    for (uint64_t seed = 1; seed <= 4; seed++) {
+    for (uint64_t seed = 1; seed <= seeds_of(4); seed++) {
         run_one(body_ordered, seed);
         run_one(body_random_reads, seed);
         run_one(body_shared, seed);

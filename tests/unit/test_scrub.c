@@ -429,7 +429,7 @@ static void run_killed(uint64_t seed)
 int main(void)
 {
     test_record();
-    for (uint64_t seed = 1; seed <= 5; seed++) {
+    for (uint64_t seed = 1; seed <= seeds_of(5); seed++) {
         run_one(body_clean, seed);
         run_one(body_seen, seed);
         run_one(body_nodes, seed);

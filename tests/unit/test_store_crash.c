@@ -628,7 +628,7 @@ static void run_scenario(uint64_t number)
 int main(int argc, char **argv)
 {
     uint64_t first = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
-    uint64_t count = argc > 2 ? strtoull(argv[2], NULL, 0) : SEEDS;
+    uint64_t count = argc > 2 ? strtoull(argv[2], NULL, 0) : seeds_of(SEEDS);
     if (argc == 2) {
         one_seed(first);
         return 0;

@@ -411,10 +411,10 @@ int main(int argc, char **argv)
         test_full(relieved, 24 * MIB);
         test_full(quota, 128 * MIB);
     }
-    for (uint64_t seed = 1; seed <= 20; seed++)
+    for (uint64_t seed = 1; seed <= seeds_of(20); seed++)
         if (only == 0 || only == seed)
             test_versions(seed);
-    for (uint64_t seed = 1; seed <= CRASH_SEEDS; seed++)
+    for (uint64_t seed = 1; seed <= seeds_of(CRASH_SEEDS); seed++)
         if (only == 0)
             in_child(crash, seed);
     if (only > 0)

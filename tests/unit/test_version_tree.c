@@ -950,7 +950,7 @@ static void say_seed(void)
 
 int main(int argc, char **argv)
 {
-    uint64_t count = argc > 1 ? strtoull(argv[1], NULL, 10) : 20000;
+    uint64_t count = argc > 1 ? strtoull(argv[1], NULL, 10) : seeds_of(20000);
     uint64_t first = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     atexit(say_seed);
     for (uint64_t i = 0; i < count; i++) {
