@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * When a checkpoint is due: after so much log, when the overlays of all disks have used
- * half of their budget, when what they superseded may be a tenth of the free space, when
- * layers pile up, and at least every ten minutes. The disks
- * that want one stand in a queue; a few run at a time, because each retains nodes and
- * holds a task while it waits for the log.
+ * half of their budget, when what they superseded may be much beside what is free or
+ * known to be dead, when layers pile up, and at least every ten minutes. The disks that
+ * want one stand in a queue; a few run at a time, because each retains nodes and holds a
+ * task while it waits for the log.
  *
  * What can fail is the checkpoint. It is tried again after a while; until then changes
  * that would wait for it fail with its error instead of waiting for ever.

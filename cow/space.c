@@ -5,9 +5,10 @@
  *
  * Space comes from checkpoints, which find out what is dead; from dead lists that are not
  * trimmed yet; from lists whose entries lie in an extent that is still written to, which
- * is ended then; from versions and disks that are going away; from compaction. While
- * anybody waits all of these are asked to hurry. When none of them has anything left, or
- * after FULL_WAIT_NS, the writes fail: what fills the store is live.
+ * is ended then; from versions and disks that are going away; from compaction. That one
+ * is asked first. When it has nothing, when much that is dead is not known yet, or when
+ * somebody has waited for a while, all of them are asked to hurry. When none has anything
+ * left, or after FULL_WAIT_NS, the writes fail: what fills the store is live.
  *
  * Nothing else waits: reads need no space, flushes write none, trims and checkpoints may
  * use the reserve. A disk that goes down gives up its waiting writes.
@@ -15,10 +16,10 @@
 #include "cow/reclaim.h"
 #include "cow/trim.h"
 
-#define FULL_WAIT_NS    (20 * NS_PER_S)
-#define HURRY_NS        NS_PER_S          /* then everybody is asked */
-#define LOOK_NS         (50 * NS_PER_MS)
-#define RECOUNT_NS      (100 * NS_PER_MS) /* of what a disk at its quota uses */
+#define FULL_WAIT_NS (20 * NS_PER_S)
+#define HURRY_NS     NS_PER_S /* then everybody is asked */
+#define LOOK_NS      (50 * NS_PER_MS)
+#define RECOUNT_NS   (100 * NS_PER_MS) /* of what a disk at its quota uses */
 /* Dead blocks in extents still written to that make it worth to end these. */
 #define ROLL_BLOCKS_MIN 256U
 
@@ -116,8 +117,7 @@ static void look(struct host *host)
     while ((wait = TAILQ_FIRST(&now))) {
         TAILQ_REMOVE(&now, wait, link);
         TAILQ_INSERT_TAIL(&host->space_waits, wait, link);
-        bool may_come =
-            wait->of_quota ? disk_space_coming(wait->disk) : is_coming;
+        bool may_come = wait->of_quota ? disk_space_coming(wait->disk) : is_coming;
         if (wait->seen != host->space_count)
             end(wait, 0);
         else if (!may_come || now_ns - wait->since_ns >= FULL_WAIT_NS)
@@ -210,8 +210,8 @@ static uint64_t count_used(struct disk *disk)
 
 bool space_over_quota(struct disk *disk)
 {
-    const struct cluster_disk *state =
-        cluster_disk_by_id(cluster_state(disk->host->cluster), disk->id);
+    const struct cluster_disk *state = cluster_disk_by_id(
+        cluster_state(disk->host->cluster), disk->id);
     uint64_t now_ns = loop_now_ns(disk->loop);
     uint64_t appended = log_appended_bytes(disk->log);
 
