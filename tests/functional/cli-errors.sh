@@ -183,6 +183,7 @@ expect_error 'lost/store' parallax up "$T/lost" --detach
 cp -r --sparse=always "$T/store" "$T/garbage"
 dd if=/dev/urandom of="$T/garbage/store" bs=4096 count=1 conv=notrunc status=none
 start_up "$T/garbage"
+unchecked "$T/garbage"
 stop_daemon "$T/garbage"
 dd if=/dev/urandom of="$T/garbage/store" bs=1M count=1 conv=notrunc status=none
 expect_error 'garbage/store' parallax up "$T/garbage" --detach

@@ -18,6 +18,7 @@ damage()
 copy()
 {
     cp -r --sparse=always "$T/store" "$T/$1"
+    unchecked "$T/$1"
 }
 
 # refuses NAME REGEX: `up` says in one line what is wrong, and changes nothing.

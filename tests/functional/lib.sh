@@ -11,7 +11,8 @@
 #
 # $T is a folder of the test's own. At the end it is removed and the daemons the test
 # started are ended, however the test ends. A test ends with 0 (passed), 77 (skipped, the
-# reason is the last line) or anything else (failed).
+# reason is the last line) or anything else (failed). One that passed fails all the same
+# if `parallax check` finds anything wrong in a store it leaves behind: see unchecked.
 #
 # tests/run reads comments of the form `# key: value` in a test:
 #     # timeout: 600           seconds, instead of 300
@@ -31,6 +32,7 @@ unset PARALLAX # no disk of the caller's own
 T=$(mktemp -d "${TMPDIR:-/tmp}/parallax-test.XXXXXX")
 lib_cleanups=()
 lib_stores=()
+lib_unchecked=()
 
 # --- how a test ends ---
 
@@ -52,6 +54,25 @@ cleanup_fn()
     lib_cleanups=("$(printf '%q ' "$@")" "${lib_cleanups[@]}")
 }
 
+# The store of DIR is left damaged on purpose.
+unchecked()
+{
+    lib_unchecked+=("$1")
+}
+
+# Is every block of the store where it should be, and owned once?
+lib_check()
+{
+    local store=$1
+    [ -d "$store" ] && [[ " ${lib_unchecked[*]-} " != *" $store "* ]] || return 0
+    parallax -c "$store" status >/dev/null 2>&1 || parallax up "$store" --detach ||
+        return 1
+    timeout 200 parallax -c "$store" check >"$T/check.out" 2>&1 && return 0
+    printf '%s: check of what the test left in %s:\n' "${0##*/}" "$store" >&2
+    tail -n 20 "$T/check.out" >&2
+    return 1
+}
+
 lib_exit()
 {
     local status=$? command store
@@ -59,6 +80,9 @@ lib_exit()
     set +e
     for command in "${lib_cleanups[@]}"; do
         eval "$command"
+    done
+    for store in $([ "$status" -ne 0 ] || printf '%s\n' "${lib_stores[@]}" | sort -u); do
+        lib_check "$store" || status=1
     done
     for store in "${lib_stores[@]}"; do
         end_daemon KILL "$store"
