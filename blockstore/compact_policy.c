@@ -27,6 +27,8 @@
 /* Free pieces: so many at least, or so many for each slab of the store. */
 #define SCATTERED_MIN   (4 * SLAB_PIECES)
 #define SCATTERED_SHARE 4U
+/* When only the reserve is left, which is counted in whole slabs: */
+#define SCATTERED_FEW (2 * SLAB_PIECES)
 #define PAUSE_MAX_NS    (20 * NS_PER_MS)
 
 uint32_t compact_reserve_slabs(uint32_t slabs)
@@ -82,8 +84,10 @@ uint32_t compact_goal(const struct compact_space *space)
 
 bool compact_evacuates(const struct compact_space *space)
 {
-    return space->part_free >= SCATTERED_MIN + space->slabs / SCATTERED_SHARE &&
-           available(space) < mark(space);
+    uint32_t many = SCATTERED_MIN + space->slabs / SCATTERED_SHARE;
+    if (available(space) == 0)
+        many = min_u32(many, SCATTERED_FEW);
+    return space->part_free >= many && available(space) < mark(space);
 }
 
 bool compact_slab_pays(const struct compact_space *space, uint32_t held)

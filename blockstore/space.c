@@ -7,7 +7,7 @@
  * record says so; by the time appends get there it is durable. An append that comes
  * first writes its data at once and is answered when the record is durable, too.
  *
- * What can fail: no slab is free, or only the reserve is left: the append that needs one
+ * What can fail: no slab is free, or no more than the reserve would be left: the append
  * answers -PLX_EFULL, nothing else changes; reserving ahead is given up long before.
  * Memory: as with a full store, but for an append that already waits for the record;
  * that one ends the extent. A failed record write takes the store out of service.
@@ -73,12 +73,24 @@ int space_begin(struct store *store, struct extent *e, uint32_t slabs)
     return 0;
 }
 
+/* What an extent has beyond `end` is as good as free for checkpoints, not for guests: the
+ * more they write there, the more a checkpoint needs. */
+static bool leaves_reserve(const struct store *store, uint32_t end, uint32_t have)
+{
+    uint64_t free_blocks = (uint64_t)slabs_allowed(store, true) * SLAB_BLOCKS;
+    return (free_blocks + have - end) * BLOCK_SIZE >= store->reserve_bytes;
+}
+
 int space_ensure(struct store *store, struct extent *e, uint32_t end, bool use_reserve)
 {
     uint32_t have = runs_blocks(&e->runs);
     assert(end <= EXTENT_BLOCKS);
-    if (end <= have)
-        return 0;
+    if (end <= have) {
+        if (use_reserve || leaves_reserve(store, end, have))
+            return 0;
+        compact_wanted(store);
+        return -PLX_EFULL;
+    }
     uint32_t need = (uint32_t)div_up_u64(end - have, SLAB_BLOCKS);
     if (need > slabs_allowed(store, use_reserve)) {
         compact_wanted(store);

@@ -57,7 +57,8 @@ struct store_usage {
 void store_usage(const struct store *store, struct store_usage *ret_usage);
 struct uid store_cluster(const struct store *store);
 
-/* Guest appends find the store full when fewer bytes than this are free. */
+/* Guest appends find the store full when fewer bytes than this would be left, in free
+ * slabs and behind them in their extent. */
 void store_set_reserve(struct store *store, uint64_t reserve_bytes);
 /* Has `work` posted whenever slabs became free, and when compaction ends, so that nobody
  * waits for more. One subscriber; NULL: none. */

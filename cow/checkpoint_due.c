@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * When a checkpoint is due: after so much log, when the overlays of all disks have used
- * half of their budget, when what they superseded may be much beside what is free or
- * known to be dead, when layers pile up, and at least every ten minutes. The disks that
- * want one stand in a queue; a few run at a time, because each retains nodes and holds a
- * task while it waits for the log.
+ * half of their memory, or may need half of the reserve to be merged, when what they
+ * superseded may be much beside what is free or known to be dead, when layers pile up,
+ * and at least every ten minutes. The disks that want one stand in a queue; a few run at
+ * a time, because each retains nodes and holds a task while it waits for the log.
  *
  * What can fail is the checkpoint. It is tried again after a while; until then changes
  * that would wait for it fail with its error instead of waiting for ever.
@@ -99,6 +99,16 @@ static uint64_t layers_blocks(const struct disk *disk)
     return blocks;
 }
 
+static uint64_t layers_leaves(const struct disk *disk)
+{
+    const struct layer *layer;
+    uint64_t leaves = 0;
+
+    TAILQ_FOREACH (layer, &disk->layers, link)
+        leaves += layer->overlay.leaf_count;
+    return leaves;
+}
+
 /* Asks the disk with the most of it for a checkpoint, whoever wrote last. */
 static void relieve(struct host *host, uint64_t (*weight)(const struct disk *disk))
 {
@@ -143,6 +153,8 @@ static void relieve_host(struct host *host)
         return;
     if (host->overlay.used_bytes >= host->overlay.limit_bytes / 2)
         relieve(host, layers_bytes);
+    else if (host->merge_bytes > 0 && host->merge_bytes >= host->merge_bytes_max / 2)
+        relieve(host, layers_leaves);
     else if (checkpoint_holds_space(host))
         relieve(host, layers_blocks);
 }
@@ -190,10 +202,12 @@ void checkpoint_timer_start(struct disk *disk)
 bool checkpoint_behind(const struct disk *disk)
 {
     const struct host *host = disk->host;
+    bool needs_memory = host->overlay.used_bytes >= host->overlay.limit_bytes;
+    bool needs_space =
+        host->merge_bytes > 0 && host->merge_bytes >= host->merge_bytes_max;
 
     return log_since(disk) >= BEHIND_FACTOR * log_limit(disk) ||
-           (host->overlay.used_bytes >= host->overlay.limit_bytes &&
-            !overlay_empty(&layer_top(disk)->overlay));
+           ((needs_memory || needs_space) && !overlay_empty(&layer_top(disk)->overlay));
 }
 
 void checkpoint_settled(struct disk *disk, int result)

@@ -170,8 +170,10 @@ struct host {
     struct pins pins;
     uint32_t disk_count;
     struct waitlist disks_changed;
-    uint64_t reserve_intervals;        /* that the store's reserve was set for */
+    uint64_t reserve_leaves;           /* that the store's reserve was set for */
     uint32_t reserve_disks;
+    uint64_t merge_bytes;              /* checkpoints may need, of the reserve */
+    uint64_t merge_bytes_max;
     struct work pressure;              /* called when front ends run out of buffers */
     struct work relief;
     struct reclaim *reclaim;           /* cow/reclaim.h */
@@ -377,8 +379,8 @@ void marker_failed(struct log_record *record, int code);
 /* --- host.c --- */
 /* Tells the store how much space checkpoints may need. */
 void host_update_reserve(struct host *host);
-#define RESERVE_BYTES          (8 * MIB)
-#define RESERVE_STEP_INTERVALS 256U
+#define RESERVE_BYTES       (8 * MIB)
+#define RESERVE_STEP_LEAVES 256U
 
 /* --- host_admin.c: for the other administrative files --- */
 /* What users see under that name; NULL with an error. */

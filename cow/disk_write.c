@@ -215,6 +215,7 @@ void write_failed(struct disk *disk, struct log_record *record, int code)
         return;
     }
     if (part->record.kind == ENTRY_ZERO && !part->record.use_reserve) {
+        checkpoint_request(disk); /* before many of them have used it up */
         part->record.use_reserve = true;
         part->record.generation = disk->append_generation; /* it may follow a marker */
         log_append(disk->log, &part->record);

@@ -287,40 +287,46 @@ struct buffer_pool *host_buffers(struct host *host)
     return host->front_buffers;
 }
 
-/* What the merge of its layers may write at the worst: a leaf for each interval, though
- * no more than there are, and the nodes above. */
-static uint64_t merge_blocks(const struct disk *disk)
+/* Nodes that merging its layers may write at the worst: at each level one for each leaf,
+ * though no more than there are. */
+static uint64_t merge_nodes(const struct disk *disk)
 {
-    uint64_t leaves = div_up_u64(disk->size_bytes, MAP_FANOUT * BLOCK_SIZE);
     const struct layer *layer;
-    uint64_t blocks = 0;
+    uint64_t sum = 0;
 
-    TAILQ_FOREACH (layer, &disk->layers, link)
-        blocks += min_u64(layer->overlay.interval_count, leaves);
-    return blocks + blocks / 128;
+    TAILQ_FOREACH (layer, &disk->layers, link) {
+        uint64_t nodes = div_up_u64(disk->size_bytes, BLOCK_SIZE);
+        do {
+            nodes = div_up_u64(nodes, MAP_FANOUT);
+            sum += min_u64(layer->overlay.leaf_count, nodes);
+        } while (nodes > 1);
+    }
+    return sum;
 }
 
 /* What checkpoints of all open disks may need: their nodes, a tenth of that for headers
- * and lists, and a slab and a roll record for each disk. At most a tenth of the store,
- * so that a small one stays of use. */
+ * and lists, and a slab and a roll record for each disk. No more than a tenth of the
+ * store is kept for either, so that a small one stays of use: checkpoints come sooner. */
 void host_update_reserve(struct host *host)
 {
-    uint64_t intervals = host->overlay.interval_count, blocks = 0;
-    uint64_t moved = intervals > host->reserve_intervals
-                         ? intervals - host->reserve_intervals
-                         : host->reserve_intervals - intervals;
+    uint64_t leaves = host->overlay.leaf_count, nodes = 0, bytes;
+    uint64_t moved = leaves > host->reserve_leaves ? leaves - host->reserve_leaves
+                                                   : host->reserve_leaves - leaves;
     struct store_usage usage;
     struct disk *disk;
 
-    if (moved < RESERVE_STEP_INTERVALS && host->reserve_disks == host->disk_count)
+    if (moved < RESERVE_STEP_LEAVES && host->reserve_disks == host->disk_count)
         return;
     RB_FOREACH (disk, disk_tree, &host->disks)
-        blocks += merge_blocks(disk);
+        nodes += merge_nodes(disk);
     store_usage(host->store, &usage);
-    uint64_t reserve = RESERVE_BYTES + host->disk_count * 2 * SLAB_BYTES +
-                       (blocks + blocks / 10) * BLOCK_SIZE;
-    store_set_reserve(host->store, min_u64(reserve, usage.capacity_bytes / 10));
-    host->reserve_intervals = intervals;
+    bytes = (nodes + nodes / 10) * BLOCK_SIZE;
+    host->merge_bytes = bytes;
+    host->merge_bytes_max = usage.capacity_bytes / 10;
+    uint64_t fixed = RESERVE_BYTES + host->disk_count * 2 * SLAB_BYTES;
+    store_set_reserve(host->store, min_u64(bytes, host->merge_bytes_max) +
+                                       min_u64(fixed, usage.capacity_bytes / 10));
+    host->reserve_leaves = leaves;
     host->reserve_disks = host->disk_count;
 }
 

@@ -50,11 +50,26 @@ static uint64_t data_of(const struct interval *interval)
     return is_zeros(interval) ? 0 : interval->count;
 }
 
+/* Leaves that merging it may write. Of those that zeros cover nothing is left. */
+static uint64_t leaves_of(const struct interval *interval)
+{
+    uint64_t first = interval->start >> MAP_FANOUT_SHIFT;
+    uint64_t last = (interval_end(interval) - 1) >> MAP_FANOUT_SHIFT;
+
+    return 1 + (is_zeros(interval) ? last != first : last - first);
+}
+
+static void count_leaves(struct overlay *overlay, uint64_t added, uint64_t removed)
+{
+    overlay->leaf_count += added - removed;
+    overlay->budget->leaf_count += added - removed;
+}
+
 static void drop_interval(struct overlay *overlay, struct interval *interval)
 {
     RB_REMOVE(interval_tree, &overlay->intervals, interval);
     overlay->interval_count--;
-    overlay->budget->interval_count--;
+    count_leaves(overlay, 0, leaves_of(interval));
     count_data(overlay, 0, data_of(interval));
     account(overlay, 0, interval_bytes(interval->allocated));
     free(interval);
@@ -69,7 +84,7 @@ void overlay_done(struct overlay *overlay)
     overlay->budget->dead_blocks -= overlay->dead.count;
     account(overlay, 0, overlay->dead.bytes);
     dead_set_done(&overlay->dead);
-    assert(overlay->bytes == 0 && overlay->data_blocks == 0);
+    assert(overlay->bytes == 0 && overlay->data_blocks == 0 && overlay->leaf_count == 0);
 }
 
 static struct interval *make(uint64_t start, uint64_t count, struct address address,
@@ -95,7 +110,7 @@ static void insert(struct overlay *overlay, struct interval *interval)
 
     assert(!clash);
     overlay->interval_count++;
-    overlay->budget->interval_count++;
+    count_leaves(overlay, leaves_of(interval), 0);
     count_data(overlay, data_of(interval), 0);
     account(overlay, interval_bytes(interval->allocated), 0);
 }
@@ -164,6 +179,7 @@ static void supersede(struct overlay *overlay, const struct interval *interval,
 static void keep_tail(struct overlay *overlay, struct interval *interval, uint64_t start)
 {
     uint64_t cut = start - interval->start, left = interval->count - cut;
+    uint64_t leaves = leaves_of(interval);
 
     if (!is_zeros(interval)) {
         memmove(interval->crcs, interval->crcs + cut, (size_t)left * sizeof(uint32_t));
@@ -172,14 +188,18 @@ static void keep_tail(struct overlay *overlay, struct interval *interval, uint64
     }
     interval->start = start;
     interval->count = left;
+    count_leaves(overlay, leaves_of(interval), leaves);
 }
 
 /* Keeps only the blocks below `end`. */
 static void keep_head(struct overlay *overlay, struct interval *interval, uint64_t end)
 {
+    uint64_t leaves = leaves_of(interval);
+
     if (!is_zeros(interval))
         count_data(overlay, 0, interval_end(interval) - end);
     interval->count = end - interval->start;
+    count_leaves(overlay, leaves_of(interval), leaves);
 }
 
 /* The part of `interval` from `start` on, as one of its own. */

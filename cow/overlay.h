@@ -16,12 +16,13 @@
 #include <bsd/sys/tree.h>
 
 #include "cow/dead_set.h"
+#include "cow/map_format.h"
 
 struct overlay_budget {
     uint64_t limit_bytes, used_bytes;
-    uint64_t interval_count; /* each may cost a checkpoint a leaf */
-    uint64_t data_blocks;    /* of all intervals: each may supersede one of the map */
-    uint64_t dead_blocks;    /* of all overlays */
+    uint64_t leaf_count;  /* of all overlays: leaves that checkpoints may write */
+    uint64_t data_blocks; /* of all intervals: each may supersede one of the map */
+    uint64_t dead_blocks; /* of all overlays */
 };
 
 struct interval {
@@ -38,6 +39,7 @@ struct overlay {
     struct interval_tree intervals;
     uint32_t generation;    /* of every block in it */
     uint64_t interval_count, data_blocks;
+    uint64_t leaf_count;    /* of each interval's own, shared ones several times */
     uint64_t bytes;         /* `dead` included */
     struct dead_set dead;
     struct overlay_budget *budget;

@@ -77,6 +77,11 @@ static void test_gains(void)
     CHECK(!compact_slab_pays(&space, 16));
     space.free = 1000;
     CHECK(!compact_evacuates(&space));
+    space.free = space.kept; /* whole slabs are what the reserve is made of */
+    space.part_free = 2 * SLAB_PIECES;
+    CHECK(compact_evacuates(&space));
+    space.part_free--;
+    CHECK(!compact_evacuates(&space));
     space.part_free = 20;
     CHECK(!compact_slab_pays(&space, 1)); /* 5 elsewhere */
     space.part_free = 30;

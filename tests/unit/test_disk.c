@@ -124,7 +124,7 @@ static async void body_budgets(struct machine *m)
     check_named(m, "d", model);
     DO(disk_shut(m->host, find_id(m, "d"), &err));
     CHECK_EQ(m->host->overlay.used_bytes, 0);
-    CHECK_EQ(m->host->overlay.interval_count, 0);
+    CHECK_EQ(m->host->overlay.leaf_count, 0);
     CHECK_EQ(m->host->retained.used_bytes, 0);
     CHECK_EQ(buffer_pool_used_bytes(m->host->front_buffers), 0);
     CHECK_EQ(buffer_pool_used_bytes(m->host->log_buffers), 0);

@@ -41,7 +41,7 @@ static void model_done(struct model *model)
     overlay_done(&model->overlay);
     CHECK(overlay_empty(&model->overlay));
     CHECK_EQ(model->budget.used_bytes, 0);
-    CHECK_EQ(model->budget.interval_count, 0);
+    CHECK_EQ(model->budget.leaf_count, 0);
 }
 
 /* Fresh addresses, never across the end of an extent. */
@@ -116,15 +116,17 @@ static void check_cell(const struct model *model, uint64_t block)
 
 static void check_all(const struct model *model)
 {
-    uint64_t count = 0, end = 0;
+    uint64_t count = 0, leaves = 0, end = 0;
     const struct interval *at = overlay_at_or_after(&model->overlay, 0);
     for (; at != NULL; at = overlay_next(at)) {
         CHECK(at->start >= end && at->count > 0);
         end = interval_end(at);
         count++;
+        uint64_t beyond = (end - 1) / MAP_FANOUT - at->start / MAP_FANOUT;
+        leaves += 1 + (address_is_null(at->address) ? beyond > 0 : beyond);
     }
     CHECK_EQ(count, model->overlay.interval_count);
-    CHECK_EQ(model->budget.interval_count, count);
+    CHECK_EQ(model->budget.leaf_count, leaves);
     CHECK_EQ(model->budget.used_bytes, model->overlay.bytes);
     CHECK(count == 0 || model->overlay.bytes >= count * sizeof(struct interval));
     for (uint64_t block = 0; block < BLOCKS; block++)
