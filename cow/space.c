@@ -81,11 +81,24 @@ static bool store_suffices(const struct host *host)
            (!first || now_ns - first->since_ns < HURRY_NS);
 }
 
+/* A disk at its quota asks nobody else, least of all the trash. */
+static bool waits_for_store(const struct host *host)
+{
+    const struct space_wait *wait;
+
+    TAILQ_FOREACH (wait, &host->space_waits, link)
+        if (!wait->of_quota)
+            return true;
+    return false;
+}
+
 static bool host_space_coming(struct host *host)
 {
     bool is_coming = store_space_coming(host->store);
     struct disk *disk;
 
+    if (!waits_for_store(host))
+        return false;
     if (store_suffices(host))
         return true;
     if (reclaim_space_coming(host))

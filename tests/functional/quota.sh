@@ -26,6 +26,9 @@ parallax disk set d --quota 64M
 [ "$(parallax disk show d --json | jq .quota_bytes)" -eq $((64 << 20)) ] || fail "quota"
 parallax disk show d | grep -q '^quota  *64M$' || fail "disk show"
 
+# A disk at its quota is no reason to empty the trash.
+parallax disk create bin 16M
+parallax disk rm bin
 io d -c 'write -P 1 0 32M' || fail "below its quota: $(cat "$T/qemu-io")"
 ! io d -c 'write -P 2 32M 128M' || fail "it writes beyond its quota"
 grep -q 'No space left' "$T/qemu-io" || fail "it says: $(cat "$T/qemu-io")"
@@ -33,6 +36,8 @@ io d -r -c 'read -P 1 0 32M' || fail "it cannot be read"
 io other -c 'write -P 3 0 128M' || fail "another disk suffers: $(cat "$T/qemu-io")"
 used=$(parallax disk show d --json | jq .used_bytes)
 [ "$used" -le $((96 << 20)) ] || fail "it uses $used bytes"
+
+parallax trash ls | grep -q bin || fail "the trash was emptied for a quota"
 
 parallax disk set d --quota 256M
 io d -c 'write -P 2 32M 64M' || fail "with a larger quota: $(cat "$T/qemu-io")"
