@@ -196,14 +196,24 @@ static async int on_data(void *arg, uint64_t block, struct map_entry entry,
     return 0;
 }
 
+int check_goes_on(const struct check *check)
+{
+    const struct check_callbacks *callbacks = check->callbacks;
+
+    return callbacks->cancelled && callbacks->cancelled(callbacks->arg) ? -PLX_ECANCELLED
+                                                                        : 0;
+}
+
 /* What was seen is not looked at again, unless only a part of it lay in the stretch. */
 static async int on_enter(void *arg, unsigned level, uint64_t index,
                           struct map_entry entry)
 {
     struct check *check = arg;
     uint64_t blocks = map_entry_blocks(level + 1);
-    int rc = marks_add(&check->marks, entry.address);
+    int rc = check_goes_on(check);
 
+    if (rc == 0)
+        rc = marks_add(&check->marks, entry.address);
     check_generation(check, level + 1, index * blocks, entry.generation);
     check->generations[level] = entry.generation;
     if (rc > 0)
@@ -441,6 +451,11 @@ async int host_check(struct host *host, unsigned flags,
     reclaim_wake(host);
     if (rc < 0)
         return err_set(err, rc, "check: %s", err_text(rc));
+    if (check.held_up_guests)
+        return err_set(err, -PLX_EBUSY,
+                       "check: all data was read, with %llu findings, but guests change "
+                       "too much to compare what is live meanwhile; check again when "
+                       "they do less", (unsigned long long)check.report.findings);
     *ret_report = check.report;
     return 0;
 }

@@ -37,6 +37,8 @@ struct check {
     struct marks marks;
     /* check_live.c */
     bool is_incomplete;      /* some tree could not be read: nothing is known lost */
+    bool held_up_guests;     /* so it was given up */
+    uint32_t nodes_looked_at;
     /* check.c: a run of blocks to read */
     uint64_t size_blocks;
     uint32_t generations[MAP_HEIGHT_MAX]; /* of the nodes on the way down */
@@ -51,6 +53,8 @@ void check_finding(struct check *check, const char *fmt, ...) attr_printf(2, 3);
 /* --- check.c --- */
 /* Puts what is only in the log of any disk into its map. */
 async int check_settle(struct check *check);
+/* -PLX_ECANCELLED when nobody waits for it any more. */
+int check_goes_on(const struct check *check);
 /* Lists all disks there are. 0 or -ENOMEM. */
 int check_collect_disks(struct check *check);
 /* Ids of all versions, malloc'd. */

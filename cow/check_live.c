@@ -13,9 +13,12 @@
  * a list.
  *
  * If anything cannot be read, what it would have marked is not known, and nothing is
- * called lost.
+ * called lost. If guests change so much meanwhile that they would have to wait for it, it
+ * is given up.
  */
 #include "cow/check_internal.h"
+
+#define NODES_A_LOOK 64U /* between looks at how many lists wait */
 
 struct live {
     struct check *check;
@@ -37,12 +40,35 @@ static async int on_data(void *arg, uint64_t block, struct map_entry entry,
     return rc < 0 ? rc : 0;
 }
 
+/* Nothing is trimmed while trees are marked, and a disk has room for so many lists; then
+ * its checkpoints wait, and then its guests. */
+static bool holds_up_guests(const struct host *host)
+{
+    struct disk *disk;
+
+    RB_FOREACH (disk, disk_tree, (struct disk_tree *)&host->disks)
+        if (disk->log && trimmer_lists_left(disk) >= LISTS_MAX / 2)
+            return true;
+    return false;
+}
+
+static int goes_on(struct check *check)
+{
+    if (check->nodes_looked_at++ % NODES_A_LOOK == 0 && holds_up_guests(check->host)) {
+        check->held_up_guests = true;
+        return -PLX_EBUSY;
+    }
+    return check_goes_on(check);
+}
+
 static async int on_enter(void *arg, unsigned level, uint64_t index,
                           struct map_entry entry)
 {
     struct live *live = arg;
-    int rc = marks_add(&live->check->marks, entry.address);
+    int rc = goes_on(live->check);
 
+    if (rc == 0)
+        rc = marks_add(&live->check->marks, entry.address);
     (void)level;
     (void)index;
     return rc < 0 ? rc : rc == 0;
@@ -252,5 +278,5 @@ async int check_liveness(struct check *check)
     pin_release(&check->host->pins, &trims);
     reclaim_release(check->host);
     free(live.extents);
-    return rc;
+    return check->held_up_guests ? 0 : rc;
 }

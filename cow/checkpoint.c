@@ -333,12 +333,24 @@ static async int propose(struct disk *disk, const struct checkpoint_attempt *att
 }
 
 /* One attempt, under a number of its own. -EAGAIN: it was in vain, another may do. */
+/* The last attempt found no space, and there is less now than it wrote: another one would
+ * use that up, too, and leave it behind. */
+static bool lacks_space(const struct disk *disk)
+{
+    struct store_usage usage;
+
+    store_usage(disk->host->store, &usage);
+    return usage.free_bytes < disk->short_blocks * BLOCK_SIZE;
+}
+
 static async int attempt_run(struct disk *disk, struct merge_plan *todo,
                              struct error *err)
 {
     struct checkpoint_attempt attempt;
     int rc;
 
+    if (lacks_space(disk))
+        return err_set(err, -PLX_EFULL, "checkpoint: %s", err_text(-PLX_EFULL));
     disk->next_checkpoint++;
     attempt_init(&attempt, disk);
     rc = merge_layers(disk, &attempt, todo);
@@ -355,6 +367,7 @@ static async int attempt_run(struct disk *disk, struct merge_plan *todo,
     else
         rc = propose(disk, &attempt, todo, err);
     todo->blocks = attempt.sink.count + attempt.list.named.blocks;
+    disk->short_blocks = rc == -PLX_EFULL ? todo->blocks : 0;
     attempt_done(&attempt, disk, rc == 0);
     return rc;
 }
@@ -492,7 +505,7 @@ async int disk_checkpoint(struct disk *disk, struct error *err)
     metric_observe_ns(host->checkpoint_ns, loop_now_ns(disk->loop) - started_ns);
     if (disk->down)
         layers_clear(disk);
-    host_update_reserve(host);
+    host_renew_reserve(host);
     checkpoint_settled(disk, rc);
     return rc;
 }

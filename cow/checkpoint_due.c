@@ -89,74 +89,80 @@ static uint64_t log_limit(const struct disk *disk)
                : bytes;
 }
 
-static uint64_t layers_blocks(const struct disk *disk)
+static uint64_t bytes_superseded(const struct disk *disk)
 {
     const struct layer *layer;
     uint64_t blocks = 0;
 
     TAILQ_FOREACH (layer, &disk->layers, link)
         blocks += layer->overlay.data_blocks + layer->overlay.dead.count;
-    return blocks;
+    return blocks * BLOCK_SIZE;
 }
 
-static uint64_t layers_leaves(const struct disk *disk)
+static bool can_be_asked(const struct disk *disk)
 {
-    const struct layer *layer;
-    uint64_t leaves = 0;
-
-    TAILQ_FOREACH (layer, &disk->layers, link)
-        leaves += layer->overlay.leaf_count;
-    return leaves;
+    return disk->log && !disk->down && !disk->checkpoint_error &&
+           disk->state == DISK_OPEN;
 }
 
-/* Asks the disk with the most of it for a checkpoint, whoever wrote last. */
-static void relieve(struct host *host, uint64_t (*weight)(const struct disk *disk))
+/* If the disks that can be asked have so much of it together, the one with the most is
+ * asked for a checkpoint, whoever wrote last. */
+static bool relieve(struct host *host, uint64_t (*bytes_of)(const struct disk *disk),
+                    uint64_t least_bytes)
 {
     struct disk *disk, *heaviest = NULL;
-    uint64_t most = 0;
+    uint64_t most = 0, sum = 0;
 
     RB_FOREACH (disk, disk_tree, &host->disks) {
-        if (!disk->log || disk->down || disk->checkpoint_error ||
-            disk->state != DISK_OPEN)
-            continue;
-        uint64_t weighs = weight(disk);
-        if (weighs > most) {
-            most = weighs;
+        uint64_t bytes = can_be_asked(disk) ? bytes_of(disk) : 0;
+        sum += bytes;
+        if (bytes > most) {
+            most = bytes;
             heaviest = disk;
         }
     }
-    if (!heaviest)
-        return;
+    if (!heaviest || sum < least_bytes)
+        return false;
     checkpoint_request(heaviest);
     host->relieving = heaviest->checkpoint_wanted;
+    return true;
 }
 
 /* What is superseded stays until a checkpoint has told what that is. Each block of an
  * overlay may supersede one of the map; only the merge knows. What is known to be dead
  * counts like free space: compaction gets it cheaper than a checkpoint of few changes. */
+static uint64_t much_superseded(const struct host *host)
+{
+    struct store_usage usage;
+
+    store_usage(host->store, &usage);
+    return max_u64((usage.free_bytes + usage.dead_bytes) / DEAD_SHARE, DEAD_BYTES_MIN);
+}
+
 bool checkpoint_holds_space(const struct host *host)
 {
     uint64_t bytes =
         (host->overlay.dead_blocks + host->overlay.data_blocks) * BLOCK_SIZE;
-    struct store_usage usage;
 
-    if (bytes < DEAD_BYTES_MIN)
-        return false;
-    store_usage(host->store, &usage);
-    return bytes >= (usage.free_bytes + usage.dead_bytes) / DEAD_SHARE;
+    return bytes >= DEAD_BYTES_MIN && bytes >= much_superseded(host);
 }
 
 /* The overlays of all disks share a budget, and all disks share the store. */
 static void relieve_host(struct host *host)
 {
+    uint64_t half_memory = host->overlay.limit_bytes / 2;
+    uint64_t half_reserve = max_u64(host->merge_bytes_max / 2, 1);
+
     if (host->relieving)
         return;
-    if (host->overlay.used_bytes >= host->overlay.limit_bytes / 2)
-        relieve(host, layers_bytes);
-    else if (host->merge_bytes > 0 && host->merge_bytes >= host->merge_bytes_max / 2)
-        relieve(host, layers_leaves);
-    else if (checkpoint_holds_space(host))
-        relieve(host, layers_blocks);
+    if (host->overlay.used_bytes >= half_memory &&
+        relieve(host, layers_bytes, half_memory))
+        return;
+    if (host->merge_bytes >= half_reserve &&
+        relieve(host, disk_merge_bytes, half_reserve))
+        return;
+    if (checkpoint_holds_space(host))
+        relieve(host, bytes_superseded, much_superseded(host));
 }
 
 void checkpoint_consider(struct disk *disk)
@@ -164,7 +170,8 @@ void checkpoint_consider(struct disk *disk)
     relieve_host(disk->host);
     if (disk->checkpoint_wanted || !disk->log)
         return;
-    if (log_since(disk) >= log_limit(disk) || disk->frozen_count >= FROZEN_LAYERS_SOON)
+    if (log_since(disk) >= log_limit(disk) ||
+        disk->frozen_count >= FROZEN_LAYERS_SOON || checkpoint_behind(disk))
         checkpoint_request(disk);
 }
 

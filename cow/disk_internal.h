@@ -129,6 +129,7 @@ struct disk {
     uint64_t checkpoint_at_bytes; /* log_appended_bytes at the last one's freeze */
     bool checkpoint_running, checkpoint_wanted, checkpoint_abandoned;
     int checkpoint_error;     /* of the last one, until it is tried again */
+    uint64_t short_blocks;    /* what the last one wrote, if it found no space */
     struct checkpoint_attempt *attempt; /* the one under way */
     struct dead_set orphans;  /* nodes and lists of Ks that did not come to pass, second
                                * copies of batches: for the next list */
@@ -172,8 +173,9 @@ struct host {
     struct waitlist disks_changed;
     uint64_t reserve_leaves;           /* that the store's reserve was set for */
     uint32_t reserve_disks;
-    uint64_t merge_bytes;              /* checkpoints may need, of the reserve */
-    uint64_t merge_bytes_max;
+    uint64_t reserve_bytes;
+    uint64_t merge_bytes;              /* of it, what merges may need */
+    uint64_t merge_bytes_max;          /* checkpoints are made before they need more */
     struct work pressure;              /* called when front ends run out of buffers */
     struct work relief;
     struct reclaim *reclaim;           /* cow/reclaim.h */
@@ -377,7 +379,10 @@ void marker_committed(struct disk *disk, struct log_record *record,
 void marker_failed(struct log_record *record, int code);
 
 /* --- host.c --- */
-/* Tells the store how much space checkpoints may need. */
+/* Tells the store how much space checkpoints may need: now, or if that has changed much
+ * since it was told. */
+uint64_t disk_merge_bytes(const struct disk *disk);
+void host_renew_reserve(struct host *host);
 void host_update_reserve(struct host *host);
 #define RESERVE_BYTES       (8 * MIB)
 #define RESERVE_STEP_LEAVES 256U

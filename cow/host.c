@@ -287,53 +287,62 @@ struct buffer_pool *host_buffers(struct host *host)
     return host->front_buffers;
 }
 
-/* Nodes that merging its layers may write at the worst: at each level one for each leaf,
- * though no more than there are. */
-static uint64_t merge_nodes(const struct disk *disk)
+/* Merging its layers may write, at each level, a node for each leaf, though no more than
+ * there are; a tenth of that are headers and lists. The same again, because one that is
+ * cut off leaves all it wrote behind until the next has succeeded. */
+uint64_t disk_merge_bytes(const struct disk *disk)
 {
     const struct layer *layer;
-    uint64_t sum = 0;
+    uint64_t blocks = 0;
 
     TAILQ_FOREACH (layer, &disk->layers, link) {
         uint64_t nodes = div_up_u64(disk->size_bytes, BLOCK_SIZE);
         do {
             nodes = div_up_u64(nodes, MAP_FANOUT);
-            sum += min_u64(layer->overlay.leaf_count, nodes);
+            blocks += min_u64(layer->overlay.leaf_count, nodes);
         } while (nodes > 1);
     }
-    return sum;
+    return 2 * (blocks + blocks / 10) * BLOCK_SIZE;
 }
 
-/* What checkpoints of all open disks may need: their nodes, a tenth of that for headers
- * and lists, and a slab and a roll record for each disk. No more than a tenth of the
- * store is kept for either, so that a small one stays of use: checkpoints come sooner. */
-void host_update_reserve(struct host *host)
+/* What checkpoints of all open disks may need, and a slab and a roll record for each. No
+ * more than a tenth of the store is kept for either, so that a small one stays of use:
+ * checkpoints come sooner. */
+void host_renew_reserve(struct host *host)
 {
-    uint64_t leaves = host->overlay.leaf_count, nodes = 0, bytes;
-    uint64_t moved = leaves > host->reserve_leaves ? leaves - host->reserve_leaves
-                                                   : host->reserve_leaves - leaves;
     struct store_usage usage;
     struct disk *disk;
 
-    if (moved < RESERVE_STEP_LEAVES && host->reserve_disks == host->disk_count)
-        return;
+    host->merge_bytes = 0;
     RB_FOREACH (disk, disk_tree, &host->disks)
-        nodes += merge_nodes(disk);
+        host->merge_bytes += disk_merge_bytes(disk);
     store_usage(host->store, &usage);
-    bytes = (nodes + nodes / 10) * BLOCK_SIZE;
-    host->merge_bytes = bytes;
     host->merge_bytes_max = usage.capacity_bytes / 10;
     uint64_t fixed = RESERVE_BYTES + host->disk_count * 2 * SLAB_BYTES;
-    store_set_reserve(host->store, min_u64(bytes, host->merge_bytes_max) +
-                                       min_u64(fixed, usage.capacity_bytes / 10));
-    host->reserve_leaves = leaves;
+    host->reserve_bytes = min_u64(host->merge_bytes, host->merge_bytes_max) +
+                          min_u64(fixed, usage.capacity_bytes / 10);
+    store_set_reserve(host->store, host->reserve_bytes);
+    host->reserve_leaves = host->overlay.leaf_count;
     host->reserve_disks = host->disk_count;
 }
 
-/* What is dead but stored counts: compaction gives it back when it is wanted. */
+void host_update_reserve(struct host *host)
+{
+    uint64_t leaves = host->overlay.leaf_count, before = host->reserve_leaves;
+    uint64_t moved = leaves > before ? leaves - before : before - leaves;
+
+    if (moved >= RESERVE_STEP_LEAVES || host->reserve_disks != host->disk_count)
+        host_renew_reserve(host);
+}
+
+/* What guests may still write. What is dead but stored counts: compaction gives it back
+ * when it is wanted. */
 static uint64_t room_bytes(const struct host_status *status)
 {
-    return min_u64(status->free_bytes + status->dead_bytes, status->capacity_bytes);
+    uint64_t room = min_u64(status->free_bytes + status->dead_bytes,
+                            status->capacity_bytes);
+
+    return room > status->reserve_bytes ? room - status->reserve_bytes : 0;
 }
 
 static void describe_health(const struct host_status *status, char *ret, size_t cap)
@@ -398,6 +407,7 @@ void host_status(struct host *host, struct host_status *ret_status)
         .free_bytes = usage.free_bytes,
         .live_bytes = usage.live_bytes,
         .dead_bytes = usage.dead_bytes,
+        .reserve_bytes = host->reserve_bytes,
         .compacting = usage.compacting,
         .compact_runs = usage.compact_runs,
         .compact_bytes_read = usage.compact_bytes_read,

@@ -55,6 +55,7 @@ struct host_status {
     /* What the used space is: live (some disk or snapshot reaches it, or replay needs
      * it), dead but not yet given back, and the rest in partly used slabs. */
     uint64_t live_bytes, dead_bytes;
+    uint64_t reserve_bytes; /* of what is free, for checkpoints: guests do not get it */
     uint64_t trash_count, trash_bytes; /* removed disks that can still be restored */
     /* Versions and disks that are to go away and have not gone yet; of the one at work,
      * what was freed so far. */

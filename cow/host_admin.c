@@ -149,8 +149,10 @@ static async int resize_open(struct disk *disk, uint64_t size_bytes, struct erro
     if (rc == 0)
         rc = commit_size(disk->host, disk->id, log_epoch(disk->log), CLUSTER_DISK_RESIZE,
                          size_bytes, err);
-    if (rc == 0)
+    if (rc == 0) {
         disk->size_bytes = size_bytes;
+        host_renew_reserve(disk->host);
+    }
     if (shrinks)
         disk->exclusive = false;
     return rc;

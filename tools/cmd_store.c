@@ -26,6 +26,7 @@ static void print_space(json_t *s)
     print_size(s, "live_bytes", "  live", "");
     print_size(s, "dead_bytes", "  dead", ", not yet given back");
     print_size(s, "free_bytes", "free", "");
+    print_size(s, "reserve_bytes", "  reserved", ", which guests do not get");
     printf("committed  %s%s\n", size_text(committed).text,
            committed > capacity ? ", more than there is" : "");
 }

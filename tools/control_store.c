@@ -25,10 +25,11 @@ static json_t *daemon_json(const struct control_services *services,
 static json_t *space_json(const struct host_status *s, const char *room)
 {
     return json_pack(
-        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "capacity_bytes",
+        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "capacity_bytes",
         control_number(s->capacity_bytes), "used_bytes", control_number(s->used_bytes),
         "free_bytes", control_number(s->free_bytes), "live_bytes",
         control_number(s->live_bytes), "dead_bytes", control_number(s->dead_bytes),
+        "reserve_bytes", control_number(s->reserve_bytes),
         "committed_bytes", control_number(s->committed_bytes), "disks",
         control_number(s->disk_count), "open_disks", control_number(s->open_disk_count),
         "snapshots", control_number(s->snapshot_count), "room", room);

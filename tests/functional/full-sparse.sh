@@ -4,7 +4,8 @@
 #
 # A disk much larger than the store, written all over: each block takes two nodes of the
 # map along, and the store is full. What was written is there, checkpoints still find
-# room, trimming gives the space back, and the disk can be written again.
+# room, also after one was cut off by a kill, trimming gives the space back, and the disk
+# can be written again.
 . "$(dirname "$0")/lib.sh"
 
 requires parallax jq /usr/bin/python3
@@ -12,7 +13,11 @@ requires parallax jq /usr/bin/python3
 
 start_up "$T/store" --capacity 256M
 parallax disk create d 1T
-/usr/bin/python3 "$TESTS/full-sparse.py" "$(uri d)" fill
+for _ in 1 2 3; do
+    /usr/bin/python3 "$TESTS/full-sparse.py" "$(uri d)" fill
+    kill9_daemon "$PARALLAX"
+    start_up "$T/store"
+done
 parallax check
 /usr/bin/python3 "$TESTS/full-sparse.py" "$(uri d)" trim
 

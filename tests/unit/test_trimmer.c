@@ -254,6 +254,47 @@ static void quota(struct machine *m)
     disk_close(disk);
 }
 
+/* A disk at its quota is no reason to empty the trash, however long it waits. */
+static void quota_and_trash(struct machine *m)
+{
+    DO(disk_create(m->host, "bin", 1 * MIB, &err));
+    DO(disk_remove(m->host, "bin", 0, &err));
+    DO(disk_create(m->host, "d", 64 * MIB, &err));
+    struct disk *disk = attach(m, "d");
+    set_quota(m, 8 * MIB);
+    sim_world_faults(m->world)->latency_min_ns = 100 * NS_PER_MS;
+    sim_world_faults(m->world)->latency_max_ns = 400 * NS_PER_MS;
+    CHECK(write_until_full(m, disk, 0) > 0);
+    CHECK(cluster_trash_next(cluster_state(m->host->cluster), NULL) != NULL);
+    disk_close(disk);
+}
+
+/* While it marks nothing is trimmed: it is given up before guests have to wait for it. */
+static void check_holds_up(struct machine *m)
+{
+    struct check_callbacks callbacks = {.finding = note_finding};
+    struct findings findings = {0};
+    struct check_report report;
+    struct error error = {0};
+    struct pin pin;
+    callbacks.arg = &findings;
+    DO(disk_create(m->host, "d", 16 * MIB, &err));
+    struct disk *disk = attach(m, "d");
+    pin_take(&m->host->pins, &pin, PIN_HEAD, PIN_ALL);
+    for (uint64_t i = 0; trimmer_lists_left(disk) < LISTS_MAX / 2; i++) {
+        CHECK(i < 4 * LISTS_MAX);
+        CHECK_EQ(write_chunk(m, disk, i % 8), 0);
+        DO(disk_checkpoint(disk, &err));
+    }
+    CHECK_EQ(host_check(m->host, 0, &callbacks, &report, &error), -PLX_EBUSY);
+    CHECK_EQ(findings.count, 0);
+    pin_release(&m->host->pins, &pin);
+    for (uint64_t i = 0; i < 1000 && trimmer_lists_left(disk) > 0; i++)
+        task_sleep_ns(NS_PER_MS);
+    check_clean(m);
+    disk_close(disk);
+}
+
 static void test_full(void (*run)(struct machine *m), uint64_t capacity_bytes)
 {
     struct machine *m = machine_create(1);
@@ -410,6 +451,8 @@ int main(int argc, char **argv)
         test_full(refilled, 24 * MIB);
         test_full(relieved, 24 * MIB);
         test_full(quota, 128 * MIB);
+        test_full(quota_and_trash, 128 * MIB);
+        test_full(check_holds_up, 128 * MIB);
     }
     for (uint64_t seed = 1; seed <= seeds_of(20); seed++)
         if (only == 0 || only == seed)
