@@ -4,9 +4,11 @@
 incremental.py write URI SEED      scattered writes, zeroes and discards
 incremental.py compare URI URI     both have the same size and content
 incremental.py copy FROM BASE TO   copies what is changed in FROM since its snapshot BASE
-                                   to TO, found by block status; prints the bytes copied
+                                   to TO, a URI or a raw image, found by block status;
+                                   prints the bytes copied
 incremental.py contexts URI        the names of all contexts, one a line"""
 
+import os
 import random
 import sys
 
@@ -70,8 +72,25 @@ def ranges(handle, context):
     return found
 
 
+class Image:
+    """A raw image, written like a disk."""
+
+    def __init__(self, path):
+        self.file = open(path, "r+b", buffering=0)
+
+    def pwrite(self, data, offset):
+        assert os.pwrite(self.file.fileno(), data, offset) == len(data)
+
+    def flush(self):
+        os.fsync(self.file.fileno())
+
+    def shutdown(self):
+        self.file.close()
+
+
 def copy(source, base, target):
-    a, b = connect(source, SINCE + base), connect(target)
+    a = connect(source, SINCE + base)
+    b = connect(target) if target.startswith("nbd") else Image(target)
     assert a.can_meta_context(SINCE + base)
     copied = 0
     for offset, length, flags in ranges(a, SINCE + base):
