@@ -210,8 +210,8 @@ async int schedule_set(struct host *host, const char *disk,
 int schedule_get(struct host *host, const char *disk, struct snapshot_rule *ret_rules,
                  uint32_t *ret_count, struct error *err);
 
-/* Bytes the disk's own log may hold in this store; writes above it answer "no space".
- * 0: none. */
+/* Live bytes that the disk's own extents may hold, what its snapshots keep included;
+ * writes above it answer "no space". 0: none. */
 async int disk_set_quota(struct host *host, const char *disk, uint64_t bytes,
                          struct error *err);
 

@@ -74,7 +74,7 @@ async int reclaim_pause(struct host *host)
 static async int free_round(struct freeing *freeing)
 {
     uint64_t before = freeing->set.freed_blocks;
-    int rc = trim_apply(&freeing->set, freeing->host->store, NULL, NULL);
+    int rc = trim_apply(&freeing->set, freeing->host->store);
 
     freeing->host->reclaim->freed_blocks += freeing->set.freed_blocks - before;
     return rc;

@@ -69,17 +69,6 @@ struct group {
     uint32_t first, end;
 };
 
-static int carry_group(const struct group *group, trim_carry_fn *carry, void *arg)
-{
-    int rc = carry ? 0 : -PLX_EPRECONDITION;
-
-    for (uint32_t i = group->first; rc == 0 && i < group->end; i++) {
-        const struct trim_item *item = &group->set->items[i];
-        rc = carry(arg, item->address, item->count, item->level);
-    }
-    return rc;
-}
-
 static async int clear_group(const struct group *group, struct store *store,
                              uint32_t *blocks)
 {
@@ -122,8 +111,7 @@ static struct group next_group(struct trim_set *set, uint32_t first)
     return group;
 }
 
-async int trim_apply(struct trim_set *set, struct store *store, trim_carry_fn *carry,
-                     void *arg)
+async int trim_apply(struct trim_set *set, struct store *store)
 {
     uint32_t *blocks = malloc(BLOCKS_AT_ONCE * sizeof *blocks);
     int rc = blocks ? 0 : -ENOMEM;
@@ -133,9 +121,7 @@ async int trim_apply(struct trim_set *set, struct store *store, trim_carry_fn *c
     for (uint32_t at = 0; rc == 0 && at < set->count;) {
         struct group group = next_group(set, at);
         rc = clear_group(&group, store, blocks);
-        if (rc == -PLX_EPRECONDITION)
-            rc = carry_group(&group, carry, arg);
-        else if (rc == -PLX_EMISSING)
+        if (rc == -PLX_EMISSING)
             rc = 0;
         at = group.end;
         task_yield();

@@ -32,16 +32,10 @@ int trim_add(struct trim_set *set, struct address address, uint32_t count,
 
 uint64_t trim_blocks(const struct trim_set *set);
 
-/* Called with what the store cannot clear because its extent has no final length yet.
- * A negative code ends trim_apply, which returns it. */
-typedef int trim_carry_fn(void *arg, struct address address, uint32_t count,
-                          unsigned level);
-
 /* Clears all of it and empties the set, also after an error: then some of it may be
- * cleared, no node before what is below. carry NULL: -PLX_EPRECONDITION instead. An
- * extent that is gone is fine. */
-async int trim_apply(struct trim_set *set, struct store *store, trim_carry_fn *carry,
-                     void *arg);
+ * cleared, no node before what is below. An extent that is gone is fine; one that has no
+ * final length yet is -PLX_EPRECONDITION. May suspend. */
+async int trim_apply(struct trim_set *set, struct store *store);
 
 /* Can its blocks be cleared? True also for one that is gone. It stays true. */
 bool trim_is_possible(const struct store *store, struct address extent);

@@ -61,7 +61,7 @@ static async int apply_if_many(struct list_job *job)
 {
     if (job->set.count < TRIM_ITEMS_SOON)
         return 0;
-    return trim_apply(&job->set, store_of(job), NULL, NULL);
+    return trim_apply(&job->set, store_of(job));
 }
 
 /* --- subtrees --- */
@@ -201,7 +201,7 @@ static async int trim_list(struct list_job *job, const struct dead_list *list)
         at = block.previous;
         crc = block.previous_crc;
     }
-    return rc == 0 ? trim_apply(&job->set, store_of(job), NULL, NULL) : rc;
+    return rc == 0 ? trim_apply(&job->set, store_of(job)) : rc;
 }
 
 /* --- the task of an open disk --- */
@@ -285,7 +285,7 @@ static async bool has_failed(struct disk *disk, struct list_job *job,
               "disk %s: the dead list of checkpoint %llu cannot be read: what it names "
               "stays, until a check repairs that",
               disk->name, (unsigned long long)list->checkpoint);
-    (void)trim_apply(&job->set, store_of(job), NULL, NULL);
+    (void)trim_apply(&job->set, store_of(job));
     return take_over(trims, job, list->checkpoint) < 0;
 }
 
@@ -309,7 +309,7 @@ static async int trim_beyond(struct list_job *job)
         if (!address_is_null(address) && trim_is_possible(store_of(job), address))
             rc = trim_add(&job->set, address, 1, 0);
     }
-    return rc < 0 ? rc : trim_apply(&job->set, store_of(job), NULL, NULL);
+    return rc < 0 ? rc : trim_apply(&job->set, store_of(job));
 }
 
 static async bool process(struct disk *disk, const struct dead_list *list)
@@ -359,7 +359,7 @@ static async int trim_possible(struct list_job *job, const struct dead_entries *
     if (rc == 0)
         rc = trim_entries(job, &copy);
     if (rc == 0)
-        rc = trim_apply(&job->set, store_of(job), NULL, NULL);
+        rc = trim_apply(&job->set, store_of(job));
     dead_entries_done(&copy);
     return rc;
 }
@@ -534,7 +534,7 @@ static async int tidy_lists(struct disk *disk)
             rc = trim_add(&job.set, job.spent.runs[i].address, job.spent.runs[i].count,
                           0);
         if (rc == 0)
-            rc = trim_apply(&job.set, store_of(&job), NULL, NULL);
+            rc = trim_apply(&job.set, store_of(&job));
         if (rc == 0)
             disk->trims.processed = list.checkpoint;
         job_done(&job);

@@ -7,8 +7,8 @@
  *   record: queued -> in a sealed batch -> in flight -> committed -> flushed (retained
  *   until here)
  *
- * Take-over (log_open) gives the log its writer: lease, stop, longest sound prefix,
- * re-append, cut; then the caller replays and appends.
+ * Take-over (log_open) gives the log its writer: lease, stop, longest sound prefix, cut;
+ * then the caller replays and appends.
  */
 #ifndef PARALLAX_REPLICATION_DISK_LOG_H
 #define PARALLAX_REPLICATION_DISK_LOG_H
@@ -92,8 +92,8 @@ struct log_options {
 
 /*
  * Take-over, steps 1 to 5 of doc/protocol.md: commits the lease, stops every extent of
- * the disk, finds the longest sound prefix, re-appends what is not known to be flushed,
- * commits the cut (if any extent was open). On return nothing of an older epoch can be
+ * the disk, finds the longest sound prefix, commits the cut (if any extent was open).
+ * What is kept is on every member already. On return nothing of an older epoch can be
  * acknowledged any more.
  * Errors: -PLX_EOWNED (another node holds it and is not down), -PLX_EDAMAGED (the text
  * says what is missing), -PLX_EPRECONDITION (raced by another take-over), ...

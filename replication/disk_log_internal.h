@@ -223,7 +223,7 @@ struct disk_log {
     struct final_length finals[PROPOSER_COUNT][LOG_EXTENTS_MAX];
     bool caller_proposes;
 
-    struct flush_list flushes, flushes_over;
+    struct flush_list flushes;
     uint64_t round;          /* of syncs */
     uint32_t round_owed;
     int round_result;

@@ -215,8 +215,13 @@ static int find_cluster(const struct cli *cli, struct uid *ret, struct error *er
     const char *text = reply_string(status, "cluster");
     if (r == 0 && strlen(text) != 2 * sizeof ret->b)
         r = err_set(err, -EPROTO, "the daemon does not say which cluster it is of");
-    for (size_t i = 0; i < sizeof ret->b && r == 0; i++)
-        ret->b[i] = (uint8_t)(hex_digit(text[2 * i]) << 4 | hex_digit(text[2 * i + 1]));
+    for (size_t i = 0; i < sizeof ret->b && r == 0; i++) {
+        int high = hex_digit(text[2 * i]), low = hex_digit(text[2 * i + 1]);
+        if (high < 0 || low < 0)
+            r = err_set(err, -EPROTO, "the daemon does not say which cluster it is of");
+        else
+            ret->b[i] = (uint8_t)(high << 4 | low);
+    }
     return r;
 }
 
