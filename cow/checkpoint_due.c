@@ -16,6 +16,7 @@
 
 #define RUNNING_MAX   4U
 #define RETRY_NS      NS_PER_S
+#define ZEROS_NS      (30 * NS_PER_S) /* what a guest trims is to come back soon */
 #define BEHIND_FACTOR 3U     /* times the log between checkpoints */
 #define THIN_LEAVES   16384U /* a disk of less than 16 GiB is not large */
 #define THIN_FACTOR   4U     /* wanted writes a leaf; times the log at most */
@@ -198,8 +199,17 @@ static void timer_fired(struct timer *timer)
     checkpoint_timer_start(disk);
 }
 
+void checkpoint_after_zeros(struct disk *disk)
+{
+    if (disk->host->options.no_idle_work || disk->zeros_noted || disk->checkpoint_error)
+        return;
+    disk->zeros_noted = true;
+    timer_start(disk->loop, &disk->checkpoint_timer, ZEROS_NS);
+}
+
 void checkpoint_timer_start(struct disk *disk)
 {
+    disk->zeros_noted = false;
     if (disk->host->options.no_idle_work)
         return;
     disk->checkpoint_timer.fire = timer_fired;

@@ -138,9 +138,11 @@ struct disk {
     bool is_rolled_for_space; /* since the last checkpoint */
     struct address rolled_extent; /* that was ended for it; null: it is final */
     uint64_t quota_used, quota_at, quota_counted_ns, quota_seen; /* the last count */
+    uint64_t quota_said_ns;   /* in the log, that writes are refused for it; 0: never */
     struct task_call checkpoint_task;
     TAILQ_ENTRY(disk) checkpoint_link; /* in host->checkpoint_queue */
     struct timer checkpoint_timer;
+    bool zeros_noted;         /* since it was started */
     struct mutex checkpoint_lock, snapshot_lock, command_lock;
     struct waitlist settled;
 
@@ -174,6 +176,7 @@ struct host {
     uint64_t reserve_leaves;           /* that the store's reserve was set for */
     uint32_t reserve_disks;
     uint64_t reserve_bytes;
+    uint64_t refused_ns, refused_said_ns; /* a write, for want of space; 0: never */
     uint64_t merge_bytes;              /* of it, what merges may need */
     uint64_t merge_bytes_max;          /* checkpoints are made before they need more */
     struct work pressure;              /* called when front ends run out of buffers */
@@ -306,6 +309,8 @@ void checkpoint_request(struct disk *disk);  /* starts one soon */
 void checkpoint_after_open(struct disk *disk);
 /* One at least every CHECKPOINT_EVERY_MS, if there is something to do. */
 void checkpoint_timer_start(struct disk *disk);
+/* Sooner than that: some may be all that keeps much space. */
+void checkpoint_after_zeros(struct disk *disk);
 /* Notes the result of one; those who wait for it go on, or fail. */
 void checkpoint_settled(struct disk *disk, int result);
 /* True while the log or the overlay has run so far ahead that changes wait. */
@@ -386,6 +391,7 @@ void host_renew_reserve(struct host *host);
 void host_update_reserve(struct host *host);
 #define RESERVE_BYTES       (8 * MIB)
 #define RESERVE_STEP_LEAVES 256U
+#define REFUSES_NS          (60 * NS_PER_S) /* since the last one: the store is full */
 
 /* --- host_admin.c: for the other administrative files --- */
 /* What users see under that name; NULL with an error. */

@@ -111,6 +111,8 @@ static void on_committed(struct log_callbacks *self, struct log_record *record,
     case ENTRY_DATA:
     case ENTRY_ZERO:
         write_committed(disk, record, piece, last);
+        if (record->kind == ENTRY_ZERO)
+            checkpoint_after_zeros(disk);
         break;
     case ENTRY_NODE:
         node_committed(record, piece);

@@ -345,10 +345,13 @@ static uint64_t room_bytes(const struct host_status *status)
     return room > status->reserve_bytes ? room - status->reserve_bytes : 0;
 }
 
-static void describe_health(const struct host_status *status, char *ret, size_t cap)
+static void describe_health(const struct host_status *status, bool refuses, char *ret,
+                            size_t cap)
 {
     if (status->failed)
         snprintf(ret, cap, "failed: the store is out of service, see the log");
+    else if (refuses)
+        snprintf(ret, cap, "full: writes are refused");
     else if (room_bytes(status) < status->capacity_bytes / 20)
         snprintf(ret, cap, "nearly full");
     else
@@ -364,7 +367,7 @@ static void describe_warning(const struct host_status *status, char *ret, size_t
     uint64_t over = status->capacity_bytes
                         ? status->committed_bytes * 10 / status->capacity_bytes
                         : 0;
-    const char *hope = status->trash_count > 0        ? "; empty the trash"
+    const char *hope = status->trash_bytes > 0       ? "; empty the trash"
                        : status->reclaim_pending > 0 ? "; more is being freed"
                                                       : "; remove snapshots or disks, or "
                                                         "make the store larger";
@@ -425,6 +428,8 @@ void host_status(struct host *host, struct host_status *ret_status)
         ret_status->open_disk_count += open->version == 0;
     if (ret_status->trash_count > 0)
         ret_status->trash_bytes = host_trash_bytes(host);
-    describe_health(ret_status, ret_status->health, sizeof ret_status->health);
+    bool refuses = host->refused_ns &&
+                   loop_now_ns(host->loop) - host->refused_ns < REFUSES_NS;
+    describe_health(ret_status, refuses, ret_status->health, sizeof ret_status->health);
     describe_warning(ret_status, ret_status->warning, sizeof ret_status->warning);
 }

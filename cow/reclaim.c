@@ -465,26 +465,63 @@ static uint64_t oldest_trash(const struct host *host, uint64_t *ret_left_ns)
     return oldest->id;
 }
 
+/* The oldest that has data of its own; NULL: none. */
+static const struct cluster_disk *oldest_with_data(const struct host *host)
+{
+    cleanup(free_ptr) struct extent_info *infos = NULL;
+    const struct cluster_disk *oldest = NULL;
+    size_t count;
+
+    if (store_list_extents(host->store, 0, &infos, &count) < 0)
+        return NULL; /* no memory: the next look tells */
+    for (size_t i = 0; i < count; i++) {
+        const struct cluster_disk *disk =
+            infos[i].live > 0 ? cluster_disk_by_id(state_of(host), infos[i].disk) : NULL;
+        if (disk && (disk->flags & (DISK_TRASHED | DISK_REMOVED)) == DISK_TRASHED &&
+            (!oldest || disk->trashed_wall_ns < oldest->trashed_wall_ns))
+            oldest = disk;
+    }
+    return oldest;
+}
+
+/* Guests wait for space: one disk goes before its time. */
+static async void empty_trash(struct look *look)
+{
+    struct host *host = look->host;
+    const struct cluster_disk *disk = oldest_with_data(host);
+    char name[DISK_NAME_MAX + 1];
+    uint64_t id;
+
+    if (!disk)
+        return;
+    id = disk->id;
+    snprintf(name, sizeof name, "%s", disk->trash_name);
+    remove_for_good(look, id);
+    disk = cluster_disk_by_id(state_of(host), id);
+    if (!disk || (disk->flags & DISK_REMOVED))
+        log_warning(host->loop, "the store is full: disk %s in the trash went for good",
+                    name);
+}
+
 static async void expire_trash(struct look *look)
 {
     struct reclaim *r = look->reclaim;
     uint64_t left_ns, id, last = 0;
 
+    if (r->empty_trash)
+        empty_trash(look);
+    r->empty_trash = false;
     look->next_expiry_ns = UINT64_MAX;
     while ((id = oldest_trash(look->host, &left_ns)) && !r->is_stopping) {
-        if (left_ns > 0 && !r->empty_trash) {
+        if (left_ns > 0) {
             look->next_expiry_ns = left_ns;
             break;
         }
         if (id == last) /* refused */
             break;
-        if (left_ns > 0)
-            log_warning(look->host->loop, "the store is full: emptying the trash");
-        r->empty_trash = false;
         last = id;
         remove_for_good(look, id);
     }
-    r->empty_trash = false;
 }
 
 /* --- the task --- */
@@ -666,16 +703,16 @@ uint64_t reclaim_pending(const struct host *host)
 bool reclaim_space_coming(struct host *host)
 {
     struct reclaim *r = host->reclaim;
-    uint64_t left_ns;
 
     if (r->is_stopping || r->holds > 0)
         return false;
-    if (oldest_trash(host, &left_ns)) {
-        r->empty_trash = true;
-        reclaim_wake(host);
+    if (r->woken || !r->is_resting)
         return true;
-    }
-    return r->woken || !r->is_resting;
+    if (!oldest_with_data(host))
+        return false;
+    r->empty_trash = true;
+    reclaim_wake(host);
+    return true;
 }
 
 bool reclaim_is_busy(const struct host *host)

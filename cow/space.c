@@ -117,6 +117,24 @@ static void end(struct space_wait *wait, int code)
     wait->over(wait, code);
 }
 
+/* The log says so once a minute. */
+static void refuse(struct space_wait *wait)
+{
+    struct disk *disk = wait->disk;
+    struct host *host = disk->host;
+    uint64_t now_ns = loop_now_ns(host->loop);
+    uint64_t *said_ns = wait->of_quota ? &disk->quota_said_ns : &host->refused_said_ns;
+
+    if (!wait->of_quota)
+        host->refused_ns = now_ns;
+    if (!*said_ns || now_ns - *said_ns >= REFUSES_NS) {
+        *said_ns = now_ns;
+        log_warning(host->loop, "disk %s: writes are refused: %s", disk->name,
+                    wait->of_quota ? "it is at its quota" : "the store is full");
+    }
+    end(wait, -PLX_EFULL);
+}
+
 /* Decides for all that wait now; what they do then may make them wait again. */
 static void look(struct host *host)
 {
@@ -134,7 +152,7 @@ static void look(struct host *host)
         if (wait->seen != host->space_count)
             end(wait, 0);
         else if (!may_come || now_ns - wait->since_ns >= FULL_WAIT_NS)
-            end(wait, -PLX_EFULL);
+            refuse(wait);
     }
     if (!TAILQ_EMPTY(&host->space_waits) && !host->space_timer.armed)
         timer_start(host->loop, &host->space_timer, LOOK_NS);

@@ -171,7 +171,8 @@ int cmd_disk_remove(const struct cli *cli)
     if (r != EXIT_OK)
         return r;
     if (json_is_string(json_object_get(ok, "restorable_until")))
-        printf("until %s 'parallax trash restore %s' brings it back\n",
+        printf("until %s, or the store is full, 'parallax trash restore %s' brings it "
+               "back\n",
                reply_string(ok, "restorable_until"), cli->args[0]);
     return EXIT_OK;
 }

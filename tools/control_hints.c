@@ -23,14 +23,14 @@ void control_describe_room(struct host *host, char *ret, size_t cap)
     struct host_status s;
     host_status(host, &s);
     snprintf(ret, cap, "to make room: ");
-    if (s.trash_count > 0)
+    if (s.trash_bytes > 0)
         append(ret, cap, "'parallax trash empty' (%s), ", size_text(s.trash_bytes).text);
     if (s.snapshot_count > 0)
         append(ret, cap, "'parallax snapshot rm' (there are %" PRIu64 "), ",
                s.snapshot_count);
     append(ret, cap, "'parallax disk rm', fstrim in guests, or a larger --capacity");
     if (s.reclaim_pending > 0 || s.dead_bytes >= MIB)
-        append(ret, cap, "; %s that nobody needs any more are on their way back",
+        append(ret, cap, "; %s that nobody needs any more come back as they are needed",
                size_text(s.dead_bytes).text);
 }
 

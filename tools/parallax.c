@@ -33,7 +33,9 @@ static const struct command commands[] = {
      "space\"; its snapshots count.\n"},
     {"disk rm", "NAME", 1, 1, CLI_RECURSIVE, cmd_disk_remove, "move a disk to the trash",
      "Refused while the disk is used; a disk with snapshots only goes with --recursive.\n"
-     "See 'parallax help trash'. Clones are not affected.\n"},
+     "It can be restored for a day ('parallax help trash keep'), unless the store is "
+     "full\n"
+     "before: then the oldest in the trash goes for good. Clones are not affected.\n"},
     {"disk uri", "NAME[@SNAP]", 1, 1, 0, cmd_disk_uri, "print the NBD URI of a disk",
      NULL},
     {"snapshot create", "DISK@SNAP", 1, 1, 0, cmd_snapshot_create,

@@ -35,6 +35,8 @@ parallax disk create db 1G
 parallax disk create old 200M
 says 'committed.*more than there is' || fail "over-commitment: $(cat "$T/status")"
 io old -c 'write -P 9 0 64M' || fail "$(cat "$T/qemu-io")"
+parallax disk create empty 200M
+parallax disk rm empty
 parallax disk rm old
 io web -c 'write -P 1 0 96M' || fail "$(cat "$T/qemu-io")"
 parallax snapshot create web@one
@@ -46,8 +48,12 @@ io db -c 'write -P 3 0 64M' || fail "$(cat "$T/qemu-io")"
 grep -q 'No space left' "$T/qemu-io" || fail "it says: $(cat "$T/qemu-io")"
 io web -r -c 'read -P 2 0 96M' || fail "reads suffer: $(cat "$T/qemu-io")"
 says '^warning' || fail "no warning: $(cat "$T/status")"
-[ "$(parallax trash ls --json)" = "[]" ] ||
-    fail "a guest was refused before the trash went"
+trash=$(parallax trash ls --json | jq -r '.[].name')
+[ "$trash" = empty ] || fail "in the trash after a guest was refused: $trash"
+grep -q 'disk old in the trash went for good' "$T/store/log" || fail "the log is silent"
+grep -q 'disk db: writes are refused: the store is full' "$T/store/log" ||
+    fail "the log does not say that the store is full"
+says '^health  *full' || fail "health: $(cat "$T/status")"
 says "'parallax snapshot rm'" || fail "snapshots are not named: $(cat "$T/status")"
 expect_error "no space|[Nn]o space" bash -c 'head -c 200M /dev/urandom |
     parallax import - imported'
