@@ -533,4 +533,5 @@ def main():
     print(f"{loop.rounds} rounds, {dict(loop.counts)}")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -117,4 +117,5 @@ def main():
      "contexts": contexts}[sys.argv[1]](*sys.argv[2:])
 
 
-main()
+if __name__ == "__main__":
+    main()
