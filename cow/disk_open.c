@@ -108,11 +108,12 @@ static void on_committed(struct log_callbacks *self, struct log_record *record,
     struct disk *disk = disk_of(self);
 
     switch (record->kind) {
-    case ENTRY_DATA:
     case ENTRY_ZERO:
+        checkpoint_after_zeros(disk);
         write_committed(disk, record, piece, last);
-        if (record->kind == ENTRY_ZERO)
-            checkpoint_after_zeros(disk);
+        break;
+    case ENTRY_DATA:
+        write_committed(disk, record, piece, last);
         break;
     case ENTRY_NODE:
         node_committed(record, piece);
