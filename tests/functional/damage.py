@@ -3,8 +3,10 @@
 """The work of damage.sh:
 damage.py write URI             fills the disk, each block with its own content
 damage.py rot STORE BLOCK       finds that block in the store by its content, ruins it
-damage.py verify URI [BLOCK]    the disk is as it was written; only BLOCK reads as EIO
-damage.py rewrite URI BLOCK     writes that block again"""
+damage.py verify URI [BLOCK [COUNT]]  the disk is as it was written; only BLOCK, or that
+                                many from there on, reads as EIO
+damage.py rewrite URI BLOCK     writes that block again
+damage.py every-other URI       writes every other block again"""
 
 import errno
 import mmap
@@ -12,7 +14,7 @@ import sys
 
 import nbd
 
-from model import SECTOR, Model, connect
+from model import SECTOR, Model, connect, content
 
 BLOCK_SECTORS = 8
 BLOCK = BLOCK_SECTORS * SECTOR
@@ -30,14 +32,19 @@ def write(handle):
         handle.pwrite(model.data(begin, 1024), begin * SECTOR)
 
 
+def rewrite(handle, block):
+    data = b"".join(content(block * BLOCK_SECTORS + i, 1) for i in range(BLOCK_SECTORS))
+    handle.pwrite(data, block * BLOCK)
+
+
 def rot(path, block):
     model = Model((block + 1) * BLOCK_SECTORS)
     model.set(0, len(model.versions), 1)
-    with open(path, "r+b") as store, mmap.mmap(store.fileno(), 0) as content:
-        at = content.find(model.data(block * BLOCK_SECTORS, BLOCK_SECTORS))
+    with open(path, "r+b") as store, mmap.mmap(store.fileno(), 0) as device:
+        at = device.find(model.data(block * BLOCK_SECTORS, BLOCK_SECTORS))
         assert at >= 0 and at % BLOCK == 0, f"block {block} is not in {path}: {at}"
-        assert content.find(content[at:at + BLOCK], at + 1) < 0, "it is there twice"
-        content[at + 1000] ^= 1 # a single bit
+        assert device.find(device[at:at + BLOCK], at + 1) < 0, "it is there twice"
+        device[at + 1000] ^= 1 # a single bit
 
 
 def verify(handle, broken):
@@ -45,10 +52,11 @@ def verify(handle, broken):
     total = len(model.versions) // BLOCK_SECTORS
     for block in range(total):
         # Reads of many blocks, and of parts of some.
-        if block == broken:
+        if block in broken:
             for offset, length in ((0, BLOCK), (0, 512), (BLOCK - 1, 1),
                                    (-BLOCK, 3 * BLOCK)):
-                expect_io_error(handle, block * BLOCK + offset, length)
+                begin = max(block * BLOCK + offset, 0)
+                expect_io_error(handle, begin, min(length, total * BLOCK - begin))
             continue
         data = handle.pread(BLOCK, block * BLOCK)
         assert data == model.data(block * BLOCK_SECTORS, BLOCK_SECTORS), f"block {block}"
@@ -72,11 +80,15 @@ def main():
     handle = connect(where)
     if action == "write":
         write(handle)
+    elif action == "every-other":
+        for block in range(0, handle.get_size() // BLOCK, 2):
+            rewrite(handle, block)
     elif action == "verify":
-        verify(handle, block)
+        count = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+        verify(handle, range(block, block + count) if len(sys.argv) > 3 else ())
     else:
-        sector = block * BLOCK_SECTORS
-        handle.pwrite(filled(handle).data(sector, BLOCK_SECTORS), sector * SECTOR)
+        rewrite(handle, block)
 
 
-main()
+if __name__ == "__main__":
+    main()

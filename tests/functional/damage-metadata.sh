@@ -1,0 +1,178 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# timeout: 240
+# builds: release asan
+#
+# Rot in what describes the data: map nodes, batch headers, digests of compacted extents,
+# LevelDB's tables. What depends on it is refused, never answered with anything else; all
+# other data stays readable; scrub names it, and so does check where reads need it.
+
+. "$(dirname "$0")/lib.sh"
+requires jq qemu-io
+/usr/bin/python3 -c "import nbd" || skip "python3-libnbd is not installed"
+
+damage()
+{
+    /usr/bin/python3 "$TESTS/damage.py" "$@"
+}
+
+# ruin NAME WHAT...: starts a copy of the store with one bit of WHAT flipped.
+ruin()
+{
+    cp -r --sparse=always "$T/store" "$T/$1"
+    /usr/bin/python3 "$TESTS/damage_metadata.py" "$2" "$T/$1/store" "${@:3}"
+    start_up "$T/$1"
+}
+
+scrub_is_finished()
+{
+    [ "$(parallax scrub status --json | jq -r .state)" = finished ]
+}
+
+# named_by_scrub REGEX: one line of it, and no more findings.
+named_by_scrub()
+{
+    parallax scrub >"$T/out"
+    wait_for 60 scrub_is_finished
+    ! parallax scrub status >"$T/out" || fail "scrub finds nothing"
+    grep -Eq "$1" "$T/out" || fail "scrub does not say $1: $(cat "$T/out")"
+    grep -Eq '^findings +1$' "$T/out" || fail "scrub finds more: $(cat "$T/out")"
+}
+
+named_by_check()
+{
+    ! parallax check >"$T/out" || fail "check finds nothing"
+    grep -Eq "$1" "$T/out" || fail "check does not say $1: $(cat "$T/out")"
+}
+
+# io COMMAND...: on web, all of which must work.
+io()
+{
+    qemu-io -f raw "$@" "$(uri web)" >"$T/qemu-io" 2>&1 || fail "$(cat "$T/qemu-io")"
+    ! grep -q failed "$T/qemu-io" || fail "$*: $(cat "$T/qemu-io")"
+}
+
+# reads_but [FIRST COUNT]: web, its snapshot and its clone are as written, but of these
+# blocks none can be read.
+reads_but()
+{
+    for name in web web@first copy; do
+        damage verify "$(uri "$name")" "$@" || fail "$name, damaged: $*"
+    done
+    damage verify "$(uri other)" || fail "another disk"
+}
+
+start_up "$T/store" --capacity 96M
+parallax disk create other 2M
+parallax disk create web 8M
+damage write "$(uri other)"
+damage write "$(uri web)" # 8 leaves and a node above them
+parallax snapshot create web@first
+parallax clone web@first copy
+parallax check
+stop_daemon "$PARALLAX"
+
+# --- map nodes ---
+ruin leaf leaf 700 # of the blocks from 512 to 767
+reads_but 512 256
+named_by_check 'disk (web|copy).*: offset 2097152: map node at level 0.*checksum'
+named_by_scrub 'disk web: map node of level 0 for offset 2097152.*web@first'
+# A disk is rid of it when all that it names is discarded, before anything is written
+# there. It goes with its snapshots and clones; what it named is lost space then.
+io -c 'discard 2M 1M' -c 'read -P 0 2M 1M'
+named_by_check '(copy|first).*: offset 2097152: map node' # after a checkpoint
+parallax disk rm copy >"$T/out"
+parallax trash empty
+parallax snapshot rm web@first
+io -c 'write -P 7 2M 1M' -c 'read -P 7 2M 1M'
+repaired()
+{
+    parallax check --repair >"$T/out"
+}
+wait_for 60 repaired
+parallax check
+stop_daemon "$PARALLAX"
+
+ruin top top 700
+reads_but 0 2048
+named_by_check 'disk (web|copy).*: offset 0: map node at level 1.*checksum'
+named_by_scrub 'disk web: map node of level 1 for offset 0.*web@first'
+stop_daemon "$PARALLAX"
+
+# --- headers ---
+# No read needs them once their log was closed; scrub has nothing to compare with then.
+for what in roll header; do
+    ruin "closed-$what" "$what" 2 0
+    reads_but
+    parallax check
+    named_by_scrub 'disk web: .*(header|tells of the blocks)'
+    stop_daemon "$PARALLAX"
+done
+
+# A start needs those of a log that was not: what its disk holds cannot be read then; it
+# is not given as it was at some earlier time.
+headers=$(/usr/bin/python3 "$TESTS/damage_metadata.py" count "$T/store/store" 2)
+start_up "$T/store"
+io -c 'write -P 1 0 64k' -c flush -c 'write -P 2 0 64k' -c flush
+parallax disk show web >"$T/out" # a checkpoint, which knows of these flushes
+io -c 'write -P 3 0 64k' -c flush
+kill9_daemon "$PARALLAX"
+ruin open header 2 "$headers"
+for at in 0 100k 4M; do
+    qemu-io -f raw -r -c "read $at 4k" "$(uri web)" >"$T/qemu-io" 2>&1 || true
+    grep -Eq "Input/output error|can't open" "$T/qemu-io" || fail "$(cat "$T/qemu-io")"
+done
+named_by_check 'disk web: '
+damage verify "$(uri web@first)"
+damage verify "$(uri copy)"
+damage verify "$(uri other)"
+stop_daemon "$PARALLAX"
+
+# --- digests ---
+start_up "$T/store"
+io -r -c 'read -P 3 0 64k'
+damage write "$(uri web)"
+stop_daemon "$PARALLAX"
+start_up "$T/full" --capacity 64M
+parallax disk create web 16M
+parallax disk create filler 64M
+damage write "$(uri web)"
+parallax disk show web >"$T/out"
+damage every-other "$(uri web)" # so that half of the first extent is dead
+parallax disk show web >"$T/out"
+! qemu-io -f raw -c 'write -P 1 0 64M' "$(uri filler)" >"$T/qemu-io" 2>&1 ||
+    ! grep -q '^wrote' "$T/qemu-io" || fail "all of it fits, nothing is compacted"
+parallax disk rm filler >"$T/out"
+parallax trash empty
+stop_daemon "$PARALLAX"
+/usr/bin/python3 "$TESTS/damage_metadata.py" digest "$T/full/store"
+start_up "$T/full"
+damage verify "$(uri web)"
+parallax check
+parallax scrub >"$T/out"
+wait_for 60 scrub_is_finished
+! parallax scrub status >"$T/out" || fail "scrub finds nothing"
+grep -q 'disk web: what tells of the blocks of an extent' "$T/out" ||
+    fail "scrub does not name it: $(cat "$T/out")"
+stop_daemon "$PARALLAX"
+
+# --- tables of LevelDB ---
+# A bit may be in what nobody needs; else the store is refused in one line.
+table=$(cd "$T/store/meta" && find . -name '*.ldb' -size +1k | sort | tail -n 1)
+size=$(stat -c %s "$T/store/meta/$table")
+refused=0
+for at in $(seq 0 $((size / 16)) $((size - 1))); do
+    rm -rf "$T/table"
+    cp -r --sparse=always "$T/store" "$T/table"
+    /usr/bin/python3 "$TESTS/damage_metadata.py" byte "$T/table/meta/$table" "$at"
+    if parallax up "$T/table" --detach >"$T/out" 2>&1; then
+        lib_stores+=("$T/table")
+        export PARALLAX=$T/table
+        reads_but
+        stop_daemon "$T/table"
+    else
+        refused=$((refused + 1))
+        [ "$(grep -c 'table.*meta' "$T/out")" -eq 1 ] || fail "it says: $(cat "$T/out")"
+    fi
+done
+[ "$refused" -ge 8 ] || fail "only $refused of 17 were noticed"
