@@ -5,8 +5,7 @@ damage.py write URI             fills the disk, each block with its own content
 damage.py rot STORE BLOCK       finds that block in the store by its content, ruins it
 damage.py verify URI [BLOCK [COUNT]]  the disk is as it was written; only BLOCK, or that
                                 many from there on, reads as EIO
-damage.py rewrite URI BLOCK     writes that block again
-damage.py every-other URI       writes every other block again"""
+damage.py rewrite URI BLOCK     writes that block again"""
 
 import errno
 import mmap
@@ -80,9 +79,6 @@ def main():
     handle = connect(where)
     if action == "write":
         write(handle)
-    elif action == "every-other":
-        for block in range(0, handle.get_size() // BLOCK, 2):
-            rewrite(handle, block)
     elif action == "verify":
         count = int(sys.argv[4]) if len(sys.argv) > 4 else 1
         verify(handle, range(block, block + count) if len(sys.argv) > 3 else ())

@@ -10,7 +10,6 @@ damage_metadata.py header STORE DISK N the batch header with N before it; the di
                                        wrote are numbered from 1, as they were created
 damage_metadata.py roll STORE DISK N   a roll record, which begins an extent
 damage_metadata.py count STORE DISK    nothing; prints how many batch headers there are
-damage_metadata.py digest STORE        every block of every digest
 damage_metadata.py byte FILE AT        that byte of any file"""
 
 import mmap
@@ -22,7 +21,7 @@ from model import Model
 
 FANOUT, ENTRY = 256, 16
 CRC_IN_ENTRY = 8
-MAGIC_HEADER, MAGIC_DIGEST = b"PLB1", b"PLG1"
+MAGIC_HEADER = b"PLB1"
 HEADER = "<4s2xH16xQQI"  # magic, kind, disk, extent, block in the extent
 KINDS = {"header": 1, "roll": 2}
 AT = 1000               # the byte of a block that is damaged
@@ -77,8 +76,6 @@ def data_block(content, block):
 
 def find(content, what, numbers):
     """The blocks of the store to be damaged."""
-    if what == "digest":
-        return list(blocks_with(content, MAGIC_DIGEST))
     if what in KINDS:
         disk, number = numbers
         return [headers(content, KINDS[what], disk)[number]]
