@@ -332,7 +332,6 @@ static async int propose(struct disk *disk, const struct checkpoint_attempt *att
     return 0;
 }
 
-/* One attempt, under a number of its own. -EAGAIN: it was in vain, another may do. */
 /* The last attempt found no space, and there is less now than it wrote: another one would
  * use that up, too, and leave it behind. */
 static bool lacks_space(const struct disk *disk)
@@ -343,6 +342,7 @@ static bool lacks_space(const struct disk *disk)
     return usage.free_bytes < disk->short_blocks * BLOCK_SIZE;
 }
 
+/* One attempt, under a number of its own. -EAGAIN: it was in vain, another may do. */
 static async int attempt_run(struct disk *disk, struct merge_plan *todo,
                              struct error *err)
 {
