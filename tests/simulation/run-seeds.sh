@@ -14,7 +14,7 @@ sim=$build/tests/simulation/sim
 first=${1:-1}
 last=${2:-1000}
 chunk=25
-[ $# -gt 0 ] || [[ $build != *asan* ]] || last=60
+[ $# -gt 0 ] || [[ $build != *asan* ]] || last=40
 
 [ -x "$sim" ] || {
     echo "$sim is not built" >&2
