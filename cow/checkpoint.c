@@ -430,16 +430,18 @@ static async int await_list_room(struct disk *disk)
     return 0;
 }
 
-/* Nothing is to be merged or listed. A closing disk is left with a root that covers all
- * of its log, so that nobody has to replay what it does not need. */
+/* Nothing is to be merged or listed, and no extent waits for a command. A closing disk,
+ * which gives all of its extents up anyway, is left with a root that covers all of its
+ * log, so that nobody has to replay what it does not need. */
 static bool is_idle(const struct disk *disk, const struct merge_plan *todo)
 {
     const struct cluster_disk *state = state_of(disk);
     uint64_t covered = state ? state->checkpoint.covers : 0;
 
-    if (todo->count > 0 || disk->orphans.count > 0 || disk->is_rolled_for_space)
+    if (todo->count > 0 || disk->orphans.count > 0)
         return false;
-    return disk->state == DISK_OPEN || log_committed_number(disk->log) <= covered;
+    return disk->state == DISK_OPEN ? !log_awaits_command(disk->log)
+                                    : log_committed_number(disk->log) <= covered;
 }
 
 static async int checkpoint_locked(struct disk *disk, bool *ret_again, struct error *err)
@@ -475,7 +477,6 @@ static async int checkpoint_locked(struct disk *disk, bool *ret_again, struct er
     if (rc < 0)
         return rc;
     drop_merged(disk, &todo);
-    disk->is_rolled_for_space = false;
     /* Its own nodes are no reason for the next one. */
     disk->checkpoint_at_bytes = at_bytes + todo.blocks * BLOCK_SIZE;
     trimmer_kick(disk);

@@ -189,12 +189,20 @@ void checkpoint_after_open(struct disk *disk)
     checkpoint_consider(disk);
 }
 
+/* Their headers, and what is dead among these, are not compacted before a command. That
+ * is not worth a try a second. */
+static bool holds_ended(const struct disk *disk)
+{
+    return disk->log && log_awaits_command(disk->log);
+}
+
 static void timer_fired(struct timer *timer)
 {
     struct disk *disk = container_of(timer, struct disk, checkpoint_timer);
+    bool has_failed = disk->checkpoint_error != 0;
 
     disk->checkpoint_error = 0;
-    if (layers_bytes(disk) > 0)
+    if (layers_bytes(disk) > 0 || (!has_failed && holds_ended(disk)))
         checkpoint_request(disk);
     checkpoint_timer_start(disk);
 }

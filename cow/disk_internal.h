@@ -135,8 +135,7 @@ struct disk {
                                * copies of batches: for the next list */
     struct trimmer trims;
     uint64_t tidy_until_ns;   /* when the host closes */
-    bool is_rolled_for_space; /* since the last checkpoint */
-    struct address rolled_extent; /* that was ended for it; null: it is final */
+    struct address rolled_extent; /* that was ended for space; null: it is final */
     uint64_t quota_used, quota_at, quota_counted_ns, quota_seen; /* the last count */
     uint64_t quota_said_ns;   /* in the log, that writes are refused for it; 0: never */
     struct task_call checkpoint_task;

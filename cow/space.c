@@ -5,10 +5,12 @@
  *
  * Space comes from checkpoints, which find out what is dead; from dead lists that are not
  * trimmed yet; from lists whose entries lie in an extent that is still written to, which
- * is ended then; from versions and disks that are going away; from compaction. That one
- * is asked first. When it has nothing, when much that is dead is not known yet, or when
- * somebody has waited for a while, all of them are asked to hurry. When none has anything
- * left, or after FULL_WAIT_NS, the writes fail: what fills the store is live.
+ * is ended then; from extents that ended, which are not compacted before commands have
+ * taken them off the log's list; from versions and disks that are going away; from
+ * compaction. That one is asked first. When it has nothing, when much that is dead is
+ * not known yet, or when somebody has waited for a while, all of them are asked to hurry.
+ * When none has anything left, or after FULL_WAIT_NS, the writes fail: what fills the
+ * store is live.
  *
  * Nothing else waits: reads need no space, flushes write none, trims and checkpoints may
  * use the reserve. A disk that goes down gives up its waiting writes.
@@ -36,19 +38,18 @@ static bool has_changes(const struct disk *disk)
 }
 
 /* True if it is under way, or was asked to begin. */
-static bool hurry_checkpoint(struct disk *disk)
+static bool hurry_checkpoint(struct disk *disk, bool is_due)
 {
     if (disk->checkpoint_running || disk->checkpoint_wanted)
         return true;
-    if (disk->checkpoint_error || !(has_changes(disk) || disk->is_rolled_for_space))
+    if (disk->checkpoint_error || !is_due)
         return false;
     checkpoint_request(disk);
     return disk->checkpoint_wanted;
 }
 
 /* Much of what the last list named lies where the log is written: ends that extent, so
- * that the next checkpoint, which is due then whatever else it finds, can name its final
- * length. */
+ * that the next checkpoint can name its final length. */
 static bool hurry_roll(struct disk *disk)
 {
     if (!address_is_null(disk->rolled_extent))
@@ -56,8 +57,15 @@ static bool hurry_roll(struct disk *disk)
     if (trimmer_blocks_carried(disk) < ROLL_BLOCKS_MIN)
         return false;
     disk->rolled_extent = log_end_extent(disk->log);
-    disk->is_rolled_for_space = !address_is_null(disk->rolled_extent);
-    return disk->is_rolled_for_space;
+    return !address_is_null(disk->rolled_extent);
+}
+
+/* Extents that ended give up what they need no more with the next commands of the disk.
+ * If no change of it leads to one, a checkpoint without any does. */
+static bool hurry_ended(struct disk *disk)
+{
+    return log_is_settling(disk->log) ||
+           hurry_checkpoint(disk, log_awaits_command(disk->log));
 }
 
 static bool disk_space_coming(struct disk *disk)
@@ -66,9 +74,12 @@ static bool disk_space_coming(struct disk *disk)
         return false;
     trimmer_kick(disk);
     bool trims = disk->trims.running || trimmer_lists_left(disk) > 0;
-    bool merges = hurry_checkpoint(disk);
+    bool merges = hurry_checkpoint(disk, has_changes(disk));
 
-    return trims || merges || trimmer_again(disk) || hurry_roll(disk);
+    if (trims || merges || trimmer_again(disk))
+        return true;
+    bool rolls = hurry_roll(disk);
+    return hurry_ended(disk) || rolls;
 }
 
 /* What others would find is little, and nobody has waited for long. */

@@ -146,6 +146,12 @@ void log_finals_prepare(struct disk_log *log, uint64_t covers,
                         struct cluster_command *command);
 async void log_finals_committed(struct disk_log *log, bool committed);
 
+/* Extents that ended hold what lies beyond their length until that is committed, and
+ * their headers until they are off the list. Whether some are on their way there, and
+ * whether some do not get on without another command of the disk. */
+bool log_is_settling(const struct disk_log *log);
+bool log_awaits_command(const struct disk_log *log);
+
 /* Waits for what is in flight, flushes, stops and finalizes all extents and commits
  * LEASE_CLOSE. The log is gone after it, whatever the result. */
 async int log_close(struct disk_log *log, struct error *err);

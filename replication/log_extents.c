@@ -89,6 +89,41 @@ async void log_finals_committed(struct disk_log *log, bool committed)
     log_finals_settle(log, PROPOSER_CALLER, committed);
 }
 
+/* --- what ended extents hold --- */
+
+/* One that could not be made holds nothing, nor does one that is final and empty. */
+static bool holds_space(const struct tail_extent *tail)
+{
+    return tail->phase >= TAIL_ENDED &&
+           (tail->length > 0 || (tail->phase < TAIL_FINAL && tail->end > 0));
+}
+
+bool log_is_settling(const struct disk_log *log)
+{
+    const struct tail_extent *tail;
+    TAILQ_FOREACH(tail, &log->tails, link)
+    {
+        bool is_cleaned_up = tail->phase == TAIL_LEFT ||
+                             (tail->phase == TAIL_COMMITTED && !tail->finalize_failed);
+        if (holds_space(tail) && (is_cleaned_up || tail->proposer != PROPOSER_NONE))
+            return true;
+    }
+    return false;
+}
+
+bool log_awaits_command(const struct disk_log *log)
+{
+    const struct tail_extent *tail;
+    TAILQ_FOREACH(tail, &log->tails, link)
+    {
+        bool is_due = tail->phase == TAIL_ENDED || tail->phase == TAIL_DECIDED ||
+                      tail->phase == TAIL_FINAL;
+        if (holds_space(tail) && is_due && tail->proposer == PROPOSER_NONE)
+            return true;
+    }
+    return false;
+}
+
 /* --- the janitor --- */
 
 static struct tail_extent *first_to_do(const struct disk_log *log)

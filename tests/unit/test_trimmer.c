@@ -225,6 +225,83 @@ static void relieved(struct machine *m)
     disk_close(other);
 }
 
+/* The extent that the disk's log writes to ends, in the one way after which no command
+ * of the disk is due: the log goes on, and all that it wants open ahead is, before the
+ * end is flushed. So the checkpoint that commits its length is the last command. */
+static async void end_extent(struct machine *m, struct disk *disk)
+{
+    checkpoint(disk);
+    task_sleep_ns(50 * NS_PER_MS);
+    CHECK_EQ(write_chunk(m, disk, 0), 0);
+    CHECK(!address_is_null(log_end_extent(disk->log)));
+    CHECK_EQ(write_chunk(m, disk, 0), 0);
+    task_sleep_ns(50 * NS_PER_MS);
+    checkpoint(disk);
+}
+
+static uint32_t extents_with_headers(struct machine *m)
+{
+    struct extent_info *infos = NULL;
+    uint32_t found = 0;
+    size_t count;
+    CHECK_EQ(store_list_extents(m->host->store, 0, &infos, &count), 0);
+    for (size_t i = 0; i < count; i++)
+        found += infos[i].state == EXTENT_FINAL && infos[i].has_headers;
+    free(infos);
+    return found;
+}
+
+/* Headers, and what is dead among them, come back although nobody writes to that disk any
+ * more. Then there is nothing left to be had, and a full store is left alone. */
+static void headers_come_back(struct machine *m)
+{
+    uint64_t size = 8 * MIB;
+    DO(disk_create(m->host, "d", size, &err));
+    DO(disk_create(m->host, "e", 64 * MIB, &err));
+    struct disk *disk = attach(m, "d"), *other = attach(m, "e");
+    memset(chunk, 1, sizeof chunk);
+    for (uint64_t at = 0; at < size; at += BLOCK_SIZE) /* a header for each block */
+        CHECK_EQ(write_bytes_at(disk, at, BLOCK_SIZE, chunk, 0), 0);
+    end_extent(m, disk);
+    CHECK_EQ(extents_with_headers(m), 1);
+    uint64_t count = write_until_full(m, other, 0);
+    CHECK_EQ(extents_with_headers(m), 0);
+    CHECK(count * sizeof chunk > 36 * MIB); /* 30, if they stayed */
+    uint64_t checkpoints = disk->next_checkpoint + other->next_checkpoint;
+    CHECK_EQ(write_until_full(m, other, count), count);
+    CHECK_EQ(disk->next_checkpoint + other->next_checkpoint, checkpoints);
+    disk_close(disk);
+    disk_close(other);
+}
+
+/* The same where nobody wants space: within the time after which a change would be in the
+ * map. A disk that has nothing more to give up does nothing after that. */
+static void headers_go_at_rest(struct machine *m)
+{
+    DO(disk_create(m->host, "d", SIZE, &err));
+    struct disk *disk = attach(m, "d");
+    CHECK_EQ(write_chunk(m, disk, 1), 0);
+    end_extent(m, disk);
+    CHECK_EQ(extents_with_headers(m), 1);
+    task_sleep_ns((CHECKPOINT_EVERY_MS + 60000) * NS_PER_MS);
+    CHECK_EQ(extents_with_headers(m), 0);
+    uint64_t checkpoints = disk->next_checkpoint;
+    task_sleep_ns(3 * CHECKPOINT_EVERY_MS * NS_PER_MS);
+    CHECK_EQ(disk->next_checkpoint, checkpoints);
+    disk_close(disk);
+}
+
+static void test_rest(void)
+{
+    struct machine *m = machine_create(1);
+    m->options.no_idle_work = false;
+    machine_start(m, headers_go_at_rest);
+    CHECK(sim_world_run_until(m->world, &m->body.is_over,
+                              5ULL * CHECKPOINT_EVERY_MS * NS_PER_MS));
+    sim_process_end(m->body.loop, SIM_KILL);
+    machine_destroy(m);
+}
+
 static async void set_quota(struct machine *m, uint64_t bytes)
 {
     const struct cluster_disk *state =
@@ -450,6 +527,8 @@ int main(int argc, char **argv)
         test_full(overwritten, 24 * MIB);
         test_full(refilled, 24 * MIB);
         test_full(relieved, 24 * MIB);
+        test_full(headers_come_back, 64 * MIB);
+        test_rest();
         test_full(quota, 128 * MIB);
         test_full(quota_and_trash, 128 * MIB);
         test_full(check_holds_up, 128 * MIB);
