@@ -17,6 +17,10 @@
  * the layers stay, and it is tried again (checkpoint_due.c). If nobody knows whether it
  * was committed the disk goes down, and the next take-over reads what is there.
  *
+ * An unreadable node of the old map is no failure if the merged layers replace all that
+ * it is for. Those of one version do so together: what stands between them is never a
+ * root. What a snapshot would show must not become zeros because of a later write.
+ *
  * Closing a disk runs one last checkpoint; see disk_open.c.
  */
 #include "cow/disk_internal.h"
@@ -26,6 +30,14 @@
 #define NODES_A_FLUSH  1024U /* what is not flushed is retained */
 #define LISTS_WAIT_NS  (100 * NS_PER_MS)
 
+/* A node that could not be read. */
+struct unreadable_node {
+    int code;
+    unsigned level;
+    uint64_t first, count;   /* blocks of the disk that it is for */
+    struct address address;
+};
+
 struct sink {
     struct map_sink map;     /* first: handed to map_merge */
     struct disk *disk;
@@ -33,6 +45,10 @@ struct sink {
     uint64_t checkpoint;     /* K */
     uint32_t generation;
     uint32_t bound;          /* of the layer being merged */
+    const struct layer *layer; /* being merged, */
+    uint32_t layers_left;    /* with so many, itself included, that will be */
+    uint64_t blocks;         /* of the disk */
+    struct unreadable_node unreadable; /* code 0: none ended the merge */
     uint32_t inflight;
     uint64_t count;          /* nodes, in all */
     struct dead_set written; /* where they are */
@@ -148,6 +164,21 @@ static async int sink_dead(struct map_sink *map, struct map_entry entry, int lev
     return list_add_subtree(sink->list, &subtree);
 }
 
+/* The map has nothing beyond the disk's end, so this need not be replaced. */
+static int sink_unreadable(struct map_sink *map, unsigned level, uint64_t index,
+                           struct map_entry old, int code)
+{
+    struct sink *sink = container_of(map, struct sink, map);
+    uint64_t count = map_entry_blocks(level + 1), first = index * count;
+    uint64_t end = min_u64(first + count, sink->blocks);
+
+    if (layers_replaced(sink->layer, sink->layers_left, first, end) >= end)
+        return 0;
+    sink->unreadable =
+        (struct unreadable_node){code, level, first, end - first, old.address};
+    return code;
+}
+
 /* What one checkpoint is made of. */
 struct merge_plan {
     uint32_t count;              /* frozen layers to merge: the oldest ones */
@@ -175,6 +206,7 @@ static void attempt_init(struct checkpoint_attempt *attempt, struct disk *disk)
 {
     *attempt = (struct checkpoint_attempt){
         .sink = {.map = {.write = sink_write, .wait = sink_wait, .dead = sink_dead,
+                         .unreadable = sink_unreadable,
                          .buffers = disk->host->log_buffers},
                  .disk = disk,
                  .list = &attempt->list,
@@ -229,7 +261,10 @@ static async int merge_layers(struct disk *disk, struct checkpoint_attempt *atte
     todo->root = disk->root;
     todo->root_count = 0;
     sink->bound = attempt->bound;
+    sink->blocks = blocks;
     for (uint32_t i = 0; i < todo->count; i++) {
+        sink->layer = layer;
+        sink->layers_left = todo->count - i;
         sink->generation = planted(PLANT_NODE_GENERATION) ? disk->append_generation
                                                            : layer->overlay.generation;
         int rc = map_merge(disk->host->nodes, &todo->root, &layer->overlay, blocks,
@@ -342,6 +377,23 @@ static bool lacks_space(const struct disk *disk)
     return usage.free_bytes < disk->short_blocks * BLOCK_SIZE;
 }
 
+static int attempt_failed(const struct checkpoint_attempt *attempt, int code,
+                          struct error *err)
+{
+    const struct unreadable_node *node = &attempt->sink.unreadable;
+
+    if (node->code == 0)
+        return err_set(err, code, "checkpoint: %s", err_text(code));
+    return err_set(err, code,
+                   "checkpoint: map node of level %u for the %llu bytes from offset %llu "
+                   "on: extent %llx block %u: %s; 'parallax check --repair' may rebuild "
+                   "it, and writing or discarding all of these bytes rids the disk of it",
+                   node->level, (unsigned long long)(node->count * BLOCK_SIZE),
+                   (unsigned long long)(node->first * BLOCK_SIZE),
+                   (unsigned long long)address_extent(node->address).v,
+                   address_block(node->address), err_text(code));
+}
+
 /* One attempt, under a number of its own. -EAGAIN: it was in vain, another may do. */
 static async int attempt_run(struct disk *disk, struct merge_plan *todo,
                              struct error *err)
@@ -363,7 +415,7 @@ static async int attempt_run(struct disk *disk, struct merge_plan *todo,
     if (rc == 0 && planted(PLANT_TRIM_BEFORE_CHECKPOINT))
         trimmer_trim_early(disk, &attempt.list.named);
     if (rc < 0)
-        err_set(err, rc, "checkpoint: %s", err_text(rc));
+        attempt_failed(&attempt, rc, err);
     else
         rc = propose(disk, &attempt, todo, err);
     todo->blocks = attempt.sink.count + attempt.list.named.blocks;

@@ -246,6 +246,10 @@ struct layer_run {
     const uint32_t *crcs;   /* valid until something is committed */
 };
 struct layer_run layers_find(const struct disk *disk, uint64_t block, uint64_t end);
+/* How far the blocks from `block` on, before `end`, are replaced without a gap by this
+ * layer and newer ones, `count` in all, as long as no version ends between them. */
+uint64_t layers_replaced(const struct layer *from, uint32_t count, uint64_t block,
+                         uint64_t end);
 /* Takes a committed or replayed piece into the top layer. */
 int layers_take(struct disk *disk, const struct log_piece *piece);
 

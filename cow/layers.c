@@ -78,6 +78,24 @@ struct layer_run layers_find(const struct disk *disk, uint64_t block, uint64_t e
     return (struct layer_run){.count = end - block};
 }
 
+uint64_t layers_replaced(const struct layer *from, uint32_t count, uint64_t block,
+                         uint64_t end)
+{
+    for (uint64_t was = UINT64_MAX; block < end && block != was;) {
+        const struct layer *layer = from;
+        was = block;
+        for (uint32_t i = 0; i < count; i++) {
+            const struct interval *at = overlay_at_or_after(&layer->overlay, block);
+            if (at && at->start <= block)
+                block = interval_end(at);
+            if (layer->version)
+                break;
+            layer = TAILQ_PREV(layer, layer_list, link);
+        }
+    }
+    return min_u64(block, end);
+}
+
 int layers_take(struct disk *disk, const struct log_piece *piece)
 {
     struct layer *top = layer_top(disk);

@@ -58,6 +58,11 @@ struct map_sink {
      * block (level MAP_BLOCK: data or a node by itself), or a subtree whose topmost node
      * is at `level`, with all under it that is younger than the bound. May be NULL. */
     async int (*dead)(struct map_sink *sink, struct map_entry entry, int level);
+    /* A node of the old tree cannot be read (code). 0: nothing it names is needed, for
+     * all that it is for is replaced; it is treated as empty, and dead as a subtree.
+     * Else the code the merge ends with. May be NULL: it ends with `code`. */
+    int (*unreadable)(struct map_sink *sink, unsigned level, uint64_t index,
+                      struct map_entry old, int code);
     struct buffer_pool *buffers;
 };
 #define MAP_BLOCK (-1)

@@ -10,8 +10,10 @@
  * written again or becomes null; a subtree that is cut off. A node is opened once, so
  * nothing is told twice.
  *
- * A node that cannot be read or written ends the merge with its error; what was written
- * so far is garbage in the log that no root names.
+ * A node that cannot be read is like an empty one if all that it is for is replaced: the
+ * sink says so. What it names is not known, so it is told as a whole, like what is cut
+ * off. Any other that cannot be read, or written, ends the merge with its error; what was
+ * written so far is garbage in the log that no root names.
  *
  * There is nothing to close.
  */
@@ -195,32 +197,45 @@ static bool node_is_null(const struct map_node_format *node)
     return bytes_are_zero(node, sizeof *node);
 }
 
-/* Reads the old node into a fresh buffer; zeros if there is none, or if it is of a
- * lower level (the tree grew: it becomes the first child). */
-static async int open_node(struct merge *merge, unsigned level, struct map_entry old,
-                           unsigned old_level, struct buffer **ret_buffer)
+/* What the old node holds; it is told dead. */
+static async int read_old(struct merge *merge, unsigned level, uint64_t index,
+                          struct map_entry old, uint8_t *ret_bytes)
 {
     const struct node *node;
+    int rc = node_get(merge->cache, old.address, old.crc, &node);
+
+    if (rc == 0) {
+        memcpy(ret_bytes, node->format, BLOCK_SIZE);
+        node_put(merge->cache, node);
+        return drop_node(merge, old);
+    }
+    if (rc == -ENOMEM || !merge->sink->unreadable)
+        return rc;
+    rc = merge->sink->unreadable(merge->sink, level, index, old, rc);
+    if (rc < 0)
+        return rc;
+    memset(ret_bytes, 0, BLOCK_SIZE);
+    return drop_entry(merge, old, (int)level);
+}
+
+/* The old node in a fresh buffer; zeros if there is none, or if it is of a lower level
+ * (the tree grew: it becomes the first child). */
+static async int open_node(struct merge *merge, unsigned level, uint64_t index,
+                           struct map_entry old, unsigned old_level,
+                           struct buffer **ret_buffer)
+{
     struct buffer *buffer;
     int rc = buffer_await(merge->sink->buffers, BLOCK_SIZE, &buffer);
 
     if (rc < 0)
         return rc;
-    if (address_is_null(old.address) || old_level < level) {
+    if (address_is_null(old.address) || old_level < level)
         memset(buffer->data, 0, BLOCK_SIZE);
-    } else {
-        rc = node_get(merge->cache, old.address, old.crc, &node);
-        if (rc < 0) {
-            buffer_put(buffer);
-            return rc;
-        }
-        memcpy(buffer->data, node->format, BLOCK_SIZE);
-        node_put(merge->cache, node);
-        rc = drop_node(merge, old);
-        if (rc < 0) {
-            buffer_put(buffer);
-            return rc;
-        }
+    else
+        rc = read_old(merge, level, index, old, buffer->data);
+    if (rc < 0) {
+        buffer_put(buffer);
+        return rc;
     }
     *ret_buffer = buffer;
     return 0;
@@ -251,7 +266,7 @@ static async int merge_node(struct merge *merge, unsigned level, uint64_t index,
 {
     uint64_t start = index * map_entry_blocks(level + 1);
     struct buffer *buffer;
-    int rc = open_node(merge, level, old, old_level, &buffer);
+    int rc = open_node(merge, level, index, old, old_level, &buffer);
 
     if (rc < 0)
         return rc;

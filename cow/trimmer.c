@@ -12,7 +12,8 @@
  *
  * What can fail is reading a block of a list, or a node. It is tried again after a while;
  * what stays unreadable is passed over, with a line in the log: its space is not lost for
- * ever, the check finds it. A store that is out of service ends it.
+ * ever, the check finds it. So is, at once, what a node names whose checksum is wrong. A
+ * store that is out of service ends it.
  *
  * While a version collapses against the disk's head, or somebody reads the head (pin.h),
  * no list is begun. On close the task ends between two steps; what it did not get to is
@@ -98,9 +99,28 @@ static async int walk_node(void *arg, unsigned level, uint64_t index,
     return rc == 0 && job->stops(job->disk) ? -PLX_ECANCELLED : rc;
 }
 
+/* What is below a rotten node is not known; the rest of the list is. */
+static async int walk_unreadable(void *arg, unsigned level, uint64_t index,
+                                 struct map_entry entry, bool of_against, int code)
+{
+    struct list_job *job = arg;
+
+    (void)index, (void)of_against;
+    if (code != -PLX_ECHECKSUM)
+        return code;
+    log_error(job->disk->loop,
+              "disk %s: dead map node at level %u, extent %llx block %u: %s: what is "
+              "below it stays; check --repair frees it",
+              job->disk->name, level, (unsigned long long)address_extent(entry.address).v,
+              address_block(entry.address), err_text(code));
+    return 0;
+}
+
 static async int trim_subtree(struct list_job *job, const struct dead_subtree *subtree)
 {
-    static const struct tree_walk_ops ops = {.data = walk_data, .node_done = walk_node};
+    static const struct tree_walk_ops ops = {
+        .data = walk_data, .node_done = walk_node, .unreadable = walk_unreadable,
+    };
     struct host *host = job->disk->host;
     struct tree_walk walk = {
         .loop = host->loop,

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The scrub on a simulated machine: what it finds, how it is told, and that it can be
  * interrupted anywhere. */
-#include "blockstore/store_internal.h"
 #include "cow/scrub.h"
-#include "tests/unit/disk_machine.h"
+#include "tests/unit/rot.h"
 
 #include <sys/wait.h>
 
@@ -55,19 +54,6 @@ static const char *line_with(const char *a, const char *b)
 }
 
 /* --- damage --- */
-
-/* Changes one byte of what is stored of a block. */
-static void rot(struct machine *m, struct address at)
-{
-    struct extent *e = extent_find(&m->host->store->extents, address_extent(at));
-    uint64_t offset = 0;
-    uint8_t byte;
-    CHECK(e != NULL && extent_place(e, address_block(at), 1, &offset) == 1);
-    offset += chance(m, BLOCK_SIZE);
-    CHECK_EQ(sim_file_peek(m->world, m->options.store_path, offset, &byte, 1), 0);
-    byte = (uint8_t)(byte ^ (1 + chance(m, 255)));
-    CHECK_EQ(sim_file_poke(m->world, m->options.store_path, offset, &byte, 1), 0);
-}
 
 static const struct cluster_disk *state_of(struct machine *m, const char *name)
 {
