@@ -224,4 +224,23 @@ struct verify_callbacks {
 async int store_verify_extent(struct store *store, struct address extent,
                               const struct verify_callbacks *cb);
 
+/* What the headers or the digest of an extent say of its blocks, live or dead, in order.
+ * What owns no block is only in headers; `block` is that of the entry before it then. */
+struct stored_entry {
+    struct entry entry;
+    uint32_t block;
+    uint32_t generation; /* 0: the digest does not say */
+};
+/* Not 0: ends it. */
+typedef int stored_entry_fn(void *arg, const struct stored_entry *stored);
+/* Some may be told twice, if it is compacted meanwhile. What fn returned; -PLX_EMISSING;
+ * -ENOMEM; or another code: headers or digest are damaged, and some were not told. */
+async int store_list_entries(struct store *store, struct address extent,
+                             stored_entry_fn *fn, void *arg);
+/* Writes the bytes of a live block again, which are known to be what it was: crc is
+ * theirs. Durable when it is answered. -PLX_EMISSING, -PLX_ENOTHERE, -PLX_EDEAD, or of
+ * the file. */
+async int store_mend_block(struct store *store, struct address address, const void *bytes,
+                           uint32_t crc);
+
 #endif

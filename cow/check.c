@@ -16,7 +16,6 @@
 #include <stdarg.h>
 
 #define CHECK_READ_BLOCKS 64U
-#define STRETCH_BLOCKS    ((uint64_t)1 << 16)
 
 void check_finding(struct check *check, const char *fmt, ...)
 {
@@ -218,21 +217,23 @@ static async int on_enter(void *arg, unsigned level, uint64_t index,
     check->generations[level] = entry.generation;
     if (rc > 0)
         check->report.nodes++;
-    return rc < 0 ? rc : rc == 0 && blocks <= STRETCH_BLOCKS;
+    return rc < 0 ? rc : rc == 0 && blocks <= CHECK_STRETCH_BLOCKS;
 }
 
 static async int on_unreadable(void *arg, unsigned level, uint64_t index,
                                struct map_entry entry, bool of_against, int code)
 {
     struct check *check = arg;
-    uint64_t start = index * map_entry_blocks(level + 1);
+    uint64_t blocks = map_entry_blocks(level + 1), start = index * blocks;
 
     (void)of_against;
     check_finding(check,
-                  "%s: offset %llu: map node at level %u, extent %llx block %u: %s",
+                  "%s: offset %llu: map node at level %u, extent %llx block %u: %s%s",
                   check->name, (unsigned long long)(start * BLOCK_SIZE), level,
                   (unsigned long long)address_extent(entry.address).v,
-                  address_block(entry.address), err_text(code));
+                  address_block(entry.address), err_text(code),
+                  check->flags & CHECK_REPAIR ? "; it cannot be rebuilt"
+                                              : "; --repair may rebuild it");
     return 0;
 }
 
@@ -276,7 +277,8 @@ static async int read_head(struct check *check, uint64_t id)
         return 0;
     check->report.disks++;
     snprintf(check->name, sizeof check->name, "disk %s", disk->name);
-    for (uint64_t first = 0; first < blocks && rc == 0; first += STRETCH_BLOCKS) {
+    for (uint64_t first = 0; first < blocks && rc == 0; first += CHECK_STRETCH_BLOCKS) {
+        uint64_t end = first + CHECK_STRETCH_BLOCKS;
         struct map_root root;
         uint64_t pending;
         disk = cluster_disk_by_id(state, id);
@@ -287,8 +289,7 @@ static async int read_head(struct check *check, uint64_t id)
         blocks = check->size_blocks;
         reclaim_pin_head(check->host, &pin, id);
         /* The last one also has what may lie beyond the end. */
-        rc = read_tree(check, &root, first,
-                       first + STRETCH_BLOCKS < blocks ? first + STRETCH_BLOCKS : 0);
+        rc = read_tree(check, &root, first, end < blocks ? end : 0);
         pin_release(&check->host->pins, &pin);
     }
     return rc;
@@ -424,6 +425,8 @@ static async int check_all(struct check *check)
 
     if (cluster_state_check(cluster_state(check->host->cluster), text, sizeof text) < 0)
         check_finding(check, "cluster state: %s", text);
+    if (rc == 0 && (check->flags & CHECK_REPAIR))
+        rc = check_mend(check);
     if (rc == 0)
         rc = check_liveness(check);
     marks_done(&check->marks);

@@ -10,6 +10,9 @@
 #include "cow/reclaim.h"
 #include "cow/tree_walk.h"
 
+/* A head is walked so many blocks at a time, each with the root it has then. */
+#define CHECK_STRETCH_BLOCKS ((uint64_t)1 << 16)
+
 /* A set of blocks: a bitmap for each extent that has some. */
 struct mark_map {
     struct address extent;
@@ -69,5 +72,9 @@ async int check_liveness(struct check *check);
  * that is on them, and headers of extents that a take-over may walk. */
 async int check_mark_logs(struct check *check, const struct extent_info *extents,
                           size_t extent_count);
+
+/* --- check_mend.c --- */
+/* Rebuilds the map nodes that cannot be read, as far as that is possible. */
+async int check_mend(struct check *check);
 
 #endif

@@ -228,7 +228,7 @@ async int import_discard(struct host *host, const char *name, struct error *err)
  * Works while disks are in use; what was written since it began is left out.
  */
 enum {
-    CHECK_REPAIR = 1, /* frees what is lost */
+    CHECK_REPAIR = 1, /* frees what is lost, rebuilds map nodes that cannot be read */
 };
 struct check_report {
     uint64_t disks, snapshots, extents, nodes, blocks, bytes;
@@ -236,6 +236,7 @@ struct check_report {
     uint64_t lost_blocks;      /* live, but nothing reaches them */
     uint64_t repaired_blocks;  /* of these, freed */
     uint64_t dead_reachable;   /* reached, but no longer live: damage */
+    uint64_t rebuilt_nodes;    /* map nodes; each is a finding, too */
 };
 /* finding is called with one line for each damage, naming disk, offset and snapshot;
  * progress (may be NULL) now and then with bytes done and bytes expected. */

@@ -301,7 +301,7 @@ static async void describe(struct scrub *scrub, uint64_t disk,
     if (is_in_a_map(damage))
         say_who(scrub, family, damage, &line);
     if (damage->has_entry && damage->entry.kind == ENTRY_NODE)
-        say(&line, "; what it named can be found again in the headers of its log, while "
+        say(&line, "; check --repair makes it again from the headers of its log, while "
                    "these exist");
     scrub_add_line(scrub, line.text);
 }

@@ -135,6 +135,9 @@ static void print_check(const struct check *check, json_t *report)
         printf("all sound\n");
     else
         printf("%" PRIu64 " findings\n", findings);
+    uint64_t rebuilt = reply_number(report, "rebuilt_nodes");
+    if (rebuilt > 0)
+        printf("%" PRIu64 " map node%s rebuilt\n", rebuilt, rebuilt == 1 ? "" : "s");
     uint64_t lost = reply_number(report, "lost_blocks"),
              repaired = reply_number(report, "repaired_blocks");
     if (lost > 0)

@@ -101,13 +101,14 @@ async int op_check(struct control_call *call, struct error *err)
     if (r < 0)
         return r;
     call->result = json_pack(
-        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "disks",
+        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "disks",
         control_number(c.disks), "snapshots", control_number(c.snapshots), "extents",
         control_number(c.extents), "nodes", control_number(c.nodes), "blocks",
         control_number(c.blocks), "bytes", control_number(c.bytes), "findings",
         control_number(c.findings), "lost_blocks", control_number(c.lost_blocks),
         "repaired_blocks", control_number(c.repaired_blocks), "dead_reachable",
-        control_number(c.dead_reachable));
+        control_number(c.dead_reachable), "rebuilt_nodes",
+        control_number(c.rebuilt_nodes));
     return call->result != NULL ? 0 : -ENOMEM;
 }
 

@@ -143,7 +143,8 @@ static const struct option_spec {
     {CLI_NONE, "none", NULL, FIELD(none), "end the schedule; snapshots stay"},
     {CLI_QUOTA, "quota", "SIZE", FIELD(quota), "or none"},
     {CLI_RATE, "rate", "SIZE", FIELD(rate), "at most so many bytes a second"},
-    {CLI_REPAIR, "repair", NULL, FIELD(repair), "free what nothing needs"},
+    {CLI_REPAIR, "repair", NULL, FIELD(repair),
+     "free what nothing needs, rebuild map nodes"},
 };
 
 /* What getopt returns for a spec: above all letters. */

@@ -5,7 +5,7 @@
 #
 # Rot in what describes the data: map nodes, batch headers, LevelDB's tables. What depends
 # on it is refused, never answered with anything else; all other data stays readable;
-# scrub names it, and so does check where reads need it.
+# scrub names it, and so does check where reads need it. Map nodes are made again.
 
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
@@ -63,6 +63,15 @@ reads_but()
     damage verify "$(uri other)" || fail "another disk"
 }
 
+# mended OFFSET: the node for it is made again.
+mended()
+{
+    ! parallax check --repair >"$T/out" || fail "check finds nothing"
+    grep -Eq ": offset $1: map node.*; rebuilt" "$T/out" || fail "$(cat "$T/out")"
+    grep -q '^1 map node rebuilt' "$T/out" || fail "$(cat "$T/out")"
+    parallax check
+}
+
 start_up "$T/store" --capacity 96M
 parallax disk create other 2M
 parallax disk create web 8M
@@ -78,10 +87,14 @@ ruin leaf leaf 700 # of the blocks from 512 to 767
 reads_but 512 256
 named_by_check 'disk (web|copy).*: offset 2097152: map node at level 0.*checksum'
 named_by_scrub 'disk web: map node of level 0 for offset 2097152.*web@first'
-# A disk is rid of it when all that it names is discarded, before anything is written
-# there. It goes with its snapshots and clones; what it named is lost space then.
-io -c 'discard 2M 1M' -c 'read -P 0 2M 1M'
+# A disk is rid of it when all that it is for is replaced; until then it makes no
+# checkpoint. It goes with its snapshots and clones; what it named is lost space then.
+io -c 'write -P 5 2M 64k' -c 'read -P 5 2M 64k'
+named_by_check 'disk web: .*the 1048576 bytes from offset 2097152 on'
+io -c 'write -P 6 2112k 192k' -c 'discard 2304k 768k'
+io -c 'read -P 5 2M 64k' -c 'read -P 6 2112k 192k' -c 'read -P 0 2304k 768k'
 named_by_check '(copy|first).*: offset 2097152: map node' # after a checkpoint
+! grep -q '^disk web: ' "$T/out" || fail "still: $(cat "$T/out")"
 parallax disk rm copy >"$T/out"
 parallax trash empty
 parallax snapshot rm web@first
@@ -98,6 +111,19 @@ ruin top top 700
 reads_but 0 2048
 named_by_check 'disk (web|copy).*: offset 0: map node at level 1.*checksum'
 named_by_scrub 'disk web: map node of level 1 for offset 0.*web@first'
+mended 0
+reads_but
+stop_daemon "$PARALLAX"
+
+# A part of it was written: its checkpoints go on when it was made again.
+ruin mended leaf 700
+io -c 'write -P 5 2M 64k'
+mended 2097152
+io -c 'read -P 5 2M 64k'
+damage verify "$(uri web@first)"
+damage verify "$(uri copy)"
+damage write "$(uri web)"
+reads_but
 stop_daemon "$PARALLAX"
 
 # --- headers ---
