@@ -30,14 +30,6 @@
 #define NODES_A_FLUSH  1024U /* what is not flushed is retained */
 #define LISTS_WAIT_NS  (100 * NS_PER_MS)
 
-/* A node that could not be read. */
-struct unreadable_node {
-    int code;
-    unsigned level;
-    uint64_t first, count;   /* blocks of the disk that it is for */
-    struct address address;
-};
-
 struct sink {
     struct map_sink map;     /* first: handed to map_merge */
     struct disk *disk;
@@ -46,7 +38,8 @@ struct sink {
     uint32_t generation;
     uint32_t bound;          /* of the layer being merged */
     const struct layer *layer; /* being merged, */
-    uint32_t layers_left;    /* with so many, itself included, that will be */
+    uint32_t layer_index;    /* the oldest is 0, */
+    uint32_t layer_count;    /* of those that will be */
     uint64_t blocks;         /* of the disk */
     struct unreadable_node unreadable; /* code 0: none ended the merge */
     uint32_t inflight;
@@ -171,11 +164,14 @@ static int sink_unreadable(struct map_sink *map, unsigned level, uint64_t index,
     struct sink *sink = container_of(map, struct sink, map);
     uint64_t count = map_entry_blocks(level + 1), first = index * count;
     uint64_t end = min_u64(first + count, sink->blocks);
+    uint32_t left = sink->layer_count - sink->layer_index;
 
-    if (layers_replaced(sink->layer, sink->layers_left, first, end) >= end)
+    if (layers_replaced(sink->layer, left, first, end) >= end)
         return 0;
-    sink->unreadable =
-        (struct unreadable_node){code, level, first, end - first, old.address};
+    sink->unreadable = (struct unreadable_node){
+        .code = code, .layer_index = sink->layer_index, .level = level,
+        .first = first, .end = end, .entry = old,
+    };
     return code;
 }
 
@@ -262,9 +258,10 @@ static async int merge_layers(struct disk *disk, struct checkpoint_attempt *atte
     todo->root_count = 0;
     sink->bound = attempt->bound;
     sink->blocks = blocks;
+    sink->layer_count = todo->count;
     for (uint32_t i = 0; i < todo->count; i++) {
         sink->layer = layer;
-        sink->layers_left = todo->count - i;
+        sink->layer_index = i;
         sink->generation = planted(PLANT_NODE_GENERATION) ? disk->append_generation
                                                            : layer->overlay.generation;
         int rc = map_merge(disk->host->nodes, &todo->root, &layer->overlay, blocks,
@@ -377,21 +374,18 @@ static bool lacks_space(const struct disk *disk)
     return usage.free_bytes < disk->short_blocks * BLOCK_SIZE;
 }
 
-static int attempt_failed(const struct checkpoint_attempt *attempt, int code,
-                          struct error *err)
+static int attempt_failed(const struct unreadable_node *bad, int code, struct error *err)
 {
-    const struct unreadable_node *node = &attempt->sink.unreadable;
-
-    if (node->code == 0)
+    if (bad->code == 0)
         return err_set(err, code, "checkpoint: %s", err_text(code));
     return err_set(err, code,
                    "checkpoint: map node of level %u for the %llu bytes from offset %llu "
                    "on: extent %llx block %u: %s; 'parallax check --repair' may rebuild "
                    "it, and writing or discarding all of these bytes rids the disk of it",
-                   node->level, (unsigned long long)(node->count * BLOCK_SIZE),
-                   (unsigned long long)(node->first * BLOCK_SIZE),
-                   (unsigned long long)address_extent(node->address).v,
-                   address_block(node->address), err_text(code));
+                   bad->level, (unsigned long long)((bad->end - bad->first) * BLOCK_SIZE),
+                   (unsigned long long)(bad->first * BLOCK_SIZE),
+                   (unsigned long long)address_extent(bad->entry.address).v,
+                   address_block(bad->entry.address), err_text(code));
 }
 
 /* One attempt, under a number of its own. -EAGAIN: it was in vain, another may do. */
@@ -415,10 +409,11 @@ static async int attempt_run(struct disk *disk, struct merge_plan *todo,
     if (rc == 0 && planted(PLANT_TRIM_BEFORE_CHECKPOINT))
         trimmer_trim_early(disk, &attempt.list.named);
     if (rc < 0)
-        attempt_failed(&attempt, rc, err);
+        attempt_failed(&attempt.sink.unreadable, rc, err);
     else
         rc = propose(disk, &attempt, todo, err);
     todo->blocks = attempt.sink.count + attempt.list.named.blocks;
+    disk->unreadable = attempt.sink.unreadable;
     disk->short_blocks = rc == -PLX_EFULL ? todo->blocks : 0;
     attempt_done(&attempt, disk, rc == 0);
     return rc;
@@ -450,14 +445,16 @@ static bool all_settled(const struct disk *disk, uint32_t count)
 }
 
 /* Puts all that is committed under a frozen layer and says what is to be merged. Layers
- * that earlier attempts froze in vain are not added to without end. */
+ * that earlier attempts froze in vain are not added to without end; but what rids the
+ * disk of an unreadable node may be in the top. */
 static int freeze(struct disk *disk, struct merge_plan *todo)
 {
     struct layer *top = layer_top(disk);
+    bool replaces = disk->unreadable.code != 0; /* or it can be read by now */
 
     todo->covers = log_committed_number(disk->log) + planted(PLANT_COVERS_HIGH);
     if (!overlay_empty(&top->overlay)) {
-        todo->is_partial = disk->frozen_count >= FROZEN_LAYERS_MAX;
+        todo->is_partial = disk->frozen_count >= FROZEN_LAYERS_MAX && !replaces;
         if (todo->is_partial)
             todo->covers = TAILQ_NEXT(top, link)->covers;
         else if (!layer_push(disk, top->overlay.generation, todo->covers))
@@ -465,6 +462,27 @@ static int freeze(struct disk *disk, struct merge_plan *todo)
     }
     todo->count = disk->frozen_count;
     return 0;
+}
+
+/* The node that ended the last checkpoint would end this one, too, even with what is in
+ * the top by now, and behind all that it would write again. 0: it would not. */
+static async int still_unreadable(struct disk *disk)
+{
+    const struct unreadable_node *bad = &disk->unreadable;
+    const struct layer *layer = TAILQ_LAST(&disk->layers, layer_list);
+    const struct node *node;
+
+    if (bad->code == 0 || bad->layer_index > disk->frozen_count)
+        return 0;
+    for (uint32_t i = 0; i < bad->layer_index; i++)
+        layer = TAILQ_PREV(layer, layer_list, link);
+    uint32_t count = disk->frozen_count + 1 - bad->layer_index;
+    if (layers_replaced(layer, count, bad->first, bad->end) >= bad->end)
+        return 0;
+    int rc = node_get(disk->host->nodes, bad->entry.address, bad->entry.crc, &node);
+    if (rc == 0)
+        node_put(disk->host->nodes, node);
+    return rc;
 }
 
 /* As many lists may be named as the state has room for; more are named when some were
@@ -504,6 +522,9 @@ static async int checkpoint_locked(struct disk *disk, bool *ret_again, struct er
 
     if (rc < 0)
         return err_set(err, rc, "checkpoint: %s", err_text(rc));
+    rc = still_unreadable(disk);
+    if (rc < 0)
+        return attempt_failed(&disk->unreadable, rc, err);
     at_bytes = log_appended_bytes(disk->log);
     rc = freeze(disk, &todo);
     *ret_again = todo.is_partial;

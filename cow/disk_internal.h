@@ -47,6 +47,15 @@ struct layer {
     TAILQ_ENTRY(layer) link;
 };
 
+/* A node of the map that a checkpoint could not do without, and not read. */
+struct unreadable_node {
+    int code;                 /* 0: there is none */
+    uint32_t layer_index;     /* that was being merged; 0: the oldest */
+    unsigned level;
+    uint64_t first, end;      /* blocks of the disk that it is for */
+    struct map_entry entry;
+};
+
 /* What becomes of the dead lists that committed checkpoints name: trimmer.c. */
 struct trimmer {
     bool running, stopping;
@@ -129,6 +138,7 @@ struct disk {
     uint64_t checkpoint_at_bytes; /* log_appended_bytes at the last one's freeze */
     bool checkpoint_running, checkpoint_wanted, checkpoint_abandoned;
     int checkpoint_error;     /* of the last one, until it is tried again */
+    struct unreadable_node unreadable; /* that ended the last one */
     uint64_t short_blocks;    /* what the last one wrote, if it found no space */
     struct checkpoint_attempt *attempt; /* the one under way */
     struct dead_set orphans;  /* nodes and lists of Ks that did not come to pass, second

@@ -161,9 +161,11 @@ static async void body_replaced_late(struct machine *m)
     struct disk *disk = attach(m, "d");
     put(m, disk, model, 0, LEAF_BYTES / 2);
     checkpoint_fails(disk, "for the 1048576 bytes from offset 0 on");
-    put(m, disk, model, LEAF_BYTES / 2, LEAF_BYTES / 4);
-    put(m, disk, model, LEAF_BYTES + BLOCK_SIZE, BLOCK_SIZE);
-    checkpoint_fails(disk, "for the 1048576 bytes from offset 0 on");
+    for (uint32_t i = 0; i < 2 * FROZEN_LAYERS_MAX; i++) {
+        put(m, disk, model, LEAF_BYTES / 2 + i * 16 * KIB, 16 * KIB);
+        put(m, disk, model, LEAF_BYTES + BLOCK_SIZE, BLOCK_SIZE);
+        checkpoint_fails(disk, "for the 1048576 bytes from offset 0 on");
+    }
     CHECK(is_unreadable(disk, LEAF_BYTES - BLOCK_SIZE));
     discard(disk, model, LEAF_BYTES / 4 * 3, LEAF_BYTES / 4);
     DO(disk_checkpoint(disk, &err));
@@ -190,6 +192,28 @@ static async void body_snapshot_between(struct machine *m)
         disk_close(snapshot);
     }
     disk_close(disk);
+}
+
+/* Tried again and again, a checkpoint does not write the nodes before it each time. */
+static async void body_tried_again(struct machine *m)
+{
+    struct model *model = m->arg;
+    struct disk *disk = attach(m, "d");
+    for (uint64_t at = 0; at < model->size_bytes; at += LEAF_BYTES)
+        put(m, disk, model, at, BLOCK_SIZE);
+    checkpoint_fails(disk, "for the 1048576 bytes from offset 1048576 on");
+    uint64_t appended_bytes = log_appended_bytes(disk->log);
+    for (uint32_t i = 0; i < 3; i++) {
+        checkpoint_fails(disk, "for the 1048576 bytes from offset 1048576 on");
+        CHECK_EQ(log_appended_bytes(disk->log), appended_bytes);
+    }
+    put(m, disk, model, LEAF_BYTES, LEAF_BYTES);
+    DO(disk_checkpoint(disk, &err));
+    check_content(disk, model);
+    disk_close(disk);
+    shut(m, "d");
+    check_repaired(m, LEAF_BLOCKS + 1);
+    check_named(m, "d", model);
 }
 
 /* One that shares the leaf keeps it, and cannot be read there. */
@@ -668,6 +692,7 @@ int main(void)
         run_two(seed, body_small, body_small_replaced);
         run_two(seed, body_top, body_top_replaced);
         run_two(seed, body_three_leaves, body_cut);
+        run_two(seed, body_three_leaves, body_tried_again);
         run_two(seed, body_two_leaves, body_mend);
         run_two(seed, body_two_leaves, body_mend_in_use);
         run_two(seed, body_shared, body_mend_shared);
