@@ -101,6 +101,12 @@ static async int snapshot_locked(struct disk *disk, const char *name,
         if (rc < 0)
             return rc;
     }
+    /* A version whose map cannot be written holds up the disk's, and cannot be read. */
+    if (disk->unreadable.code != 0) {
+        rc = disk_checkpoint(disk, err);
+        if (rc < 0)
+            return rc;
+    }
     if (disk->down)
         return err_set(err, disk->down, "%s", err_text(disk->down));
     rc = put_marker(disk, &marker);

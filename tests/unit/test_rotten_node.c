@@ -384,16 +384,20 @@ static async void body_mend_in_use(struct machine *m)
     struct model *model = m->arg;
     struct disk *disk = attach(m, "d");
     put(m, disk, model, 5 * BLOCK_SIZE, 64 * KIB);
-    checkpoint_fails(disk, "from offset 0 on");
     struct model *then = model_copy(model);
     DO(snapshot_create(m->host, "d", "s", &err));
     discard(disk, model, 9 * BLOCK_SIZE, BLOCK_SIZE);
     checkpoint_fails(disk, "from offset 0 on");
+    /* No more of them, that wait likewise. */
+    DO_FAILS(snapshot_create(m->host, "d", "t", &err), -PLX_ECHECKSUM);
+    DO_FAILS(disk_clone(m->host, "d", NULL, "copy", 1, &err), -PLX_ECHECKSUM);
     check_mended(m, 1);
+    DO(snapshot_create(m->host, "d", "t", &err));
     DO(disk_checkpoint(disk, &err));
     check_content(disk, model);
     disk_close(disk);
     check_named(m, "d@s", then);
+    check_named(m, "d@t", model);
     free(then);
 }
 
