@@ -18,32 +18,6 @@ int apply_refuse(struct apply *apply, int code, const char *fmt, ...)
     return code;
 }
 
-bool cluster_node_known(const struct cluster_state *state, uint64_t node)
-{
-    for (uint32_t i = 0; i < state->node_count; i++) {
-        if (state->nodes[i].id == node)
-            return true;
-    }
-    return false;
-}
-
-static int apply_init(struct apply *apply)
-{
-    struct cluster_state *state = apply->state;
-    const struct cluster_command *command = apply->command;
-    if (state->node_count != 0)
-        return apply_refuse(apply, -PLX_EEXISTS, "the cluster exists already");
-    if (command->node == 0)
-        return apply_refuse(apply, -EINVAL, "a node's number is never 0");
-    state->uid = command->cluster;
-    state->created_wall_ns = command->wall_ns;
-    cluster_node_add(state, &(struct cluster_node){.id = command->node,
-                                                   .store = command->store,
-                                                   .joined_wall_ns = command->wall_ns});
-    apply->result->id = command->node;
-    return 0;
-}
-
 int apply_check_size(struct apply *apply, const char *name, uint64_t size_bytes)
 {
     if (size_bytes > DISK_BYTES_MAX)
@@ -277,6 +251,8 @@ static const struct operation OPERATIONS[] = {
                               apply_schedule_set},
     [CLUSTER_QUOTA_SET] = {"quota set", F_DISK | F_QUOTA, LIFE_LIVE, LEASE_NONE,
                            apply_quota_set},
+    [CLUSTER_NODE_SET] = {"node set", F_STORE | F_NAME | F_NEW_NAME | F_SIZE | F_WALL,
+                          LIFE_NO_DISK, LEASE_NONE, apply_node_set},
 };
 
 static_assert(ARRAY_LEN(OPERATIONS) == CLUSTER_OP_LAST + 1, "every operation has a row");

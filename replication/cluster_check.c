@@ -407,6 +407,10 @@ static int check_all(struct check *check)
     for (uint32_t i = 0; i < state->node_count; i++) {
         if (state->nodes[i].id <= (i > 0 ? state->nodes[i - 1].id : 0))
             return wrong(check, "nodes are out of order");
+        if (!cluster_text_is_plain(state->nodes[i].address) ||
+            !cluster_text_is_plain(state->nodes[i].domain))
+            return wrong(check, "node %llu: address or domain is not printable",
+                         (unsigned long long)state->nodes[i].id);
     }
     if (state->next_disk == 0 || state->next_disk > NUMBERS_MAX ||
         state->next_version == 0 || state->next_version > NUMBERS_MAX ||

@@ -6,6 +6,7 @@
  *   cluster_state.c       the tables, looking things up, applying one command
  *   cluster_query.c       what follows from the tables
  *   cluster_apply.c       the table of operations; disks and settings
+ *   cluster_apply_nodes.c the cluster itself and its nodes
  *   cluster_apply_log.c   leases, extents, cuts, checkpoints, dead lists
  *   cluster_apply_tree.c  snapshots, clones, rollback
  *   cluster_apply_remove.c  versions and disks go away
@@ -24,12 +25,6 @@ RB_HEAD(cluster_disk_ids, cluster_disk);
 RB_HEAD(cluster_disk_names, cluster_disk);
 RB_HEAD(cluster_version_ids, cluster_version);
 RB_HEAD(cluster_version_names, cluster_version);
-
-struct cluster_node {
-    uint64_t id;
-    struct uid store;
-    uint64_t joined_wall_ns;
-};
 
 /* The last accepted command of a client, and what it was answered. */
 struct cluster_answer {
@@ -160,9 +155,12 @@ int apply_refuse(struct apply *apply, int code, const char *fmt, ...) attr_print
 int apply_check_size(struct apply *apply, const char *name, uint64_t size_bytes);
 int apply_check_new_disk(struct apply *apply, const char *name);
 bool cluster_node_known(const struct cluster_state *state, uint64_t node);
+/* Printable ASCII without blanks, so that it can be shown as it is. */
+bool cluster_text_is_plain(const char *text);
 
 apply_fn apply_lease_take, apply_lease_close, apply_extent_open, apply_cut;
 apply_fn apply_checkpoint;
+apply_fn apply_init, apply_node_set;
 apply_fn apply_snapshot, apply_snapshot_abandon, apply_clone, apply_rollback;
 apply_fn apply_snapshot_rm, apply_collapse_begin, apply_collapse_end;
 apply_fn apply_disk_trash, apply_disk_restore, apply_disk_remove, apply_disk_purged;
@@ -233,6 +231,6 @@ struct cluster_version *cluster_version_find(const struct cluster_state *state,
 /* NULL starts; by id. */
 const struct cluster_disk *cluster_disk_next_id(const struct cluster_state *state,
                                                 const struct cluster_disk *disk);
-void cluster_node_add(struct cluster_state *state, const struct cluster_node *node);
+void cluster_node_append(struct cluster_state *state, const struct cluster_node *node);
 
 #endif

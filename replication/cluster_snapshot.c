@@ -7,7 +7,8 @@
 #include "replication/cluster_internal.h"
 
 #define STATE_MAGIC          "PLXSTATE"
-#define STATE_VERSION        1U
+#define STATE_VERSION        2U
+#define STATE_VERSION_OLDEST 1U /* nodes had no address, domain and capacity */
 #define STATE_FEATURES_KNOWN 0U /* incompatible ones */
 #define STATE_LENGTH_OFFSET  20U
 #define STATE_HEADER_BYTES   28U
@@ -101,6 +102,9 @@ static void write_tables(struct writer *w, const struct cluster_state *state)
         write_u64(w, state->nodes[i].id);
         write_uid(w, state->nodes[i].store);
         write_u64(w, state->nodes[i].joined_wall_ns);
+        write_string(w, state->nodes[i].address);
+        write_string(w, state->nodes[i].domain);
+        write_u64(w, state->nodes[i].capacity_bytes);
     }
     write_u32(w, (uint32_t)state->disk_count);
     const struct cluster_disk *disk = NULL;
@@ -333,8 +337,24 @@ static void read_answers(struct reader *r, struct cluster_state *state)
     }
 }
 
+static void read_nodes(struct reader *r, struct cluster_state *state, uint32_t version)
+{
+    uint32_t count = read_count(r, CLUSTER_NODES_MAX, NODE_BYTES);
+    for (uint32_t i = 0; i < count; i++) {
+        struct cluster_node node = {.id = read_u64(r)};
+        node.store = read_uid(r);
+        node.joined_wall_ns = read_u64(r);
+        if (version > 1) {
+            read_string(r, node.address, sizeof node.address);
+            read_string(r, node.domain, sizeof node.domain);
+            node.capacity_bytes = read_u64(r);
+        }
+        cluster_node_append(state, &node);
+    }
+}
+
 /* Everything behind the header. False: these bytes are no state. */
-static bool read_body(struct reader *r, struct cluster_state *state)
+static bool read_body(struct reader *r, struct cluster_state *state, uint32_t version)
 {
     state->applied = read_u64(r);
     state->uid = read_uid(r);
@@ -343,20 +363,15 @@ static bool read_body(struct reader *r, struct cluster_state *state)
     state->next_version = read_u64(r);
     state->next_sequence = read_u64(r);
     state->trash_keep_s = read_u64(r);
-    uint32_t node_count = read_count(r, CLUSTER_NODES_MAX, NODE_BYTES);
-    for (uint32_t i = 0; i < node_count; i++) {
-        struct cluster_node node = {.id = read_u64(r)};
-        node.store = read_uid(r);
-        node.joined_wall_ns = read_u64(r);
-        cluster_node_add(state, &node);
-    }
+    read_nodes(r, state, version);
     read_disks(r, state);
     read_versions(r, state);
     read_answers(r, state);
     return !r->bad && r->left == 0 && cluster_state_link(state);
 }
 
-static int check_header(const uint8_t *bytes, size_t len, struct error *err)
+static int check_header(const uint8_t *bytes, size_t len, uint32_t *ret_version,
+                        struct error *err)
 {
     if (len < STATE_HEADER_BYTES + sizeof(le32) ||
         memcmp(bytes, STATE_MAGIC, strlen(STATE_MAGIC)) != 0)
@@ -370,7 +385,8 @@ static int check_header(const uint8_t *bytes, size_t len, struct error *err)
         return err_set(err, -PLX_ENEWER,
                        "cluster state: version %u, features %x: a newer program wrote it",
                        version, features);
-    if (version != STATE_VERSION)
+    *ret_version = version;
+    if (version < STATE_VERSION_OLDEST)
         return err_set(err, -PLX_EFORMAT, "cluster state: version %u", version);
     if (read_u64(&r) != len)
         return err_set(err, -PLX_EDAMAGED, "cluster state: cut short");
@@ -383,15 +399,17 @@ static int check_header(const uint8_t *bytes, size_t len, struct error *err)
 int cluster_state_decode(const void *bytes, size_t len, struct cluster_state **ret_state,
                          struct error *err)
 {
-    int rc = check_header(bytes, len, err);
+    uint32_t version = 0;
+    int rc = check_header(bytes, len, &version, err);
     if (rc != 0)
         return rc;
     struct reader r = reader_of((const uint8_t *)bytes + STATE_HEADER_BYTES,
                                 len - STATE_HEADER_BYTES - sizeof(le32));
     struct cluster_state *state = cluster_state_create();
     char text[200] = "an entry is malformed";
-    rc = read_body(&r, state) ? cluster_state_check(state, text, sizeof text)
-                              : -PLX_EDAMAGED;
+    rc = -PLX_EDAMAGED;
+    if (read_body(&r, state, version))
+        rc = cluster_state_check(state, text, sizeof text);
     if (rc != 0) {
         cluster_state_destroy(state);
         return err_set(err, rc, "cluster state: %s", text);

@@ -343,7 +343,7 @@ void cluster_version_set_root(struct cluster_state *state,
     spare_update(state, version);
 }
 
-void cluster_node_add(struct cluster_state *state, const struct cluster_node *node)
+void cluster_node_append(struct cluster_state *state, const struct cluster_node *node)
 {
     uint32_t cap = state->node_count;
     state->nodes = cluster_grow(state->nodes, &cap, state->node_count + 1,

@@ -53,6 +53,17 @@ struct map_root {
     uint8_t height;
 };
 
+/* A host of the cluster. Its number is never given to another; a store that is replaced
+ * is a new node. */
+struct cluster_node {
+    uint64_t id;
+    struct uid store;           /* the incarnation of its store */
+    uint64_t joined_wall_ns;
+    char address[DISK_NAME_MAX + 1]; /* "HOST:PORT"; "": a cluster of one needs none */
+    char domain[DISK_NAME_MAX + 1];  /* failure domain; "": a domain of its own */
+    uint64_t capacity_bytes;    /* of its store; 0: it has not said */
+};
+
 /* An extent of a disk's log that a take-over must look at. */
 struct log_extent {
     struct address extent;
@@ -225,8 +236,11 @@ enum cluster_op {
     CLUSTER_SETTINGS,     /* trash_keep_s */
     CLUSTER_SCHEDULE_SET, /* disk, rules */
     CLUSTER_QUOTA_SET,    /* disk, quota_bytes (0: none) */
+    CLUSTER_NODE_SET,     /* store, name (address), new_name (domain), size_bytes, wall_ns
+                             -> node id: the node with this store is so from now on; a
+                             store that no node has is a new node */
 };
-#define CLUSTER_OP_LAST CLUSTER_QUOTA_SET
+#define CLUSTER_OP_LAST CLUSTER_NODE_SET
 
 /* The root of a pending version that a checkpoint passed. */
 struct version_root {
@@ -306,6 +320,11 @@ int cluster_state_check(const struct cluster_state *state, char *text, size_t ca
 uint64_t cluster_state_applied(const struct cluster_state *state);
 struct uid cluster_state_uid(const struct cluster_state *state);
 uint64_t cluster_state_node_of_store(const struct cluster_state *state, struct uid store);
+/* NULL: there is none. Iteration by id; NULL starts. */
+const struct cluster_node *cluster_node_by_id(const struct cluster_state *state,
+                                              uint64_t id);
+const struct cluster_node *cluster_node_next(const struct cluster_state *state,
+                                             const struct cluster_node *node);
 const struct cluster_disk *cluster_disk_by_id(const struct cluster_state *state,
                                               uint64_t id);
 const struct cluster_disk *cluster_disk_by_name(const struct cluster_state *state,
