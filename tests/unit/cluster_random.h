@@ -281,14 +281,15 @@ random_command(struct random_commands *r, const struct cluster_state *state)
         .client = random_below(r, 400),
         .sequence = cluster_state_applied(state) - random_one_in(r, 20) * 3,
         .node = 1 + random_one_in(r, 20),
+        .store = {{(uint8_t)random_below(r, 6)}},
         .name = r->name,
         .new_name = r->new_name,
         .size_bytes = (1 + random_below(r, 64)) * MIB + random_one_in(r, 50),
         .wall_ns = random_below(r, 1u << 30),
         .flags = random_one_in(r, 8) ? DISK_IMPORTING : 0,
         .count = 1 + (uint32_t)random_below(r, 4),
-        .member_count = (uint8_t)(1 + random_one_in(r, 40)),
-        .members = {1, 1},
+        .member_count = (uint8_t)(1 + random_below(r, 3)),
+        .members = {1, 2 + random_below(r, 3), 5 - random_below(r, 3)},
         .quota_bytes = random_below(r, 1u << 30),
         .trash_keep_s = random_below(r, TRASH_KEEP_MAX_S) * (random_one_in(r, 4) ? 2 : 1),
     };
@@ -305,6 +306,8 @@ random_command(struct random_commands *r, const struct cluster_state *state)
     snprintf(r->new_name, sizeof r->new_name, "n%u", (unsigned)random_below(r, 40));
     if (c->op == CLUSTER_SNAPSHOT && random_one_in(r, 2))
         r->name[0] = '\0';
+    if (c->op == CLUSTER_NODE_SET && random_one_in(r, 10))
+        r->name[0] = ' ';
     if (disk != NULL)
         random_disk_fields(r, disk);
     if (version != NULL)
