@@ -24,11 +24,6 @@ static bool extent_known(const struct cluster_state *state, struct address exten
            sequence < state->next_sequence;
 }
 
-static bool final_leaves(const struct final_length *final, enum empty_extents empty)
-{
-    return final->leaves || (empty == EMPTY_LEAVE && final->length == 0);
-}
-
 /* What is wrong with one length in itself and against the state; NULL: nothing. */
 static const char *final_wrong(struct apply *apply, const struct final_length *final,
                                uint64_t covers, int *ret_code)
@@ -51,8 +46,8 @@ static const char *final_wrong(struct apply *apply, const struct final_length *f
     return NULL;
 }
 
-int finals_check(struct apply *apply, uint64_t covers, enum empty_extents empty,
-                 uint32_t *ret_left, uint32_t *ret_open)
+int finals_check(struct apply *apply, uint64_t covers, uint32_t *ret_left,
+                 uint32_t *ret_open)
 {
     const struct cluster_command *command = apply->command;
     const struct cluster_disk *disk = apply->disk;
@@ -74,7 +69,7 @@ int finals_check(struct apply *apply, uint64_t covers, enum empty_extents empty,
         const struct log_extent *extent = extent_find(disk, final->extent);
         if (extent == NULL)
             continue;
-        left -= final_leaves(final, empty);
+        left -= final->leaves;
         open -= !extent->final;
     }
     *ret_left = left;
@@ -105,7 +100,7 @@ static void cuts_tidy(struct cluster_disk *disk)
     assert(disk->cut_count <= CUTS_MAX);
 }
 
-void finals_apply(struct apply *apply, enum empty_extents empty)
+void finals_apply(struct apply *apply)
 {
     const struct cluster_command *command = apply->command;
     struct cluster_disk *disk = apply->disk;
@@ -120,7 +115,7 @@ void finals_apply(struct apply *apply, enum empty_extents empty)
             extent->length = final->length;
             extent->last_number = final->last_number;
         }
-        if (!final_leaves(final, empty))
+        if (!final->leaves)
             continue;
         struct log_extent *end = disk->extents + disk->extent_count;
         memmove(extent, extent + 1, (size_t)(end - extent - 1) * sizeof *extent);
@@ -156,14 +151,14 @@ int apply_lease_close(struct apply *apply)
 {
     struct cluster_disk *disk = apply->disk;
     uint32_t left, open;
-    int rc = finals_check(apply, disk->checkpoint.covers, EMPTY_STAY, &left, &open);
+    int rc = finals_check(apply, disk->checkpoint.covers, &left, &open);
     if (rc != 0)
         return rc;
     /* An import that failed is closed only to be discarded, log and all. */
     if (open != 0 && (disk->flags & DISK_IMPORTING) == 0)
         return apply_refuse(apply, -PLX_EPRECONDITION,
                             "disk %s: %u extents have no final length", disk->name, open);
-    finals_apply(apply, EMPTY_STAY);
+    finals_apply(apply);
     disk->owner = 0;
     apply->result->id = disk->id;
     return 0;
@@ -212,7 +207,7 @@ int apply_extent_open(struct apply *apply)
     uint32_t left, open;
     int rc = check_members(apply);
     if (rc == 0)
-        rc = finals_check(apply, disk->checkpoint.covers, EMPTY_STAY, &left, &open);
+        rc = finals_check(apply, disk->checkpoint.covers, &left, &open);
     if (rc != 0)
         return rc;
     if (count == 0)
@@ -224,7 +219,7 @@ int apply_extent_open(struct apply *apply)
     if (state->next_sequence > EXTENT_SEQUENCE_MAX - count)
         return apply_refuse(apply, -PLX_ELIMIT, "disk %s: extent numbers are used up",
                             disk->name);
-    finals_apply(apply, EMPTY_STAY);
+    finals_apply(apply);
     apply->result->id = address_of(1, state->next_sequence, 0).v;
     for (uint32_t i = 0; i < count; i++)
         extent_append(state, disk, apply->command);
@@ -241,7 +236,7 @@ int apply_cut(struct apply *apply)
         return apply_refuse(apply, -PLX_EPRECONDITION,
                             "disk %s: a cut at %llu, but %llu is committed", disk->name,
                             (unsigned long long)number, (unsigned long long)known);
-    int rc = finals_check(apply, disk->checkpoint.covers, EMPTY_LEAVE, &left, &open);
+    int rc = finals_check(apply, disk->checkpoint.covers, &left, &open);
     if (rc != 0)
         return rc;
     struct cluster_cut *newest = disk->cut_count == 0 ? NULL
@@ -254,7 +249,7 @@ int apply_cut(struct apply *apply)
         disk->cuts[disk->cut_count++] = (struct cluster_cut){.epoch = disk->epoch - 1,
                                                              .number = number};
     }
-    finals_apply(apply, EMPTY_LEAVE);
+    finals_apply(apply);
     apply->result->id = disk->id;
     return 0;
 }
@@ -346,11 +341,11 @@ int apply_disk_tidy(struct apply *apply)
     uint32_t left, open;
     int rc = check_trimmed(apply, apply->command->number);
     if (rc == 0)
-        rc = finals_check(apply, disk->checkpoint.covers, EMPTY_STAY, &left, &open);
+        rc = finals_check(apply, disk->checkpoint.covers, &left, &open);
     if (rc != 0)
         return rc;
     lists_forget(disk, apply->command->number);
-    finals_apply(apply, EMPTY_STAY);
+    finals_apply(apply);
     apply->result->id = disk->id;
     return 0;
 }
@@ -409,7 +404,7 @@ int apply_checkpoint(struct apply *apply)
     if (rc == 0)
         rc = check_list(apply);
     if (rc == 0)
-        rc = finals_check(apply, checkpoint->covers, EMPTY_STAY, &left, &open);
+        rc = finals_check(apply, checkpoint->covers, &left, &open);
     if (rc != 0)
         return rc;
     for (uint32_t i = 0; i < command->root_count; i++) {
@@ -427,7 +422,7 @@ int apply_checkpoint(struct apply *apply)
     disk->flushed = max_u64(disk->flushed, checkpoint->last);
     lists_forget(disk, command->trimmed);
     list_append(disk, &command->list, checkpoint->number);
-    finals_apply(apply, EMPTY_STAY);
+    finals_apply(apply);
     apply->result->id = disk->id;
     return 0;
 }

@@ -79,7 +79,7 @@ int apply_snapshot(struct apply *apply)
     if (rc == 0)
         rc = check_snapshot_limits(apply);
     if (rc == 0)
-        rc = finals_check(apply, disk->checkpoint.covers, EMPTY_STAY, &left, &open);
+        rc = finals_check(apply, disk->checkpoint.covers, &left, &open);
     if (rc != 0)
         return rc;
     struct cluster_version *version = cluster_version_create(command->name);
@@ -97,7 +97,7 @@ int apply_snapshot(struct apply *apply)
     disk->head_generation = version->generation + 1;
     disk->newest_marker = command->marker;
     disk->flushed = max_u64(disk->flushed, command->marker);
-    finals_apply(apply, EMPTY_STAY);
+    finals_apply(apply);
     apply->result->id = version->id;
     return 0;
 }

@@ -171,11 +171,10 @@ apply_fn apply_disk_tidy;
 /* May the command's final lengths be taken? `covers`: what leaves must end there. Returns
  * 0 or a refusal; ret_left: how many extents stay on the list, ret_open: how many of
  * these have no final length. */
-enum empty_extents { EMPTY_STAY, EMPTY_LEAVE };
-int finals_check(struct apply *apply, uint64_t covers, enum empty_extents empty,
-                 uint32_t *ret_left, uint32_t *ret_open);
+int finals_check(struct apply *apply, uint64_t covers, uint32_t *ret_left,
+                 uint32_t *ret_open);
 /* Takes them, and F; drops extents that leave and cuts that void nothing any more. */
-void finals_apply(struct apply *apply, enum empty_extents empty);
+void finals_apply(struct apply *apply);
 /* The highest number known to be committed. */
 uint64_t disk_known_number(const struct cluster_disk *disk);
 /* cluster_disk_is_settled, or a refusal that says what is missing. */

@@ -200,7 +200,7 @@ enum cluster_op {
     CLUSTER_EXTENT_OPEN,  /* disk, epoch, count, members, flushed, finals -> first
                              extent; the sequences are contiguous */
     CLUSTER_CUT,          /* disk, epoch, number, flushed, finals: extents that finals
-                             do not name stay; those with length 0 leave */
+                             do not name stay as they are */
     CLUSTER_CHECKPOINT,   /* disk, epoch, checkpoint, root, roots, flushed, finals,
                              newest_marker, trimmed, list: lists of checkpoints up to
                              `trimmed` are forgotten, its own (if list.blocks != 0) is

@@ -17,7 +17,7 @@
 #include "replication/cluster.h"
 
 struct disk_log;
-struct replica_set; /* replica.h */
+struct replica_directory; /* replica.h */
 
 /* One thing to log; embedded in the caller's request, valid until committed is called
  * with its last piece (or an error). */
@@ -77,7 +77,7 @@ struct log_options {
     struct loop *loop;
     struct cluster *cluster;
     struct store *store;     /* the local member */
-    const struct replica_set *members; /* who takes new extents; NULL: store alone */
+    struct replica_directory *directory; /* of all members; NULL: store alone */
     struct log_callbacks *callbacks;
     struct log_budget *retained;
     struct buffer_pool *buffers; /* for headers and re-reads */
@@ -92,11 +92,12 @@ struct log_options {
 
 /*
  * Take-over, steps 1 to 5 of doc/protocol.md: commits the lease, stops every extent of
- * the disk, finds the longest sound prefix, commits the cut (if any extent was open).
- * What is kept is on every member already. On return nothing of an older epoch can be
- * acknowledged any more.
+ * the disk, finds the longest sound prefix, writes again what is not on every member, and
+ * commits the cut (if any extent was open). On return nothing of an older epoch can be
+ * acknowledged any more. It waits for members out of reach, up to TAKE_OVER_WAIT_NS.
  * Errors: -PLX_EOWNED (another node holds it and is not down), -PLX_EDAMAGED (the text
- * says what is missing), -PLX_EPRECONDITION (raced by another take-over), ...
+ * says what is missing), -EHOSTUNREACH (the text says which members are needed),
+ * -PLX_EPRECONDITION (raced by another take-over), ...
  */
 async int log_open(const struct log_options *options, struct disk_log **ret_log,
                    struct error *err);

@@ -13,6 +13,8 @@
  *
  * An extent of the tail (who moves it):
  *
+ *   FOUND: by a take-over, which decides it; nothing else touches it.
+ *
  *   OPENING --created--> AHEAD --its turn--> CURRENT --full--> ENDED -all flushed-+
  *      |     opener        |      roll          |     roll       |       flush     |
  *      | failed            | close              | forced roll,   | forced roll     |
@@ -67,6 +69,7 @@
 #define LIST_FULL_TRIES        300U
 
 enum tail_phase {
+    TAIL_FOUND,
     TAIL_OPENING,
     TAIL_AHEAD,
     TAIL_CURRENT,
@@ -82,6 +85,13 @@ enum proposer { PROPOSER_OPENER, PROPOSER_CALLER, PROPOSER_COUNT, PROPOSER_NONE 
 
 struct tail_extent;
 struct batch;
+
+/* A member that failed gets no new extents for a while. */
+#define AVOID_NS (10 * NS_PER_S)
+struct avoided {
+    uint64_t node; /* 0: nobody */
+    uint64_t until_ns;
+};
 
 struct batch_op {
     struct replica_append append;
@@ -112,6 +122,7 @@ struct tail_extent {
     uint32_t end;            /* blocks submitted */
     uint32_t placed_end;     /* blocks of batches in `committed` or flushed */
     uint64_t placed_number;
+    uint64_t first_number;   /* of the batches written to it; 0: none yet */
     uint32_t flushed_length;
     uint64_t flushed_number;
     uint32_t cover_length;   /* flushed_length after the round under way */
@@ -178,7 +189,8 @@ STAILQ_HEAD(flush_list, log_flush);
 /* What replay has to walk: numbers first to last are in this extent. */
 struct replay_range {
     struct address extent;
-    struct replica *member;
+    struct replica *members[REPLICAS_MAX]; /* that have these numbers */
+    uint32_t member_count;
     uint64_t first, last;
     bool is_final;           /* before the take-over: what the checkpoint covers in it may
                               * be named by roots */
@@ -195,8 +207,10 @@ struct disk_log {
     void (*sealed_fn)(void *arg, uint64_t disk, const struct log_piece *pieces,
                       uint32_t count, uint64_t number);
     void *sealed_arg;
-    struct replica_set set;
-    struct replica *local;   /* of the set, owned; NULL: the caller brought the set */
+    struct replica_directory *directory;
+    struct replica_directory alone; /* the one of a log that has but the local store */
+    struct replica *local;          /* its member, owned */
+    struct avoided avoided[REPLICAS_MAX]; /* members that failed lately, latest first */
 
     bool is_closing;         /* takes no more records */
     int down;                /* why it gave up; 0: it has not */
@@ -227,6 +241,7 @@ struct disk_log {
     uint64_t round;          /* of syncs */
     uint32_t round_owed;
     int round_result;
+    bool round_is_final;     /* a failure that no roll helps against */
     uint64_t round_cover;    /* batch number */
     bool sync_due, is_starved;
     struct timer sync_timer, retry_timer;
@@ -268,6 +283,10 @@ void batch_release(struct batch *batch);
  * blocks the next batch will have. */
 uint32_t batch_peek(const struct disk_log *log);
 struct batch *batch_seal(struct disk_log *log);
+/* A batch as a take-over found it, header and data side by side in `buffer`; its number
+ * is the next one. It is sent like one that a forced roll moves. False: no memory. */
+bool batch_restore(struct disk_log *log, const struct header *head,
+                   struct buffer *buffer, uint32_t blocks);
 /* At the current extent's end: addresses and header. */
 void batch_place(struct batch *batch);
 void batch_submit(struct batch *batch);
@@ -293,6 +312,16 @@ void tail_destroy(struct tail_extent *tail);
  * planned roll if need be. False: not now. */
 bool log_room_for(struct disk_log *log, uint32_t blocks);
 void log_roll_forced(struct disk_log *log, int cause);
+/* The member with this index failed: it gets no new extents for a while, and what was
+ * opened ahead on it is not used. */
+void log_member_failed(struct tail_extent *tail, uint32_t member, int code);
+/* Members for a new extent, without those that failed lately; if too few are left, those
+ * whose failure is longest ago are taken all the same. 0: too few. ret_avoid: the nodes
+ * that were done without. */
+uint32_t log_choose(struct disk_log *log, struct replica *ret_members[REPLICAS_MAX],
+                    uint64_t ret_avoid[REPLICAS_MAX], uint32_t *ret_avoid_count);
+/* No roll helps: the epoch is over, or its only store is out of service. */
+bool tail_failure_is_final(const struct tail_extent *tail, int code);
 /* Decides its final length: what is flushed of it. */
 void tail_decide(struct tail_extent *tail, uint64_t needs_flushed);
 
@@ -307,6 +336,7 @@ async void log_finalize_all(struct disk_log *log);
 void log_finals_fill(struct disk_log *log, enum proposer proposer, uint64_t covers,
                      struct cluster_command *command);
 void log_finals_settle(struct disk_log *log, enum proposer proposer, bool committed);
+
 
 /* --- log_close.c --- */
 

@@ -224,7 +224,6 @@ static void account(struct disk_log *log, struct batch *batch)
         (uint64_t)(batch->blocks + 1) * BLOCK_SIZE + class_bytes(batch->class);
     log->retained_bytes += batch->bytes;
     log->budget->used_bytes += batch->bytes;
-    log->queued_blocks -= batch->blocks;
 }
 
 struct batch *batch_seal(struct disk_log *log)
@@ -257,7 +256,35 @@ struct batch *batch_seal(struct disk_log *log)
     }
     assert(room == 0 && batch->entry_count == share.entries);
     account(log, batch);
+    log->queued_blocks -= batch->blocks;
     return batch;
+}
+
+/* Its pieces belong to no record and are told to nobody. */
+bool batch_restore(struct disk_log *log, const struct header *head,
+                   struct buffer *buffer, uint32_t blocks)
+{
+    assert(head->number == log->sealed + 1);
+    struct batch *batch = batch_alloc(log, 1);
+    if (batch == NULL)
+        return false;
+    batch->number = ++log->sealed;
+    batch->generation = head->generation;
+    batch->checkpoint = head->checkpoint;
+    batch->use_reserve = true;
+    batch->is_again = true;
+    batch->blocks = blocks;
+    batch->entry_count = head->count;
+    batch->slices[batch->slice_count++] =
+        (struct slice){.buffer = buffer_get(buffer), .offset = 0, .len = BLOCK_SIZE};
+    if (blocks > 0)
+        batch->slices[batch->slice_count++] =
+            (struct slice){.buffer = buffer_get(buffer),
+                           .offset = BLOCK_SIZE,
+                           .len = blocks * (uint32_t)BLOCK_SIZE};
+    account(log, batch);
+    TAILQ_INSERT_TAIL(&log->moving, batch, link);
+    return true;
 }
 
 /* --- placing and sending --- */
@@ -307,7 +334,8 @@ void batch_place(struct batch *batch)
                           .checkpoint = batch->checkpoint,
                           .count = batch->entry_count};
     tail->last_crc = header_encode(&head, log->entries, slice_data(batch->slices[0]));
-    tail->end = block;
+    tail->end = batch->block + 1 + batch->blocks;
+    assert(batch->piece_count == 0 || block == tail->end);
     log->appended_bytes += (uint64_t)(batch->blocks + 1) * BLOCK_SIZE;
 }
 
@@ -322,7 +350,9 @@ static void append_done(struct replica_append *append)
     log->owed--;
     if (append->result == 0)
         batch->acks++;
-    else if (batch->result == 0)
+    else
+        log_member_failed(batch->tail, (uint32_t)(op - batch->ops), append->result);
+    if (batch->result == 0)
         batch->result = append->result;
     log_advance(log);
 }

@@ -76,6 +76,27 @@ static async int flush_all(struct disk_log *log)
     return last.flush.result;
 }
 
+/* Nothing is under way any more, so one member that is out of reach does no harm: it
+ * hears of the length when it comes back. */
+static async int stop_one(struct tail_extent *tail)
+{
+    uint32_t stopped = 0;
+    int failed = -EHOSTUNREACH;
+    for (uint32_t i = 0; i < tail->member_count; i++) {
+        struct replica *member = tail->members[i];
+        uint32_t length;
+        bool restart_scanned;
+        int rc = member->ops->stop(member, tail->extent, &length, &restart_scanned);
+        if (rc == 0 && length < tail->flushed_length)
+            return -PLX_EDAMAGED;
+        if (rc == 0)
+            stopped++;
+        else
+            failed = rc;
+    }
+    return stopped > 0 ? 0 : failed;
+}
+
 static async int stop_all(struct disk_log *log)
 {
     struct tail_extent *tail;
@@ -83,16 +104,9 @@ static async int stop_all(struct disk_log *log)
     {
         if (tail->phase >= TAIL_DECIDED)
             continue;
-        for (uint32_t i = 0; i < tail->member_count; i++) {
-            struct replica *member = tail->members[i];
-            uint32_t length;
-            bool restart_scanned;
-            int rc = member->ops->stop(member, tail->extent, &length, &restart_scanned);
-            if (rc != 0)
-                return rc;
-            if (length < tail->flushed_length)
-                return -PLX_EDAMAGED;
-        }
+        int rc = stop_one(tail);
+        if (rc != 0)
+            return rc;
         tail_decide(tail, log->flushed);
     }
     return 0;

@@ -231,14 +231,18 @@ static uint32_t wanted_ahead(const struct disk_log *log)
 static async int create_on_members(struct disk_log *log, struct tail_extent *tail)
 {
     int rc = 0;
-    for (uint32_t i = 0; rc == 0 && i < tail->member_count; i++)
+    for (uint32_t i = 0; rc == 0 && i < tail->member_count; i++) {
         rc = tail->members[i]->ops->create(tail->members[i], tail->extent, log->disk,
                                            tail->epoch, tail->nonce, log->slabs_hint);
+        if (rc != 0)
+            log_member_failed(tail, i, rc);
+    }
     return rc;
 }
 
 /* The extents that the command opened, listed from now on, whatever becomes of them. */
-static int add_opened(struct disk_log *log, struct address first, uint32_t count)
+static int add_opened(struct disk_log *log, struct address first, uint32_t count,
+                      struct replica *const members[], uint32_t member_count)
 {
     for (uint32_t i = 0; i < count; i++) {
         struct address extent = {first.v + (uint64_t)i * EXTENT_BLOCKS};
@@ -246,8 +250,8 @@ static int add_opened(struct disk_log *log, struct address first, uint32_t count
         if (tail == NULL)
             return -ENOMEM;
         tail->nonce = loop_random_u64(log->loop);
-        tail->member_count = log->set.count;
-        memcpy(tail->members, log->set.members, sizeof tail->members);
+        tail->member_count = member_count;
+        memcpy(tail->members, members, member_count * sizeof *members);
     }
     return 0;
 }
@@ -281,17 +285,23 @@ static async int open_some(struct disk_log *log, uint32_t count)
         cluster_disk_by_id(cluster_state(log->cluster), log->disk);
     if (disk == NULL)
         return -PLX_EEPOCH;
+    struct replica *members[REPLICAS_MAX];
+    uint64_t avoid[REPLICAS_MAX];
+    uint32_t avoid_count;
+    uint32_t member_count = log_choose(log, members, avoid, &avoid_count);
+    if (member_count == 0)
+        return -EHOSTUNREACH;
     struct cluster_command command = {.op = CLUSTER_EXTENT_OPEN,
                                       .count = count,
-                                      .member_count = (uint8_t)log->set.count};
-    for (uint32_t i = 0; i < log->set.count; i++)
-        command.members[i] = log->set.members[i]->node;
+                                      .member_count = (uint8_t)member_count};
+    for (uint32_t i = 0; i < member_count; i++)
+        command.members[i] = members[i]->node;
     log_finals_fill(log, PROPOSER_OPENER, disk->checkpoint.covers, &command);
     struct cluster_result result;
     int rc = cluster_submit(log->cluster, &command, &result);
     log_finals_settle(log, PROPOSER_OPENER, rc == 0);
     if (rc == 0)
-        rc = add_opened(log, (struct address){result.id}, count);
+        rc = add_opened(log, (struct address){result.id}, count, members, member_count);
     if (rc != 0)
         return rc;
     trace(log->loop, "log open extents", log->disk, result.id, count);

@@ -80,7 +80,7 @@ static void round_over(struct disk_log *log)
     int code = log->round_result;
     if (code == 0)
         round_succeeded(log);
-    else if (code == -PLX_EFAILED || code == -PLX_EEPOCH)
+    else if (log->round_is_final)
         log_go_down(log, code);
     else
         log_roll_forced(log, code);
@@ -97,8 +97,11 @@ static void sync_done(struct replica_sync *sync)
     if (op->round == log->round) {
         assert(log->round_owed > 0);
         log->round_owed--;
+        if (sync->result != 0)
+            log_member_failed(tail, (uint32_t)(op - tail->sync_ops), sync->result);
         if (log->round_result == 0)
             log->round_result = sync->result;
+        log->round_is_final |= tail_failure_is_final(tail, sync->result);
         if (log->round_owed == 0)
             round_over(log);
     }
@@ -141,6 +144,7 @@ static void begin_round(struct disk_log *log)
     struct tail_extent *tail;
     log->round++;
     log->round_result = 0;
+    log->round_is_final = false;
     log->round_cover = log->placed;
     log->unsynced_bytes = 0;
     log->sync_due = log->is_starved = false;

@@ -3,34 +3,24 @@
  * Take-over: how a log gets its writer. The steps are those of doc/protocol.md.
  *
  * Happy path: the lease is committed with the next epoch; every extent that the cluster
- * lists is stopped, durably, on its members; the headers are collected; take_over_plan.c
- * decides where the log ends; the cut and the lengths of all extents are committed. What
- * came back from one member alone is on every member of its write set, so nothing has to
- * be appended again.
+ * lists is stopped, durably, on its members, and the headers are collected
+ * (log_collect.c); take_over_plan.c decides where the log ends; what is not on every
+ * member is written again (log_again.c); the cut and the lengths of all extents are
+ * committed. A final length is always a flushed position: what lay above it was written
+ * again, or is void.
  *
- * What can fail: another node holds the lease; a member is out of reach; a copy is
- * damaged below what must be there, which the text then says. Nothing but the epoch has
- * changed then, and the next take-over starts over. Dying anywhere is the same.
+ * What can fail: another node holds the lease; too many members are out of reach; a copy
+ * is damaged below what must be there, which the text then says. Nothing but the epoch
+ * has changed then, maybe there is one more copy of old batches, and the next take-over
+ * starts over. Dying anywhere is the same.
  *
  * What a forced roll wrote again is kept where it was written last (take_over_plan.h).
  *
- * An extent of which nothing is kept is not named in the cut, which would take it off the
- * list: its batches are void by the cut, and it leaves like any other, after its copies
- * are deleted (L11).
+ * The cut gives every extent it found a length. One of which nothing is kept gets 0: it
+ * stays on the list until its copies are deleted (L11), but the next take-over must not
+ * look into it. A member out of reach may have batches there that now count elsewhere.
  */
-#include "replication/disk_log_internal.h"
-#include "replication/take_over_plan.h"
-
-struct take_over {
-    const struct log_options *options;
-    struct disk_log *log;
-    struct take_over_plan plan;
-    struct plan_extent *extents;
-    struct cluster_cut *cuts;
-    struct final_length *finals;
-    uint32_t final_count;
-    struct error *err;
-};
+#include "replication/take_over_internal.h"
 
 static void advance_work(struct work *work)
 {
@@ -53,6 +43,26 @@ static void sync_fired(struct timer *timer)
     log->sync_due = true;
     log_advance(log);
 }
+
+/* --- the directory of a store alone --- */
+
+static struct replica *find_alone(struct replica_directory *directory, uint64_t node)
+{
+    struct disk_log *log = container_of(directory, struct disk_log, alone);
+    return node == log->node ? log->local : NULL;
+}
+
+/* There is nobody else, so nobody is avoided. */
+static uint32_t choose_alone(struct replica_directory *directory, uint64_t disk,
+                             const uint64_t *avoid, uint32_t avoid_count,
+                             struct replica *ret_members[REPLICAS_MAX])
+{
+    (void)disk, (void)avoid, (void)avoid_count;
+    ret_members[0] = container_of(directory, struct disk_log, alone)->local;
+    return 1;
+}
+
+/* --- the log --- */
 
 static struct disk_log *log_create(const struct log_options *options)
 {
@@ -82,8 +92,8 @@ static struct disk_log *log_create(const struct log_options *options)
     log->buffer_waiter.run = buffer_came;
     log->retry_timer.fire = retry_fired;
     log->sync_timer.fire = sync_fired;
-    if (options->members != NULL) {
-        log->set = *options->members;
+    if (options->directory != NULL) {
+        log->directory = options->directory;
         return log;
     }
     log->local = replica_local_create(options->store, options->node);
@@ -91,7 +101,8 @@ static struct disk_log *log_create(const struct log_options *options)
         free(log);
         return NULL;
     }
-    log->set = (struct replica_set){.members = {log->local}, .count = 1};
+    log->alone = (struct replica_directory){.find = find_alone, .choose = choose_alone};
+    log->directory = &log->alone;
     return log;
 }
 
@@ -146,19 +157,14 @@ static int load_extent(struct take_over *over, const struct log_extent *from,
                                .length = from->length,
                                .last_number = from->last_number,
                                .member_count = from->member_count};
+    tail->phase = TAIL_FOUND;
     to->is_skipped = from->final && from->last_number <= over->plan.covers;
     for (uint32_t i = 0; i < from->member_count; i++) {
-        struct replica *member = replica_of_node(&log->set, from->members[i]);
-        if (member == NULL)
-            continue;
-        to->copies[to->copy_count++].node = from->members[i];
-        tail->members[tail->member_count++] = member;
+        struct replica *member = log->directory->find(log->directory, from->members[i]);
+        to->copies[i].node = from->members[i];
+        if (member != NULL)
+            tail->members[tail->member_count++] = member;
     }
-    if (tail->member_count < from->member_count)
-        return err_set(over->err, -EHOSTUNREACH,
-                       "extent %llx: %u of its %u members are in reach",
-                       (unsigned long long)from->extent.v, tail->member_count,
-                       from->member_count);
     return 0;
 }
 
@@ -179,6 +185,7 @@ static int load_list(struct take_over *over)
         memcpy(over->cuts, disk->cuts, disk->cut_count * sizeof *over->cuts);
     *plan = (struct take_over_plan){.covers = disk->checkpoint.covers,
                                     .known_flushed = known_flushed(disk),
+                                    .committed = known_flushed(disk),
                                     .cuts = over->cuts,
                                     .cut_count = disk->cut_count,
                                     .extents = over->extents};
@@ -190,96 +197,25 @@ static int load_list(struct take_over *over)
     return rc;
 }
 
-/* --- 2 and 3: stop, collect --- */
-
-struct scan {
-    struct take_over_plan *plan;
-    struct plan_copy *copy;
-    uint64_t disk;
-};
-
-static void note_roll(struct take_over_plan *plan, const struct roll_entry *rolls,
-                      uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        for (uint32_t j = 0; j < plan->extent_count; j++) {
-            struct plan_extent *extent = &plan->extents[j];
-            if (!address_equal(extent->extent, rolls[i].extent))
-                continue;
-            extent->is_rolled = true;
-            extent->rolled_number = max_u64(extent->rolled_number, rolls[i].last_number);
-        }
-    }
-}
-
-static int scan_header(void *arg, const struct header *head, const struct entry *entries,
-                       const struct roll_entry *rolls)
-{
-    struct scan *scan = arg;
-    struct plan_copy *copy = scan->copy;
-    if (head->disk != scan->disk)
-        return -PLX_EDAMAGED;
-    scan->plan->known_flushed = max_u64(scan->plan->known_flushed, head->flushed);
-    if (head->kind == HEADER_ROLL) {
-        note_roll(scan->plan, rolls, head->count);
-        copy->end = head->block + 1;
-        return 0;
-    }
-    if (copy->last != 0 && head->number != copy->last + 1)
-        return -PLX_EDAMAGED;
-    if (copy->last == 0)
-        copy->first = head->number;
-    copy->last = copy->end_number = head->number;
-    copy->end = head->block + 1 + header_data_blocks(entries, head->count);
-    return 0;
-}
-
-static async int collect_copy(struct take_over *over, struct tail_extent *tail,
-                              const struct plan_extent *extent, struct plan_copy *copy)
-{
-    struct replica *member = replica_of_node(&over->log->set, copy->node);
-    struct scan scan = {.plan = &over->plan, .copy = copy, .disk = over->log->disk};
-    uint32_t length = 0;
-    bool restart_scanned = false;
-    int rc = 0;
-    if (!extent->is_final)
-        rc = member->ops->stop(member, tail->extent, &length, &restart_scanned);
-    if (rc != 0)
-        return err_set(over->err, rc, "extent %llx: stopping it failed: %s",
-                       (unsigned long long)tail->extent.v, err_text(rc));
-    if (extent->is_final ? extent->length == 0 : length == 0)
-        return 0;
-    rc = member->ops->walk_headers(member, tail->extent, scan_header, &scan, NULL);
-    if (rc == -PLX_EDAMAGED || rc == -PLX_EMISSING || rc == -PLX_ENOTHERE) {
-        copy->is_broken = true;
-        return 0;
-    }
-    if (rc != 0)
-        return err_set(over->err, rc, "extent %llx: reading its headers failed: %s",
-                       (unsigned long long)tail->extent.v, err_text(rc));
-    return 0;
-}
-
-static async int collect(struct take_over *over)
-{
-    struct tail_extent *tail = TAILQ_FIRST(&over->log->tails);
-    int rc = 0;
-    for (uint32_t i = 0; rc == 0 && i < over->plan.extent_count; i++) {
-        struct plan_extent *extent = &over->extents[i];
-        for (uint32_t j = 0; rc == 0 && !extent->is_skipped && j < extent->copy_count;
-             j++)
-            rc = collect_copy(over, tail, extent, &extent->copies[j]);
-        tail = TAILQ_NEXT(tail, link);
-    }
-    return rc;
-}
-
 /* --- 5: the cut --- */
 
 struct measure {
     uint64_t keep;
     uint32_t end;
 };
+
+/* The members that have all that stays. */
+static void add_copies(const struct take_over *over, const struct plan_extent *extent,
+                       struct replay_range *range)
+{
+    struct replica_directory *directory = over->log->directory;
+    for (uint32_t i = 0; i < extent->copy_count; i++) {
+        const struct plan_copy *copy = &extent->copies[i];
+        struct replica *member = directory->find(directory, copy->node);
+        if (member != NULL && !copy->is_damaged && copy->last >= extent->keep)
+            range->members[range->member_count++] = member;
+    }
+}
 
 static int measure_header(void *arg, const struct header *head,
                           const struct entry *entries, const struct roll_entry *rolls)
@@ -301,13 +237,19 @@ static async int length_to_keep(struct take_over *over, const struct plan_extent
         return 0;
     }
     struct measure measure = {.keep = extent->keep};
-    struct replica *member = replica_of_node(&over->log->set, copy->node);
-    int rc = member->ops->walk_headers(member, extent->extent, measure_header, &measure,
+    struct replay_range range = {.extent = extent->extent};
+    add_copies(over, extent, &range);
+    int rc = -EHOSTUNREACH;
+    for (uint32_t i = 0; rc != 0 && i < range.member_count; i++) {
+        struct replica *member = range.members[i];
+        rc = member->ops->walk_headers(member, extent->extent, measure_header, &measure,
                                        NULL);
-    if (rc == 0)
-        *ret_length = measure.end;
+    }
+    *ret_length = measure.end;
     return rc;
 }
+
+
 
 static async int decide_lengths(struct take_over *over)
 {
@@ -318,11 +260,9 @@ static async int decide_lengths(struct take_over *over)
             tail->length = extent->length;
             tail->last_number = extent->last_number;
             tail->phase = TAIL_COMMITTED;
-        } else if (extent->keep == 0) {
-            tail_decide(tail, 0);
         } else {
-            uint32_t length;
-            int rc = length_to_keep(over, extent, &length);
+            uint32_t length = 0;
+            int rc = extent->keep > 0 ? length_to_keep(over, extent, &length) : 0;
             if (rc != 0)
                 return err_set(over->err, rc, "extent %llx: reading its headers failed",
                                (unsigned long long)extent->extent.v);
@@ -369,7 +309,7 @@ static async int commit_cut(struct take_over *over)
     struct tail_extent *tail;
     TAILQ_FOREACH(tail, &log->tails, link)
     {
-        if (tail->phase == TAIL_DECIDED && tail->length > 0)
+        if (tail->epoch < log->epoch && tail->phase == TAIL_DECIDED)
             tail->phase = TAIL_COMMITTED;
     }
     return 0;
@@ -377,24 +317,43 @@ static async int commit_cut(struct take_over *over)
 
 /* --- the whole --- */
 
+/* Extents of this epoch hold what was written again, one after the other. */
+static void keep_new_ranges(struct disk_log *log)
+{
+    struct tail_extent *tail;
+    TAILQ_FOREACH(tail, &log->tails, link)
+    {
+        if (tail->epoch < log->epoch || tail->first_number == 0 ||
+            tail->flushed_number < tail->first_number)
+            continue;
+        struct replay_range *range = &log->ranges[log->range_count++];
+        *range = (struct replay_range){.extent = tail->extent,
+                                       .member_count = tail->member_count,
+                                       .first = tail->first_number,
+                                       .last = tail->flushed_number};
+        memcpy(range->members, tail->members, sizeof range->members);
+    }
+}
+
 static int keep_ranges(struct take_over *over)
 {
     struct disk_log *log = over->log;
     const struct take_over_plan *plan = &over->plan;
-    log->ranges = calloc(plan->extent_count + 1, sizeof *log->ranges);
+    log->ranges = calloc(log->tail_count + 1, sizeof *log->ranges);
     if (log->ranges == NULL)
         return -ENOMEM;
     for (uint32_t i = 0; i < plan->extent_count; i++) {
         const struct plan_extent *extent = &plan->extents[i];
         if (extent->keep == 0)
             continue;
-        log->ranges[log->range_count++] = (struct replay_range){
-            .extent = extent->extent,
-            .member = replica_of_node(&log->set, extent->copies[extent->source].node),
-            .first = extent->first,
-            .last = extent->keep,
-            .is_final = extent->is_final};
+        struct replay_range *range = &log->ranges[log->range_count++];
+        *range = (struct replay_range){.extent = extent->extent,
+                                       .first = extent->first,
+                                       .last = extent->keep,
+                                       .is_final = extent->is_final};
+        add_copies(over, extent, range);
     }
+    keep_new_ranges(log);
     log->covers = plan->covers;
     log->replay_last = plan->last;
     return 0;
@@ -406,10 +365,11 @@ static async int decide_and_cut(struct take_over *over)
     int rc = take_over_decide(plan, over->err);
     if (rc != 0)
         return rc;
-    if (plan->flushed < plan->last)
-        return err_set(over->err, -EHOSTUNREACH,
-                       "batches above %llu are not on every member",
-                       (unsigned long long)plan->flushed);
+    over->found_flushed = plan->flushed;
+    if (over->found_flushed < plan->last)
+        rc = take_over_write_again(over);
+    if (rc != 0)
+        return rc;
     rc = keep_ranges(over);
     if (rc == 0)
         rc = decide_lengths(over);
@@ -424,7 +384,7 @@ static async int take_over(struct take_over *over)
     if (rc == 0)
         rc = load_list(over);
     if (rc == 0)
-        rc = collect(over);
+        rc = take_over_collect(over);
     return rc == 0 ? decide_and_cut(over) : rc;
 }
 
@@ -439,14 +399,17 @@ async int log_open(const struct log_options *options, struct disk_log **ret_log,
     free(over.extents);
     free(over.finals);
     free(over.cuts);
+    if (rc == 0)
+        rc = over.log->down;
     if (rc != 0) {
         if (over.err->code == 0)
             err_set(over.err, rc, "%s", err_text(rc));
         if (over.log != NULL)
-            log_free(over.log);
+            log_abandon(over.log);
         return rc;
     }
     struct disk_log *log = over.log;
+    log->down_told = false;
     log->sealed = log->committed = log->placed = log->flushed = over.plan.last;
     log_clean_up(log);
     *ret_log = log;

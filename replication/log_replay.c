@@ -21,6 +21,8 @@ struct replay {
     void *arg;
     uint64_t next, last; /* numbers to deliver from this extent */
     const struct replay_range *range; /* of spares: whose they are */
+    uint64_t spare_next;              /* those before it were told */
+    bool is_refused;                  /* by the caller's function */
     uint32_t crcs[BATCH_BLOCKS];
 };
 
@@ -58,8 +60,10 @@ static int deliver(struct replay *replay, const struct header *head,
             block++;
         }
         int rc = replay->fn(replay->arg, &piece);
-        if (rc != 0)
+        if (rc != 0) {
+            replay->is_refused = true;
             return rc;
+        }
     }
     return 0;
 }
@@ -106,6 +110,19 @@ static uint64_t range_end(const struct disk_log *log, const struct replay_range 
     return end;
 }
 
+/* By any member that has it. One that fails half-way is no harm: what was delivered is
+ * passed over the next time. */
+static async int walk_range(const struct replay_range *range, header_fn *fn,
+                            struct replay *replay)
+{
+    int rc = -EHOSTUNREACH;
+    for (uint32_t i = 0; rc != 0 && i < range->member_count && !replay->is_refused; i++) {
+        struct replica *member = range->members[i];
+        rc = member->ops->walk_headers(member, range->extent, fn, replay, NULL);
+    }
+    return rc;
+}
+
 /* --- spares --- */
 
 static int spare_header(void *arg, const struct header *head, const struct entry *entries,
@@ -115,9 +132,11 @@ static int spare_header(void *arg, const struct header *head, const struct entry
     const struct replay_range *range = replay->range;
     (void)rolls;
     if (head->kind != HEADER_BATCH || !has(range, head->number) ||
+        head->number < replay->spare_next ||
         (range->is_final && head->number <= replay->log->covers) ||
         range_of(replay->log, head->number) == range)
         return 0;
+    replay->spare_next = head->number + 1;
     return deliver(replay, head, entries, true);
 }
 
@@ -139,8 +158,8 @@ static async int tell_spares(struct replay *replay, struct error *err)
         if (!has_spares(log, range))
             continue;
         replay->range = range;
-        int rc = range->member->ops->walk_headers(range->member, range->extent,
-                                                  spare_header, replay, NULL);
+        replay->spare_next = 0;
+        int rc = walk_range(range, spare_header, replay);
         if (rc != 0)
             return err_set(err, rc, "replay of extent %llx: %s",
                            (unsigned long long)range->extent.v, err_text(rc));
@@ -161,8 +180,7 @@ async int log_replay(struct disk_log *log, log_replay_fn *fn, void *arg,
         assert(range != NULL); /* the plan found no gap */
         uint64_t before = replay->next;
         replay->last = range_end(log, range, replay->next);
-        rc = range->member->ops->walk_headers(range->member, range->extent, replay_header,
-                                              replay, NULL);
+        rc = walk_range(range, replay_header, replay);
         if (rc == 0 && replay->next == before)
             rc = -PLX_EDAMAGED;
         if (rc != 0)

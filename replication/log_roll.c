@@ -67,7 +67,9 @@ static void roll_record_done(struct replica_append *append)
     tail->log->owed--;
     if (append->result == 0)
         tail->roll_acks++;
-    else if (tail->roll_result == 0)
+    else
+        log_member_failed(tail, (uint32_t)(op - tail->roll_ops), append->result);
+    if (tail->roll_result == 0)
         tail->roll_result = append->result;
     log_advance(tail->log);
 }
@@ -152,6 +154,82 @@ static struct tail_extent *first_ahead(const struct disk_log *log)
     return NULL;
 }
 
+/* --- members that fail --- */
+
+/* The list is in order of failure, the latest first. One that only waits for an earlier
+ * append, or is fenced, has not failed. */
+void log_member_failed(struct tail_extent *tail, uint32_t member, int code)
+{
+    struct disk_log *log = tail->log;
+    assert(member < tail->member_count);
+    if (log->local != NULL || code == -PLX_ENOTEND || code == -PLX_EEPOCH)
+        return;
+    uint64_t node = tail->members[member]->node;
+    uint32_t at = 0;
+    while (at < ARRAY_LEN(log->avoided) - 1 && log->avoided[at].node != node)
+        at++;
+    memmove(log->avoided + 1, log->avoided, at * sizeof log->avoided[0]);
+    log->avoided[0] =
+        (struct avoided){.node = node, .until_ns = loop_now_ns(log->loop) + AVOID_NS};
+}
+
+static uint32_t list_avoided(const struct disk_log *log, uint64_t ret_nodes[REPLICAS_MAX])
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < ARRAY_LEN(log->avoided); i++) {
+        const struct avoided *avoided = &log->avoided[i];
+        if (avoided->node != 0 && avoided->until_ns > loop_now_ns(log->loop))
+            ret_nodes[count++] = avoided->node;
+    }
+    return count;
+}
+
+uint32_t log_choose(struct disk_log *log, struct replica *ret_members[REPLICAS_MAX],
+                    uint64_t ret_avoid[REPLICAS_MAX], uint32_t *ret_avoid_count)
+{
+    struct replica_directory *directory = log->directory;
+    uint32_t avoid_count = list_avoided(log, ret_avoid);
+    uint32_t count = directory->choose(directory, log->disk, ret_avoid, avoid_count,
+                                       ret_members);
+    while (count == 0 && avoid_count > 0)
+        count = directory->choose(directory, log->disk, ret_avoid, --avoid_count,
+                                  ret_members);
+    *ret_avoid_count = avoid_count;
+    return count;
+}
+
+static bool has_any_of(const struct tail_extent *tail, const uint64_t *nodes,
+                       uint32_t count)
+{
+    for (uint32_t i = 0; i < tail->member_count; i++) {
+        for (uint32_t j = 0; j < count; j++) {
+            if (tail->members[i]->node == nodes[j])
+                return true;
+        }
+    }
+    return false;
+}
+
+/* An extent with a silent member would only lead to the next roll. */
+static void skip_ahead(struct disk_log *log)
+{
+    struct tail_extent *tail;
+    struct replica *members[REPLICAS_MAX];
+    uint64_t avoid[REPLICAS_MAX];
+    uint32_t count;
+    (void)log_choose(log, members, avoid, &count);
+    TAILQ_FOREACH(tail, &log->tails, link)
+    {
+        if (tail->phase == TAIL_AHEAD && has_any_of(tail, avoid, count))
+            tail_decide(tail, 0);
+    }
+}
+
+bool tail_failure_is_final(const struct tail_extent *tail, int code)
+{
+    return code == -PLX_EEPOCH || (code == -PLX_EFAILED && tail->member_count == 1);
+}
+
 bool log_room_for(struct disk_log *log, uint32_t blocks)
 {
     if (log->current != NULL && log->current->end + 1 + blocks <= EXTENT_BLOCKS)
@@ -231,6 +309,7 @@ void log_roll_forced(struct disk_log *log, int cause)
         if (tail->phase == TAIL_CURRENT || tail->phase == TAIL_ENDED)
             tail_decide(tail, log->sealed);
     }
+    skip_ahead(log);
     gather_moving(log);
     if (log->fruitless_rolls > 1)
         timer_start(log->loop, &log->retry_timer,

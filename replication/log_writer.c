@@ -92,6 +92,8 @@ static void commit_one(struct disk_log *log, struct batch *batch)
     log->unsynced_bytes += batch->bytes;
     tail->placed_end = batch->block + 1 + batch->blocks;
     tail->placed_number = batch->number;
+    if (tail->first_number == 0)
+        tail->first_number = batch->number;
     assert(tail->placed_end <= tail->end); /* L5 */
     bool is_new = address_is_null(batch->home);
     if (!is_new)
@@ -155,7 +157,7 @@ static void refuse(struct disk_log *log, struct batch *batch)
 static bool batch_failed(struct disk_log *log, struct batch *batch)
 {
     int code = batch->result;
-    if (code == -PLX_EFAILED || code == -PLX_EEPOCH) {
+    if (tail_failure_is_final(batch->tail, code)) {
         log_go_down(log, code);
         return false;
     }
@@ -179,7 +181,7 @@ static bool settle_failures(struct disk_log *log)
 {
     struct tail_extent *tail = log->current;
     if (tail != NULL && tail->roll_result != 0) {
-        if (tail->roll_result == -PLX_EFAILED || tail->roll_result == -PLX_EEPOCH)
+        if (tail_failure_is_final(tail, tail->roll_result))
             log_go_down(log, tail->roll_result);
         else
             log_roll_forced(log, tail->roll_result);

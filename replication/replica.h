@@ -57,21 +57,19 @@ struct replica {
     uint64_t node;
 };
 
-/* The members that a log can reach. */
-struct replica_set {
-    struct replica *members[REPLICAS_MAX];
-    uint32_t count;
+/*
+ * Where logs find members, one for each process. What it answers stays valid as long as
+ * the directory, whatever becomes of the node: a member that is gone answers errors.
+ */
+struct replica_directory {
+    /* NULL: there is no such node, or it was declared lost. */
+    struct replica *(*find)(struct replica_directory *directory, uint64_t node);
+    /* The members that a new extent of this disk should have, the nearest first, none of
+     * them in `avoid`. 0: not as many are in reach as there must be. */
+    uint32_t (*choose)(struct replica_directory *directory, uint64_t disk,
+                       const uint64_t *avoid, uint32_t avoid_count,
+                       struct replica *ret_members[REPLICAS_MAX]);
 };
-
-static inline struct replica *replica_of_node(const struct replica_set *set,
-                                              uint64_t node)
-{
-    for (uint32_t i = 0; i < set->count; i++) {
-        if (set->members[i]->node == node)
-            return set->members[i];
-    }
-    return NULL;
-}
 
 /* The store in this process. NULL: no memory. */
 struct replica *replica_local_create(struct store *store, uint64_t node);

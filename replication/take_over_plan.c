@@ -104,44 +104,61 @@ static int choose_copy(const struct take_over_plan *plan, uint32_t at, uint64_t 
     return 0;
 }
 
-/* Rule 3. end_of: up to where extents hold the numbers that follow, by one member's
- * judgement of its end. */
-static uint64_t extend(const struct take_over_plan *plan, uint64_t from,
-                       uint64_t (*end_of)(const struct plan_extent *extent))
+static bool extent_has(const struct plan_extent *extent, uint64_t number)
 {
-    uint64_t last = from;
-    bool goes_on = true;
-    while (goes_on) {
-        goes_on = false;
-        for (uint32_t i = 0; i < plan->extent_count; i++) {
-            const struct plan_extent *extent = &plan->extents[i];
-            uint64_t end = end_of(extent);
-            if (extent->first != 0 && extent->first <= last + 1 && end > last) {
-                last = end;
-                goes_on = true;
-            }
-        }
+    return extent->first != 0 && extent->first <= number && number <= extent->last;
+}
+
+/* Rule 4. NULL: it lies in none. */
+static const struct plan_extent *holder_of(const struct take_over_plan *plan,
+                                           uint64_t number)
+{
+    for (uint32_t i = plan->extent_count; i-- > 0;) {
+        if (extent_has(&plan->extents[i], number))
+            return &plan->extents[i];
     }
-    return last;
+    return NULL;
 }
 
-static uint64_t end_of_longest(const struct plan_extent *extent)
+static bool lies_elsewhere(const struct take_over_plan *plan,
+                           const struct plan_extent *holder, uint64_t number)
 {
-    return extent->last;
+    const struct plan_extent *extent = plan->extents;
+    for (; extent < holder; extent++) {
+        if (extent_has(extent, number))
+            return true;
+    }
+    return false;
 }
 
-/* What every member has; a member out of reach has nothing that is known. */
-static uint64_t end_on_all(const struct plan_extent *extent)
+/* Rule 5. */
+static bool may_stay(const struct take_over_plan *plan, const struct plan_extent *holder,
+                     uint64_t number)
 {
-    if (extent->copy_count < extent->member_count)
-        return extent->is_final ? extent->last : 0;
-    uint64_t end = extent->last;
-    for (uint32_t i = 0; i < extent->copy_count; i++)
-        end = min_u64(end, extent->copies[i].last);
-    return extent->is_final ? extent->last : end;
+    if (holder->is_final || number <= plan->committed)
+        return true;
+    bool on_all = holder->copy_count == holder->member_count;
+    for (uint32_t i = 0; on_all && i < holder->copy_count; i++)
+        on_all = !holder->copies[i].is_damaged && holder->copies[i].last >= number;
+    return on_all ||
+           (number <= plan->known_flushed && !lies_elsewhere(plan, holder, number));
 }
 
-/* Rule 4. The last number of the extent that no later one has, too. */
+/* Rule 3, and how far rule 5 goes. */
+static void find_end(struct take_over_plan *plan)
+{
+    const struct plan_extent *holder;
+    bool stays = true;
+    plan->last = plan->flushed = plan->covers;
+    while ((holder = holder_of(plan, plan->last + 1)) != NULL) {
+        plan->last++;
+        stays = stays && may_stay(plan, holder, plan->last);
+        if (stays)
+            plan->flushed = plan->last;
+    }
+}
+
+/* Rule 6. The last number of the extent that no later one has, too. */
 static uint64_t last_of_its_own(const struct take_over_plan *plan, uint32_t at)
 {
     const struct plan_extent *extent = &plan->extents[at];
@@ -174,18 +191,16 @@ int take_over_decide(struct take_over_plan *plan, struct error *err)
         if (rc != 0)
             return rc;
     }
-    uint64_t last = extend(plan, plan->covers, end_of_longest);
-    if (last < plan->known_flushed)
+    find_end(plan);
+    if (plan->last < plan->known_flushed)
         return err_set(err, -PLX_EDAMAGED, "batch %llu is in no extent; %llu was flushed",
-                       (unsigned long long)last + 1,
+                       (unsigned long long)plan->last + 1,
                        (unsigned long long)plan->known_flushed);
-    plan->last = last;
-    plan->flushed =
-        max_u64(plan->known_flushed, extend(plan, plan->covers, end_on_all));
     for (uint32_t i = 0; i < plan->extent_count; i++) {
         struct plan_extent *extent = &plan->extents[i];
-        if (extent->first != 0 && extent->first <= last)
-            extent->keep = min_u64(extent->last, last);
+        uint64_t stays = extent->is_final ? plan->last : plan->flushed;
+        if (extent->first != 0 && extent->first <= stays)
+            extent->keep = min_u64(extent->last, stays);
     }
     for (uint32_t i = 0; i < plan->extent_count; i++) {
         if (!plan->extents[i].is_final)

@@ -11,10 +11,17 @@
  *      that is damaged. Of the others the longest counts.
  *   3. The log is the numbers above `covers` up to the first gap; a number may lie in
  *      several extents, with the same bytes.
- *   4. Of a number that lies in several extents the last one counts: a forced roll wrote
- *      again only what was not flushed, and what a committed root names was flushed, so
- *      no root can name an earlier place. An extent without a committed length keeps its
- *      batches up to the last one that no later extent has.
+ *   4. Of a number that lies in several extents the last one counts: a forced roll, or a
+ *      take-over, wrote again only what was not flushed, and what a committed root names
+ *      was flushed, so no root can name an earlier place.
+ *   5. A number may stay where it counts if all members have it there: the extent is
+ *      final; or all members have answered and have it; or a command says that it was
+ *      flushed (rule 4: there); or it is known to be flushed and lies nowhere else. From
+ *      the first number on of which none of this is sure, all is written again. It is not
+ *      enough that a number is on all members of an earlier extent, nor that it is known
+ *      to be flushed: its last place may be a dead take-over's, with one copy.
+ *   6. An extent without a committed length keeps its batches up to the last one that may
+ *      stay and that no later extent has.
  */
 #ifndef PARALLAX_REPLICATION_TAKE_OVER_PLAN_H
 #define PARALLAX_REPLICATION_TAKE_OVER_PLAN_H
@@ -52,13 +59,14 @@ struct plan_extent {
 struct take_over_plan {
     uint64_t covers;        /* the log begins after this number */
     uint64_t known_flushed; /* F */
+    uint64_t committed;     /* the highest number that a command says is flushed; <= F */
     const struct cluster_cut *cuts;
     uint32_t cut_count;
     struct plan_extent *extents; /* in order of sequence */
     uint32_t extent_count;
     /* out: */
     uint64_t last;          /* the end of the log */
-    uint64_t flushed;       /* it and all before are on every member */
+    uint64_t flushed;       /* it and all before are on every member where they count */
 };
 
 /* 0, or -PLX_EDAMAGED with a text that names what is missing. */

@@ -2,7 +2,11 @@
 /*
  * A member of a write set in memory, behind the table of replication/replica.h: what a
  * store promises, with answers that come late and in any order, and faults on demand. The
- * medium outlives the process; of data blocks it keeps the checksum alone.
+ * medium outlives the process; of data blocks it keeps the checksum, and of those that
+ * are all the same byte but for the eighth, enough to make them again.
+ *
+ * A member may be restarted beside the process, and may be out of reach for a while: then
+ * it answers nothing but timeouts.
  */
 #ifndef PARALLAX_TESTS_UNIT_FAKE_MEMBER_H
 #define PARALLAX_TESTS_UNIT_FAKE_MEMBER_H
@@ -18,6 +22,7 @@ struct fake_append {
     bool is_done, is_synced, is_failed;
     uint8_t *header;
     uint32_t *crcs; /* of the blocks behind it */
+    uint8_t (*bytes)[2]; /* of each: the first byte, and the eighth */
     struct fake_append *next;
 };
 
@@ -29,6 +34,7 @@ struct fake_extent {
     uint32_t length;  /* stop or final length */
     bool is_absent, is_refusing; /* an I/O error stopped it before `length` */
     bool has_no_headers;
+    bool is_scanned; /* stopped by a restart */
     uint32_t inflight;
     struct fake_append *appends, **last;
 };
@@ -37,6 +43,7 @@ struct fake_medium {
     struct fake_extent extents[FAKE_EXTENTS_MAX];
     uint32_t count;
     uint64_t used_blocks, limit_blocks;
+    uint64_t boots;
 };
 
 struct fake_member {
@@ -48,6 +55,7 @@ struct fake_member {
     int append_error;  /* which */
     int64_t fail_nth;  /* the nth append or sync from now fails; -1: off */
     bool has_failed, is_broken;
+    bool is_silent;    /* out of reach */
     struct waitlist quiet;
 };
 
@@ -85,6 +93,17 @@ static inline bool fake_fails(struct fake_member *member, uint32_t ppm)
     return ppm > 0 && sim_world_random(member->world, 1000000) < ppm;
 }
 
+#define FAKE_TIMEOUT_NS (30 * NS_PER_MS)
+
+/* What is asked of it, or what it answers, is lost. */
+static inline async bool fake_is_lost(struct fake_member *member)
+{
+    if (!member->is_silent)
+        return false;
+    task_sleep_ns(FAKE_TIMEOUT_NS);
+    return true;
+}
+
 static inline uint64_t fake_latency(struct fake_member *member)
 {
     return 20 * NS_PER_US + sim_world_random(member->world, 200 * NS_PER_US);
@@ -98,6 +117,8 @@ static inline async int fake_create(struct replica *replica, struct address exte
 {
     struct fake_member *member = fake_of(replica);
     CHECK(slabs_hint >= 1 && slabs_hint <= EXTENT_SLABS);
+    if (fake_is_lost(member))
+        return -ETIMEDOUT;
     task_sleep_ns(fake_latency(member));
     if (member->is_broken)
         return -PLX_EFAILED;
@@ -121,14 +142,18 @@ struct fake_io {
     struct replica_sync *sync;
     struct fake_extent *extent;
     struct fake_append *data;
+    uint64_t boot;
     int result;
 };
 
 static inline void fake_io_done(struct timer *timer)
 {
     struct fake_io *io = container_of(timer, struct fake_io, timer);
+    bool is_cut_off = io->boot != io->member->medium->boots;
+    if (is_cut_off)
+        io->result = -ECONNRESET;
     if (io->append != NULL) {
-        if (io->data != NULL) {
+        if (io->data != NULL && !is_cut_off) {
             io->extent->inflight--;
             io->data->is_done = true;
             io->data->is_failed = io->result != 0;
@@ -151,13 +176,26 @@ static inline struct fake_append *fake_copy(const struct store_append *append)
     memcpy(data->header, slice_data(append->slices[0]), BLOCK_SIZE);
     CHECK_EQ(append->slices[0].len, BLOCK_SIZE);
     data->crcs = calloc(BATCH_BLOCKS, sizeof *data->crcs);
+    data->bytes = calloc(BATCH_BLOCKS, sizeof *data->bytes);
     uint32_t count = 0;
     for (uint32_t i = 1; i < append->slice_count; i++) {
-        for (uint32_t at = 0; at < append->slices[i].len; at += BLOCK_SIZE)
-            data->crcs[count++] = crc32c(slice_data(append->slices[i]) + at, BLOCK_SIZE);
+        const uint8_t *block = slice_data(append->slices[i]);
+        for (uint32_t at = 0; at < append->slices[i].len; at += BLOCK_SIZE) {
+            data->bytes[count][0] = block[at];
+            data->bytes[count][1] = block[at + 7];
+            data->crcs[count++] = crc32c(block + at, BLOCK_SIZE);
+        }
     }
     data->blocks = count + 1;
     return data;
+}
+
+static inline void fake_append_free(struct fake_append *data)
+{
+    free(data->header);
+    free(data->crcs);
+    free(data->bytes);
+    free(data);
 }
 
 static inline int fake_accept(struct fake_member *member, struct fake_extent *e,
@@ -190,7 +228,13 @@ static inline void fake_append(struct replica *replica, struct replica_append *a
                            .member = member,
                            .append = append,
                            .extent = e,
+                           .boot = member->medium->boots,
                            .result = fake_accept(member, e, &append->store)};
+    if (member->is_silent) {
+        io->result = -ETIMEDOUT;
+        timer_start(member->loop, &io->timer, FAKE_TIMEOUT_NS);
+        return;
+    }
     bool refuses_at_once = io->result != 0 && sim_world_random(member->world, 2) == 0;
     if (io->result == 0) {
         struct fake_append *data = fake_copy(&append->store);
@@ -203,9 +247,7 @@ static inline void fake_append(struct replica *replica, struct replica_append *a
             e->inflight++;
             member->medium->used_blocks += data->blocks;
         } else {
-            free(data->header);
-            free(data->crcs);
-            free(data);
+            fake_append_free(data);
         }
         if (fails) {
             io->result = member->append_error;
@@ -227,9 +269,17 @@ static inline void fake_sync(struct replica *replica, struct replica_sync *sync)
 {
     struct fake_member *member = fake_of(replica);
     struct fake_io *io = calloc(1, sizeof *io);
-    *io = (struct fake_io){.timer.fire = fake_io_done, .member = member, .sync = sync};
+    *io = (struct fake_io){.timer.fire = fake_io_done,
+                           .member = member,
+                           .sync = sync,
+                           .boot = member->medium->boots};
+    const struct fake_extent *e = fake_find(member->medium, sync->extent);
     if (member->is_broken)
         io->result = -PLX_EFAILED;
+    else if (member->is_silent)
+        io->result = -ETIMEDOUT;
+    else if (e == NULL || e->state != EXTENT_OPEN) /* restarted: it may have lost some */
+        io->result = -PLX_ESTOPPED;
     else if (fake_fails(member, member->sync_error_ppm))
         io->result = -ETIMEDOUT;
     for (uint32_t i = 0; i < member->medium->count && io->result == 0; i++) {
@@ -256,6 +306,8 @@ static inline async int fake_stop(struct replica *replica, struct address extent
                                   uint32_t *ret_length, bool *ret_restart_scanned)
 {
     struct fake_member *member = fake_of(replica);
+    if (fake_is_lost(member))
+        return -ETIMEDOUT;
     struct fake_extent *e = fake_find(member->medium, extent);
     if (member->is_broken)
         return -PLX_EFAILED;
@@ -273,7 +325,7 @@ static inline async int fake_stop(struct replica *replica, struct address extent
             data->is_synced = true;
     }
     *ret_length = e->length;
-    *ret_restart_scanned = false;
+    *ret_restart_scanned = e->is_scanned;
     return 0;
 }
 
@@ -281,6 +333,8 @@ static inline async int fake_finalize(struct replica *replica, struct address ex
                                       uint32_t length)
 {
     struct fake_member *member = fake_of(replica);
+    if (fake_is_lost(member))
+        return -ETIMEDOUT;
     struct fake_extent *e = fake_find(member->medium, extent);
     if (e == NULL || e->is_absent) {
         CHECK_EQ(length, 0);
@@ -306,6 +360,8 @@ static inline async int fake_finalize(struct replica *replica, struct address ex
 static inline async int fake_trim_headers(struct replica *replica, struct address extent)
 {
     struct fake_member *member = fake_of(replica);
+    if (fake_is_lost(member))
+        return -ETIMEDOUT;
     struct fake_extent *e = fake_find(member->medium, extent);
     task_sleep_ns(fake_latency(member));
     if (e == NULL || e->is_absent)
@@ -320,16 +376,19 @@ static inline async int fake_walk(struct replica *replica, struct address extent
 {
     struct fake_member *member = fake_of(replica);
     struct fake_extent *e = fake_find(member->medium, extent);
-    static struct entry entries[BATCH_BLOCKS];
+    struct entry entries[BATCH_BLOCKS];
     struct roll_entry rolls[ROLL_ENTRIES_MAX];
     struct header head;
     uint32_t previous_crc = 0, end = 0;
+    if (fake_is_lost(member))
+        return -ETIMEDOUT;
     if (e == NULL || e->is_absent)
         return -PLX_EMISSING;
     CHECK(!e->has_no_headers);
     task_sleep_ns(fake_latency(member));
     struct fake_append *data = e->appends;
-    for (; data != NULL && data->block + data->blocks <= e->length; data = data->next) {
+    uint32_t length = e->state == EXTENT_OPEN ? fake_prefix(e) : e->length;
+    for (; data != NULL && data->block + data->blocks <= length; data = data->next) {
         if (data->block == 0)
             CHECK_EQ(roll_decode(data->header, &head, rolls), 0);
         else
@@ -349,6 +408,72 @@ static inline async int fake_walk(struct replica *replica, struct address extent
     return 0;
 }
 
+struct fake_read {
+    struct timer timer;
+    struct fake_member *member;
+    struct replica_read *read;
+};
+
+/* The append that this block of data lies in, if it can be read. */
+static inline struct fake_append *fake_append_at(const struct fake_extent *e,
+                                                 uint32_t block)
+{
+    struct fake_append *data = e->appends;
+    if (e->state != EXTENT_OPEN && block >= e->length)
+        return NULL;
+    for (; data != NULL; data = data->next) {
+        bool is_in = data->block <= block && block < data->block + data->blocks;
+        if (is_in && !data->is_failed)
+            break;
+    }
+    return data;
+}
+
+static inline void fake_make_block(const struct fake_append *data, uint32_t block,
+                                   uint8_t *ret)
+{
+    if (block == data->block) {
+        memcpy(ret, data->header, BLOCK_SIZE);
+        return;
+    }
+    uint32_t at = block - data->block - 1;
+    memset(ret, data->bytes[at][0], BLOCK_SIZE);
+    ret[7] = data->bytes[at][1];
+    CHECK_EQ(crc32c(ret, BLOCK_SIZE), data->crcs[at]);
+}
+
+/* Into one vector. */
+static inline void fake_read_done(struct timer *timer)
+{
+    struct fake_read *io = container_of(timer, struct fake_read, timer);
+    struct replica_read *read = io->read;
+    const struct store_read *store = &read->store;
+    struct fake_extent *e =
+        fake_find(io->member->medium, address_extent(store->address));
+    uint32_t first = address_block(store->address);
+    CHECK_EQ(store->iov_count, 1);
+    read->result = io->member->is_silent ? -ETIMEDOUT : 0;
+    for (uint32_t i = 0; i < store->count && read->result == 0; i++) {
+        struct fake_append *data = e != NULL ? fake_append_at(e, first + i) : NULL;
+        if (data == NULL)
+            read->result = -PLX_ENOTHERE;
+        else
+            fake_make_block(data, first + i,
+                            (uint8_t *)store->iov[0].iov_base + i * BLOCK_SIZE);
+    }
+    free(io);
+    read->done(read);
+}
+
+static inline void fake_read(struct replica *replica, struct replica_read *read)
+{
+    struct fake_member *member = fake_of(replica);
+    struct fake_read *io = calloc(1, sizeof *io);
+    *io = (struct fake_read){
+        .timer.fire = fake_read_done, .member = member, .read = read};
+    timer_start(member->loop, &io->timer, fake_latency(member));
+}
+
 static inline const struct replica_ops *fake_ops(void)
 {
     static const struct replica_ops ops = {.create = fake_create,
@@ -357,7 +482,8 @@ static inline const struct replica_ops *fake_ops(void)
                                            .stop = fake_stop,
                                            .finalize = fake_finalize,
                                            .trim_headers = fake_trim_headers,
-                                           .walk_headers = fake_walk};
+                                           .walk_headers = fake_walk,
+                                           .read = fake_read};
     return &ops;
 }
 
@@ -381,6 +507,7 @@ static inline void fake_member_init(struct fake_member *member, struct loop *loo
 static inline void fake_restart(struct fake_medium *medium, struct sim_world *world,
                                 enum sim_end how)
 {
+    medium->boots++; /* what is under way is never answered */
     for (uint32_t i = 0; i < medium->count; i++) {
         struct fake_extent *e = &medium->extents[i];
         e->inflight = 0;
@@ -402,6 +529,18 @@ static inline void fake_restart(struct fake_medium *medium, struct sim_world *wo
         }
         e->state = EXTENT_STOPPED;
         e->is_refusing = false;
+        e->is_scanned = true;
+    }
+}
+
+/* The process that wrote is gone, the member lives on: what it got it also wrote. */
+static inline void fake_owner_gone(struct fake_medium *medium)
+{
+    for (uint32_t i = 0; i < medium->count; i++) {
+        medium->extents[i].inflight = 0;
+        struct fake_append *data = medium->extents[i].appends;
+        for (; data != NULL; data = data->next)
+            data->is_done = true;
     }
 }
 
@@ -429,9 +568,7 @@ static inline void fake_medium_done(struct fake_medium *medium)
         struct fake_append *data;
         while ((data = medium->extents[i].appends) != NULL) {
             medium->extents[i].appends = data->next;
-            free(data->header);
-            free(data->crcs);
-            free(data);
+            fake_append_free(data);
         }
     }
     medium->count = 0;

@@ -352,7 +352,7 @@ static void test_cuts(void)
                  .flushed = 21, .finals = finals, .final_count = 2),
              0);
     const struct cluster_disk *disk = disk_of(&m, "a");
-    CHECK_EQ(disk->extent_count, 2); /* the empty one left */
+    CHECK_EQ(disk->extent_count, 3); /* the empty one has yet to be deleted */
     CHECK_EQ(disk->cut_count, 1);
     CHECK_EQ(disk->cuts[0].epoch, 1);
     CHECK_EQ(disk->cuts[0].number, 21);
@@ -374,12 +374,13 @@ static void test_cuts(void)
     /* A checkpoint lets the extents go, and with them the cut. */
     struct final_length leaving[] = {
         {.extent = first, .length = 90, .last_number = 20, .leaves = true},
+        {.extent = unused, .length = 0, .leaves = true},
         {.extent = second, .length = 5, .last_number = 21, .leaves = true}};
     CHECK_EQ(RUN(&m, .op = CLUSTER_CHECKPOINT, .disk = id, .epoch = 4,
-                 .checkpoint = {1, 20, 30}, .finals = leaving, .final_count = 2),
+                 .checkpoint = {1, 20, 30}, .finals = leaving, .final_count = 3),
              -PLX_EPRECONDITION); /* 21 is above 20 */
     CHECK_EQ(RUN(&m, .op = CLUSTER_CHECKPOINT, .disk = id, .epoch = 4,
-                 .checkpoint = {1, 25, 30}, .finals = leaving, .final_count = 2),
+                 .checkpoint = {1, 25, 30}, .finals = leaving, .final_count = 3),
              0);
     CHECK_EQ(disk->extent_count, 0);
     CHECK_EQ(disk->cut_count, 0);

@@ -235,8 +235,68 @@ static void check_copies(void)
     CHECK_EQ(plan.last, 5);
 }
 
+/* Two members, of which both or one have answered. */
+#define PAIR(f, l, m)                                                                    \
+    {                                                                                    \
+        .epoch = 1, .copy_count = 2, .member_count = 2,                                  \
+        .copies = {COPY(f, l), COPY((m) == 0 ? 0 : (f), m)}                              \
+    }
+#define HALF(f, l)                                                                       \
+    {                                                                                    \
+        .epoch = 1, .copy_count = 1, .member_count = 2, .copies = {COPY(f, l)}           \
+    }
+
+/* What may stay where it is, and what has to be written again. */
+static const struct {
+    const char *story;
+    uint64_t flushed, committed;
+    struct plan_extent extents[3];
+    uint32_t count;
+    uint64_t last, stays;
+    uint64_t keep[3];
+} PAIRS[] = {
+    {"the end is on one member alone", 3, 3, {PAIR(1, 6, 5)}, 1, 6, 5, {5}},
+    {"a member is out of reach", 4, 2, {HALF(1, 6)}, 1, 6, 4, {4}},
+    {"all of one extent, some of the roll that followed",
+     3, 3, {PAIR(1, 9, 9), PAIR(4, 9, 6)}, 2, 9, 6, {3, 6}},
+    {"the roll was flushed, and a member of it is out of reach",
+     9, 9, {PAIR(1, 9, 9), HALF(4, 9)}, 2, 9, 9, {3, 9}},
+    {"flushed, but in which of the two is not known",
+     9, 3, {HALF(1, 9), HALF(4, 9)}, 2, 9, 3, {3, 0}},
+    {"a dead take-over had begun to write again what was on all members",
+     9, 3, {PAIR(1, 9, 9), PAIR(4, 8, 0)}, 2, 9, 3, {3, 0}},
+    {"a dead take-over had not got as far as the batch that was on all members",
+     9, 3, {PAIR(1, 9, 9), PAIR(4, 7, 7)}, 2, 9, 9, {9, 7}},
+};
+
+static void check_pairs(void)
+{
+    for (size_t i = 0; i < ARRAY_LEN(PAIRS); i++) {
+        struct plan_extent extents[3];
+        memcpy(extents, PAIRS[i].extents, sizeof extents);
+        for (uint32_t j = 0; j < PAIRS[i].count; j++)
+            extents[j].extent = address_of(1, j + 1, 0);
+        struct take_over_plan plan = {.known_flushed = PAIRS[i].flushed,
+                                      .committed = PAIRS[i].committed,
+                                      .extents = extents,
+                                      .extent_count = PAIRS[i].count};
+        CHECK_EQ(take_over_decide(&plan, NULL), 0);
+        bool good = plan.last == PAIRS[i].last && plan.flushed == PAIRS[i].stays;
+        for (uint32_t j = 0; j < PAIRS[i].count; j++)
+            good = good && extents[j].keep == PAIRS[i].keep[j];
+        if (!good)
+            fprintf(stderr, "%s: last %llu, stays %llu, keep %llu %llu\n",
+                    PAIRS[i].story, (unsigned long long)plan.last,
+                    (unsigned long long)plan.flushed,
+                    (unsigned long long)extents[0].keep,
+                    (unsigned long long)extents[1].keep);
+        CHECK(good);
+    }
+}
+
 int main(void)
 {
+    check_pairs();
     for (size_t i = 0; i < ARRAY_LEN(ROWS); i++)
         check_row(&ROWS[i]);
     check_copies();

@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Take-over, steps 2 and 3: stopping the extents and collecting what members have.
+ *
+ * Happy path: a task for each member stops all extents there, one after the other, and
+ * walks their headers. As soon as there is enough of each extent (see is_enough) the
+ * answers so far are the copies from which the plan decides.
+ *
+ * What can fail: a member is out of reach: its task asks again, until the others are
+ * enough or time is up. A copy whose headers are damaged counts as an answer, and as
+ * nothing else.
+ *
+ * Answers that come after that are dropped: a task may be stuck in a call to a dead node
+ * for longer than anybody waits. So what the tasks work on belongs to all of them, and
+ * the last one frees it.
+ */
+#include <stdio.h>
+
+#include "replication/take_over_internal.h"
+
+/* What a member has said of an extent. */
+struct answer {
+    bool is_there;
+    bool is_live; /* stopped by this take-over, not found by a restart scan */
+    struct plan_copy copy;
+};
+
+struct collected {
+    struct address extent;
+    bool is_final, is_skipped;
+    uint32_t length; /* if final */
+    uint32_t member_count;
+    uint64_t members[REPLICAS_MAX];
+    struct answer answers[REPLICAS_MAX];
+    uint64_t live_ns; /* when the first live answer came; 0: none has */
+};
+
+struct collection;
+
+struct asker {
+    struct task_call call;
+    struct collection *collection;
+    struct replica *member;
+};
+
+struct collection {
+    struct loop *loop;
+    uint64_t disk;
+    struct take_over_plan facts; /* roll records and F, as they are found */
+    struct plan_extent *extents; /* of facts */
+    struct collected *collected;
+    uint32_t count;
+    struct asker *askers;
+    uint32_t asker_count;
+    uint32_t users;   /* tasks and the take-over */
+    bool is_closed;   /* nobody looks at it any more */
+    struct waitlist changed;
+};
+
+static void collection_put(struct collection *collection)
+{
+    if (--collection->users > 0)
+        return;
+    free(collection->extents);
+    free(collection->collected);
+    free(collection->askers);
+    free(collection);
+}
+
+/* --- headers --- */
+
+struct scan {
+    struct collection *collection;
+    struct plan_copy *copy;
+};
+
+static void note_roll(struct take_over_plan *plan, const struct roll_entry *rolls,
+                      uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        for (uint32_t j = 0; j < plan->extent_count; j++) {
+            struct plan_extent *extent = &plan->extents[j];
+            if (!address_equal(extent->extent, rolls[i].extent))
+                continue;
+            extent->is_rolled = true;
+            extent->rolled_number = max_u64(extent->rolled_number, rolls[i].last_number);
+        }
+    }
+}
+
+static int scan_header(void *arg, const struct header *head, const struct entry *entries,
+                       const struct roll_entry *rolls)
+{
+    struct scan *scan = arg;
+    struct plan_copy *copy = scan->copy;
+    struct take_over_plan *facts = &scan->collection->facts;
+    if (scan->collection->is_closed)
+        return -PLX_ECANCELLED;
+    if (head->disk != scan->collection->disk)
+        return -PLX_EDAMAGED;
+    facts->known_flushed = max_u64(facts->known_flushed, head->flushed);
+    if (head->kind == HEADER_ROLL) {
+        note_roll(facts, rolls, head->count);
+        copy->end = head->block + 1;
+        return 0;
+    }
+    if (copy->last != 0 && head->number != copy->last + 1)
+        return -PLX_EDAMAGED;
+    if (copy->last == 0)
+        copy->first = head->number;
+    copy->last = copy->end_number = head->number;
+    copy->end = head->block + 1 + header_data_blocks(entries, head->count);
+    return 0;
+}
+
+/* --- asking a member --- */
+
+/* 0: it has answered; else it is out of reach, or cannot tell. */
+static async int ask(struct asker *asker, const struct collected *extent,
+                     struct answer *answer)
+{
+    struct replica *member = asker->member;
+    struct plan_copy copy = {.node = member->node};
+    struct scan scan = {.collection = asker->collection, .copy = &copy};
+    uint32_t length = 0;
+    bool restart_scanned = false;
+    int rc = 0;
+    if (!extent->is_final)
+        rc = member->ops->stop(member, extent->extent, &length, &restart_scanned);
+    if (rc != 0)
+        return rc;
+    if (extent->is_final ? extent->length > 0 : length > 0)
+        rc = member->ops->walk_headers(member, extent->extent, scan_header, &scan, NULL);
+    if (rc == -PLX_EDAMAGED || rc == -PLX_EMISSING || rc == -PLX_ENOTHERE) {
+        copy.is_broken = true;
+        rc = 0;
+    }
+    if (rc == 0)
+        *answer = (struct answer){.is_there = true,
+                                  .is_live = !restart_scanned && !copy.is_broken,
+                                  .copy = copy};
+    return rc;
+}
+
+static struct answer *answer_of(struct collected *extent, uint64_t node)
+{
+    for (uint32_t i = 0; i < extent->member_count; i++) {
+        if (extent->members[i] == node)
+            return &extent->answers[i];
+    }
+    return NULL;
+}
+
+/* True: it has answered for all extents it is a member of. */
+static async bool ask_all(struct asker *asker)
+{
+    struct collection *collection = asker->collection;
+    for (uint32_t i = 0; i < collection->count; i++) {
+        struct collected *extent = &collection->collected[i];
+        struct answer *answer = answer_of(extent, asker->member->node);
+        struct answer got;
+        if (answer == NULL || answer->is_there || extent->is_skipped)
+            continue;
+        if (collection->is_closed || ask(asker, extent, &got) != 0)
+            return false;
+        if (collection->is_closed)
+            return false;
+        *answer = got;
+        if (got.is_live && extent->live_ns == 0)
+            extent->live_ns = loop_now_ns(collection->loop);
+        waitlist_wake_all(&collection->changed);
+    }
+    return true;
+}
+
+static void asker_main(struct task_call *call)
+{
+    struct asker *asker = container_of(call, struct asker, call);
+    struct collection *collection = asker->collection;
+    while (!collection->is_closed && !ask_all(asker) && !collection->is_closed)
+        task_sleep_ns(TAKE_OVER_RETRY_NS);
+    waitlist_wake_all(&collection->changed);
+    collection_put(collection); /* before the waiters run */
+}
+
+/* --- enough? --- */
+
+static bool answer_is_sound(const struct answer *answer)
+{
+    return answer->is_there && !answer->copy.is_broken;
+}
+
+/*
+ * What was acknowledged is on every member. So one copy that was stopped live has all of
+ * it, and no former owner gets anything acknowledged any more. A copy that a restart scan
+ * found has what was flushed, if it is sound, but may have lost what was only
+ * acknowledged, while others still have it.
+ */
+static bool is_enough(const struct collected *extent, uint64_t now_ns, uint64_t begun_ns)
+{
+    uint32_t there = 0, sound = 0;
+    if (extent->is_skipped)
+        return true;
+    for (uint32_t i = 0; i < extent->member_count; i++) {
+        const struct answer *answer = &extent->answers[i];
+        there += answer->is_there;
+        sound += answer_is_sound(answer);
+        if (extent->is_final && answer_is_sound(answer) &&
+            answer->copy.end >= extent->length)
+            return true;
+    }
+    if (there == extent->member_count)
+        return true;
+    if (extent->is_final)
+        return false;
+    if (extent->live_ns != 0)
+        return now_ns - extent->live_ns >= TAKE_OVER_SHORT_NS;
+    return sound >= 2 && now_ns - begun_ns >= TAKE_OVER_LONG_NS;
+}
+
+static const struct collected *first_wanting(const struct collection *collection,
+                                             uint64_t begun_ns)
+{
+    uint64_t now_ns = loop_now_ns(collection->loop);
+    for (uint32_t i = 0; i < collection->count; i++) {
+        if (!is_enough(&collection->collected[i], now_ns, begun_ns))
+            return &collection->collected[i];
+    }
+    return NULL;
+}
+
+/* Names the members that have not answered. */
+static int say_who_is_missing(struct take_over *over, const struct collected *extent)
+{
+    char who[REPLICAS_MAX * 24] = "";
+    size_t at = 0;
+    for (uint32_t i = 0; i < extent->member_count; i++) {
+        if (!extent->answers[i].is_there)
+            at += (size_t)snprintf(who + at, sizeof who - at, "%s%llu", at ? ", " : "",
+                                   (unsigned long long)extent->members[i]);
+    }
+    return err_set(over->err, -EHOSTUNREACH,
+                   "extent %llx: %s; out of reach: node %s",
+                   (unsigned long long)extent->extent.v,
+                   extent->live_ns != 0 || extent->is_final
+                       ? "not enough copies are in reach"
+                       : "the copies in reach were restarted and may have lost its end",
+                   who);
+}
+
+struct tick {
+    struct timer timer;
+    struct collection *collection;
+};
+
+static void tick_fired(struct timer *timer)
+{
+    struct tick *tick = container_of(timer, struct tick, timer);
+    waitlist_wake_all(&tick->collection->changed);
+    timer_start(tick->collection->loop, timer, TAKE_OVER_SHORT_NS);
+}
+
+static async int wait_for_enough(struct take_over *over, struct collection *collection)
+{
+    uint64_t begun_ns = loop_now_ns(collection->loop);
+    struct tick tick = {.timer.fire = tick_fired, .collection = collection};
+    const struct collected *wanting;
+    int rc = 0;
+    timer_start(collection->loop, &tick.timer, TAKE_OVER_SHORT_NS);
+    while (rc == 0 && (wanting = first_wanting(collection, begun_ns)) != NULL) {
+        if (loop_now_ns(collection->loop) - begun_ns >= TAKE_OVER_WAIT_NS)
+            rc = say_who_is_missing(over, wanting);
+        else
+            waitlist_wait(&collection->changed);
+    }
+    timer_stop(collection->loop, &tick.timer);
+    return rc;
+}
+
+/* --- the whole --- */
+
+static void add_asker(struct collection *collection, struct replica *member)
+{
+    for (uint32_t i = 0; i < collection->asker_count; i++) {
+        if (collection->askers[i].member == member)
+            return;
+    }
+    struct asker *asker = &collection->askers[collection->asker_count++];
+    asker->collection = collection;
+    asker->member = member;
+}
+
+static struct collection *collection_create(const struct take_over *over)
+{
+    const struct take_over_plan *plan = &over->plan;
+    uint32_t count = plan->extent_count;
+    struct collection *collection = calloc(1, sizeof *collection);
+    if (collection == NULL)
+        return NULL;
+    collection->loop = over->log->loop;
+    collection->disk = over->log->disk;
+    collection->users = 1;
+    collection->count = count;
+    waitlist_init(&collection->changed);
+    collection->extents = calloc(count + 1, sizeof *collection->extents);
+    collection->collected = calloc(count + 1, sizeof *collection->collected);
+    collection->askers = calloc((size_t)count * REPLICAS_MAX + 1,
+                                sizeof *collection->askers);
+    if (collection->extents == NULL || collection->collected == NULL ||
+        collection->askers == NULL) {
+        collection_put(collection);
+        return NULL;
+    }
+    memcpy(collection->extents, plan->extents, count * sizeof *plan->extents);
+    collection->facts = *plan;
+    collection->facts.extents = collection->extents;
+    collection->facts.cuts = NULL;
+    return collection;
+}
+
+/* The members of each extent's write set, and a task for each of them. */
+static void start_askers(struct take_over *over, struct collection *collection)
+{
+    struct tail_extent *tail = TAILQ_FIRST(&over->log->tails);
+    for (uint32_t i = 0; i < collection->count; i++) {
+        const struct plan_extent *extent = &over->extents[i];
+        struct collected *to = &collection->collected[i];
+        to->extent = extent->extent;
+        to->is_final = extent->is_final;
+        to->is_skipped = extent->is_skipped;
+        to->length = extent->length;
+        to->member_count = extent->member_count;
+        for (uint32_t j = 0; j < extent->member_count; j++)
+            to->members[j] = extent->copies[j].node;
+        for (uint32_t j = 0; j < tail->member_count; j++)
+            add_asker(collection, tail->members[j]);
+        tail = TAILQ_NEXT(tail, link);
+    }
+    collection->users += collection->asker_count;
+    for (uint32_t i = 0; i < collection->asker_count; i++) {
+        collection->askers[i].call = (struct task_call){
+            .main = asker_main, .name = "take-over", .system = true};
+        task_start(collection->loop, &collection->askers[i].call);
+    }
+}
+
+/* The answers become the copies that the plan looks at. */
+static void take_answers(struct take_over *over, const struct collection *collection)
+{
+    over->plan.known_flushed = collection->facts.known_flushed;
+    for (uint32_t i = 0; i < collection->count; i++) {
+        struct plan_extent *extent = &over->extents[i];
+        extent->is_rolled = collection->extents[i].is_rolled;
+        extent->rolled_number = collection->extents[i].rolled_number;
+        extent->copy_count = 0;
+        for (uint32_t j = 0; j < extent->member_count; j++) {
+            const struct answer *answer = &collection->collected[i].answers[j];
+            if (answer->is_there)
+                extent->copies[extent->copy_count++] = answer->copy;
+        }
+    }
+}
+
+async int take_over_collect(struct take_over *over)
+{
+    struct collection *collection = collection_create(over);
+    if (collection == NULL)
+        return -ENOMEM;
+    start_askers(over, collection);
+    int rc = wait_for_enough(over, collection);
+    if (rc == 0)
+        take_answers(over, collection);
+    collection->is_closed = true;
+    while (over->log->local != NULL && collection->users > 1)
+        waitlist_wait(&collection->changed); /* that member goes with the log */
+    collection_put(collection);
+    return rc;
+}
