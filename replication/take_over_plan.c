@@ -61,11 +61,16 @@ static uint64_t must_hold(const struct take_over_plan *plan, uint32_t at)
     return must;
 }
 
-static bool copy_is_sound(const struct plan_extent *extent, const struct plan_copy *copy,
+/* Numbers that extents before have, too, may have been flushed there, and this copy may
+ * be what a dead take-over got done. Not if a root may name them: their place is here. */
+static bool copy_is_sound(const struct take_over_plan *plan,
+                          const struct plan_extent *extent, const struct plan_copy *copy,
                           uint64_t must, uint64_t reach)
 {
     if (copy->is_broken || (extent->is_final && copy->end < extent->length))
         return false;
+    if (copy->last != 0 && !extent->is_final && !extent->is_rolled && must <= reach)
+        return copy->last >= min_u64(must, plan->committed);
     if (copy->last != 0)
         return copy->last >= must;
     /* A length and a last number are known of these; an empty copy may be right. */
@@ -83,7 +88,7 @@ static int choose_copy(const struct take_over_plan *plan, uint32_t at, uint64_t 
     bool found = false;
     for (uint32_t i = 0; i < extent->copy_count; i++) {
         struct plan_copy *copy = &extent->copies[i];
-        copy->is_damaged = !copy_is_sound(extent, copy, must, *reach);
+        copy->is_damaged = !copy_is_sound(plan, extent, copy, must, *reach);
         if (copy->is_damaged)
             continue;
         if (!found || copy->last > extent->last) {

@@ -59,7 +59,8 @@ struct plan_extent {
 struct take_over_plan {
     uint64_t covers;        /* the log begins after this number */
     uint64_t known_flushed; /* F */
-    uint64_t committed;     /* the highest number that a command says is flushed; <= F */
+    uint64_t committed;     /* the highest number that a command says is flushed; at
+                             * least `covers`, at most F */
     const struct cluster_cut *cuts;
     uint32_t cut_count;
     struct plan_extent *extents; /* in order of sequence */

@@ -197,6 +197,7 @@ static void check_row(const struct row *row)
         cut_count++;
     struct take_over_plan plan = {.covers = row->covers,
                                   .known_flushed = row->flushed,
+                                  .committed = row->covers,
                                   .cuts = row->cuts,
                                   .cut_count = cut_count,
                                   .extents = extents,
