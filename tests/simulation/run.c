@@ -126,7 +126,7 @@ static async void verify_start(struct run *run)
     verify_names(run);
     verify_content(run, false);
     if (run_chance(run, 10))
-        verify_check(run);
+        verify_check(run, false);
 }
 
 /* Everything, and then once more what space is held for it. */
@@ -140,7 +140,7 @@ static async void verify_last(struct run *run)
     }
     if (run->is_count || run_chance(run, 50))
         verify_space(run);
-    verify_check(run);
+    verify_check(run, false);
     if (run->is_count && run_chance(run, 30))
         verify_repair(run);
     if (run->is_count && run_chance(run, 30))

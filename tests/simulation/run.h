@@ -92,7 +92,7 @@ async void verify_content(struct run *run, bool all);
 async void verify_restore(struct run *run);
 
 /* --- verify_space.c; on a task --- */
-async void verify_check(struct run *run); /* host_check */
+async void verify_check(struct run *run, bool beside_guests); /* host_check */
 /* Waits until all is closed and reclaimed, and compares what is live with the model. */
 async void verify_space(struct run *run);
 /* Loses some blocks, which a check must find, and free. */

@@ -22,12 +22,14 @@ static void on_finding(void *arg, const char *line)
         run_fail(run, "check: %s", line);
 }
 
-async void verify_check(struct run *run)
+async void verify_check(struct run *run, bool beside_guests)
 {
     struct check_callbacks callbacks = {.finding = on_finding, .arg = run};
     struct check_report report;
     struct error err = {0};
     int rc = host_check(run->host, 0, &callbacks, &report, &err);
+    if (rc == -PLX_EBUSY && beside_guests)
+        return; /* it gives up before it holds them up */
     if (!faults_allow(run, rc))
         run_fail(run, "check: %s", err.text);
     if (rc == 0 && (report.lost_blocks > 0 || report.dead_reachable > 0) &&
@@ -123,17 +125,31 @@ static async void check_lost(struct run *run, unsigned flags, uint64_t lost,
                  (unsigned long long)report.repaired_blocks);
 }
 
+static size_t count_trash(struct run *run)
+{
+    struct trash_info *infos;
+    size_t count;
+    int rc = trash_list(run->host, &infos, &count);
+    if (rc < 0)
+        run_fail(run, "trash_list: %s", err_text(rc));
+    free(infos);
+    return count;
+}
+
 async void verify_repair(struct run *run)
 {
     struct host_status before, status;
     if (run->profile.media_rot)
         return;
     wait_quiet(run, &before);
+    size_t trashed = count_trash(run);
     uint32_t count = lose_blocks(run->host, (uint32_t)run_between(run, 1, 100));
     run_note(run, "%u blocks are lost", count);
     check_lost(run, 0, count, 0);
     check_lost(run, CHECK_REPAIR, count, count);
     check_lost(run, 0, 0, 0);
+    if (count_trash(run) != trashed)
+        return; /* the time of one of its disks was over meanwhile */
     host_status(run->host, &status);
     if (status.live_bytes != before.live_bytes)
         run_fail(run, "lost space was freed, but %llu bytes are live, not %llu",

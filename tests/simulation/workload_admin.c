@@ -489,7 +489,7 @@ void admin_import_end(struct run *run, struct model_disk *disk)
 
 static async void check_main(struct op *op)
 {
-    verify_check(op->run);
+    verify_check(op->run, true);
     op_end(op, 0);
 }
 
