@@ -19,6 +19,7 @@
 #define SCAN_TASKS       8U                /* extents scanned at once after a restart */
 #define WINDOW_BLOCKS    SLAB_BLOCKS       /* of a scan: one read of 1 MiB */
 #define WINDOW_HOP       PIECE_BLOCKS      /* where only headers are wanted: 64 KiB */
+#define BEYOND_GAP (2 * (BATCH_BLOCKS + 1)) /* looked at behind the end of a scan */
 #define RESERVE_SLABS    EXTENT_SLABS      /* reserved at once at most */
 #define ZERO_POOL_SLABS  64U               /* filled ahead of use */
 #define IDLE_NS          (200 * NS_PER_MS) /* quiet for so long is idle */
@@ -326,6 +327,7 @@ struct walk {
     struct entry entries[BATCH_BLOCKS];
     struct roll_entry rolls[ROLL_ENTRIES_MAX];
     uint32_t data_blocks; /* behind head */
+    uint32_t data_block;  /* that walk_data looked at last */
 };
 /* NULL when memory is out. */
 struct walk *walk_create(struct store *store, const struct extent *e, uint32_t limit);
@@ -337,6 +339,24 @@ async int walk_head(struct walk *walk);
 async int walk_data(struct walk *walk);
 /* Goes on to the next header. */
 void walk_next(struct walk *walk);
+/* Whether at a block behind the chain's there is a batch's header of this extent,
+ * whatever the one before it was. Overwrites entries. */
+async bool walk_peek(struct walk *walk, uint32_t block, struct header *ret_head,
+                     uint32_t *ret_data_blocks);
+
+/* beyond.c: what headers behind the end of a scan say. */
+struct beyond {
+    uint64_t first_number; /* of the first that was found; 0: there is none */
+    uint32_t first_block;
+    uint32_t end;          /* of the last batch that was found, within the limit */
+    uint64_t flushed;      /* the highest number any of them calls flushed */
+};
+/* Goes from header to header, from block `from` on, as long as the next one is near. Sets
+ * their bits in `headers`, if not NULL. */
+async void beyond_look(struct walk *walk, uint32_t from, uint8_t *headers,
+                       struct beyond *ret);
+/* Whether the header that is missing where the walk's chain ends was flushed. */
+bool beyond_needs_header(const struct chain *chain, const struct beyond *beyond);
 
 /* restart.c: stops all extents that a former process left open. */
 async int restart_scan(struct store *store, struct error *err);

@@ -19,14 +19,19 @@
 
 /* --- the chain --- */
 
+static bool is_of_extent(const struct chain *chain, const struct header *head)
+{
+    return uid_equal(head->cluster, chain->cluster) && head->disk == chain->disk &&
+           address_equal(head->extent, chain->extent) && head->epoch == chain->epoch &&
+           head->nonce == chain->nonce;
+}
+
 bool chain_accepts(const struct chain *chain, const struct header *head)
 {
     if (planted(PLANT_RECYCLED_HEADER) && chain->block > 0)
         return head->kind == HEADER_BATCH && head->disk == chain->disk &&
                head->block == chain->block;
-    if (!uid_equal(head->cluster, chain->cluster) || head->disk != chain->disk ||
-        !address_equal(head->extent, chain->extent) || head->epoch != chain->epoch ||
-        head->nonce != chain->nonce)
+    if (!is_of_extent(chain, head))
         return false;
     if (head->block != chain->block || head->previous_crc != chain->previous_crc)
         return false;
@@ -153,6 +158,7 @@ async int walk_data(struct walk *walk)
     for (uint32_t i = 0; i < entry_count; i++) {
         if (!entry_has_block(walk->entries[i].kind))
             continue;
+        walk->data_block = block;
         if (!is_in_window(walk, block)) {
             int result = window_load(walk, block, WINDOW_BLOCKS);
             if (result < 0)
@@ -170,6 +176,20 @@ async int walk_data(struct walk *walk)
 void walk_next(struct walk *walk)
 {
     chain_advance(&walk->chain, &walk->head, walk->data_blocks);
+}
+
+async bool walk_peek(struct walk *walk, uint32_t block, struct header *ret_head,
+                     uint32_t *ret_data_blocks)
+{
+    const struct chain *chain = &walk->chain;
+    assert(block > chain->block && block < walk->limit);
+    if (!is_in_window(walk, block) && window_load(walk, block, WINDOW_BLOCKS) < 0)
+        return false;
+    if (header_decode(window_at(walk, block), ret_head, walk->entries) < 0)
+        return false;
+    *ret_data_blocks = header_data_blocks(walk->entries, ret_head->count);
+    return is_of_extent(chain, ret_head) && ret_head->block == block &&
+           ret_head->number > chain->number;
 }
 
 /* --- for callers --- */

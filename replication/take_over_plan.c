@@ -79,6 +79,24 @@ static bool copy_is_sound(const struct take_over_plan *plan,
     return must <= reach;
 }
 
+static int no_copy_error(const struct plan_extent *extent, uint64_t must,
+                         struct error *err)
+{
+    bool is_broken = false;
+    for (uint32_t i = 0; i < extent->copy_count; i++)
+        is_broken = is_broken || extent->copies[i].is_broken;
+    const char *who = extent->copy_count == 1 ? "its only copy" : "every copy";
+    unsigned long long name = (unsigned long long)extent->extent.v;
+    unsigned long long last = (unsigned long long)longest_last(extent);
+    if (is_broken)
+        return err_set(err, -PLX_EDAMAGED,
+                       "extent %llx: %s is not whole behind batch %llu", name,
+                       who, last);
+    return err_set(err, -PLX_EDAMAGED,
+                   "extent %llx: must hold batches up to %llu, %s ends at %llu", name,
+                   (unsigned long long)must, who, last);
+}
+
 /* Rule 2. reach: the highest number in this extent or one before. */
 static int choose_copy(const struct take_over_plan *plan, uint32_t at, uint64_t *reach,
                        struct error *err)
@@ -98,13 +116,8 @@ static int choose_copy(const struct take_over_plan *plan, uint32_t at, uint64_t 
         }
         found = true;
     }
-    if (!found) {
-        return err_set(err, -PLX_EDAMAGED,
-                       "extent %llx: must hold batches up to %llu, %s ends at %llu",
-                       (unsigned long long)extent->extent.v, (unsigned long long)must,
-                       extent->copy_count == 1 ? "its only copy" : "every copy",
-                       (unsigned long long)longest_last(extent));
-    }
+    if (!found)
+        return no_copy_error(extent, must, err);
     *reach = max_u64(*reach, extent->last);
     return 0;
 }

@@ -155,6 +155,33 @@ damage verify "$(uri copy)"
 damage verify "$(uri other)"
 stop_daemon "$PARALLAX"
 
+# Nor when nothing but later headers of the log says that it was flushed. Its space is
+# not given to others: with that bit as it was, all is there again.
+start_up "$T/store"
+io -r -c 'read -P 3 0 64k'
+parallax disk show web >"$T/out"
+stop_daemon "$PARALLAX"
+headers=$(/usr/bin/python3 "$TESTS/damage_metadata.py" count "$T/store/store" 2)
+start_up "$T/store"
+io -c 'write -P 1 0 64k' -c flush -c 'write -P 2 64k 64k' -c flush \
+    -c 'write -P 3 0 64k' -c flush
+kill9_daemon "$PARALLAX"
+ruin short header 2 "$headers"
+grep -q 'the header in block .*, which was flushed, is damaged' "$T/short/log" ||
+    fail "the start does not say so: $(cat "$T/short/log")"
+qemu-io -f raw -r -c 'read 0 4k' "$(uri web)" >"$T/qemu-io" 2>&1 || true
+grep -Eq "Input/output error|can't open" "$T/qemu-io" || fail "$(cat "$T/qemu-io")"
+named_by_check 'disk web: '
+damage verify "$(uri web@first)"
+parallax clone web@first again # what can be done without it
+damage verify "$(uri again)"
+damage write "$(uri other)"
+stop_daemon "$PARALLAX"
+/usr/bin/python3 "$TESTS/damage_metadata.py" header "$T/short/store" 2 "$headers"
+start_up "$T/short"
+io -r -c 'read -P 3 0 64k' -c 'read -P 2 64k 64k'
+stop_daemon "$PARALLAX"
+
 start_up "$T/store"
 io -r -c 'read -P 3 0 64k'
 damage write "$(uri web)"

@@ -27,6 +27,9 @@ struct model_extent {
     bool is_busy;     /* somebody wants it to stay as it is */
     bool was_full;    /* one was refused: the model has lost count */
     uint64_t number;
+    uint64_t flushed; /* as its next headers say */
+    struct roll_entry rolls[2]; /* of its roll record */
+    uint32_t roll_count;
     uint32_t previous_crc;
     uint32_t crc[EXTENT_BLOCKS];
     uint8_t trimmed[BITMAP_BYTES];  /* asked for */
@@ -239,12 +242,14 @@ static inline void build_batch(struct test_append *a, uint32_t blocks)
         .epoch = x->epoch,
         .nonce = x->nonce,
         .previous_crc = x->previous_crc,
+        .flushed = x->flushed,
     };
     struct buffer *header = buffer_create(m->pool, BLOCK_SIZE);
     CHECK(header != NULL);
     a->slices[a->append.slice_count++] = (struct slice){header, 0, BLOCK_SIZE};
     if (head.kind == HEADER_ROLL) {
-        x->previous_crc = roll_encode(&head, NULL, header->data);
+        head.count = x->roll_count;
+        x->previous_crc = roll_encode(&head, x->rolls, header->data);
         x->crc[x->submitted++] = crc32c(header->data, BLOCK_SIZE);
         x->is_end[x->submitted] = true;
         return;

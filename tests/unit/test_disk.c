@@ -335,6 +335,107 @@ static void test_damaged_map(void)
     machine_destroy(m);
 }
 
+/* --- damage of a log that was not closed --- */
+
+static uint8_t rounds[4][16 * BLOCK_SIZE];
+
+static async void body_flushes(struct machine *m)
+{
+    DO(disk_create(m->host, "d", SIZE, &err));
+    DO(disk_create(m->host, "e", SIZE, &err));
+    struct disk *disk = attach(m, "d");
+    for (uint32_t i = 0; i < ARRAY_LEN(rounds); i++) {
+        fill(m, rounds[i], sizeof rounds[i]);
+        CHECK_EQ(write_bytes_at(disk, i * sizeof rounds[i], sizeof rounds[i], rounds[i],
+                                0),
+                 0);
+        CHECK_EQ(flush(disk), 0);
+    }
+    m->host = NULL; /* it is killed, and nothing but the log says what was flushed */
+}
+
+/* Where the header of that batch of the only disk that has written is. */
+static uint64_t find_header(struct machine *m, uint64_t number)
+{
+    uint8_t block[BLOCK_SIZE];
+    struct header head;
+    uint64_t size = sim_file_size_bytes(m->world, m->options.store_path);
+    for (uint64_t at = 0; at < size; at += BLOCK_SIZE) {
+        CHECK_EQ(sim_file_peek(m->world, m->options.store_path, at, block, sizeof block),
+                 0);
+        if (header_decode(block, &head, NULL) == 0 && head.number == number)
+            return at;
+    }
+    CHECK(false && "no such header");
+    return 0;
+}
+
+static void flip(struct machine *m, uint64_t at)
+{
+    uint8_t byte = 0;
+    CHECK_EQ(sim_file_peek(m->world, m->options.store_path, at, &byte, 1), 0);
+    byte ^= 1;
+    CHECK_EQ(sim_file_poke(m->world, m->options.store_path, at, &byte, 1), 0);
+}
+
+/* Refused, and named; others go on, and write more than what would have been freed. */
+static async void body_not_opened(struct machine *m)
+{
+    struct findings findings;
+    struct check_report report;
+    struct disk *disk = NULL;
+    DO_FAILS(disk_open(m->host, "d", DISK_READ_WRITE, &disk, &err), -PLX_EDAMAGED);
+    struct model *model = model_create(SIZE);
+    random_named(m, "e", model, 60);
+    free(model);
+    run_check(m, &findings, &report);
+    CHECK(findings.count > 0 && strstr(findings.first, "disk d") != NULL);
+}
+
+static async void body_all_there(struct machine *m)
+{
+    static uint8_t back[sizeof rounds];
+    struct disk *disk = attach(m, "d");
+    CHECK_EQ(read_bytes_at(disk, 0, sizeof back, back), 0);
+    CHECK(memcmp(back, rounds, sizeof back) == 0);
+    disk_close(disk);
+    check_clean(m);
+}
+
+static async void body_one_block(struct machine *m)
+{
+    static uint8_t back[sizeof rounds];
+    struct disk *disk = attach(m, "d");
+    for (uint32_t i = 0; i < sizeof back / BLOCK_SIZE; i++)
+        CHECK_EQ(read_bytes_at(disk, i * BLOCK_SIZE, BLOCK_SIZE, back + i * BLOCK_SIZE),
+                 i == 0 ? -PLX_ECHECKSUM : 0);
+    CHECK(memcmp(back + BLOCK_SIZE, (uint8_t *)rounds + BLOCK_SIZE,
+                 sizeof back - BLOCK_SIZE) == 0);
+    disk_close(disk);
+}
+
+/* A header that was flushed: the disk is not taken for what it was before, and nothing is
+ * given away; once the header is as it was, all is there. Data: it costs one block. */
+static void test_damaged_log(void)
+{
+    for (uint64_t number = 1; number < ARRAY_LEN(rounds); number++) {
+        struct machine *m = machine_create(number);
+        machine_run(m, body_flushes);
+        uint64_t at = find_header(m, number) + 99;
+        flip(m, at);
+        machine_run(m, body_not_opened);
+        machine_run(m, body_not_opened);
+        flip(m, at);
+        machine_run(m, body_all_there);
+        machine_destroy(m);
+    }
+    struct machine *m = machine_create(9);
+    machine_run(m, body_flushes);
+    flip(m, find_header(m, 1) + BLOCK_SIZE);
+    machine_run(m, body_one_block);
+    machine_destroy(m);
+}
+
 /* --- killed --- */
 
 static async void body_until_killed(struct machine *m)
@@ -402,6 +503,7 @@ int main(void)
     test_full();
     test_damage();
     test_damaged_map();
+    in_child(test_damaged_log);
     in_child(test_kill);
     return 0;
 }
