@@ -64,6 +64,12 @@ async int file_allocate(struct file *file, uint64_t offset_bytes, uint64_t len_b
                : file->ops->allocate(file, offset_bytes, len_bytes);
 }
 
+async int file_space(struct file *file, struct file_space *ret_space)
+{
+    assert(task_current() != NULL);
+    return file->is_device ? -ENOTSUP : file->ops->space(file, ret_space);
+}
+
 /* The length of all vectors; O_DIRECT needs each of them aligned. */
 static uint64_t vectors_bytes(const struct file_io *io)
 {

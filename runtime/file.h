@@ -57,8 +57,16 @@ async int file_grow(struct file *file, uint64_t size_bytes);
 async int file_punch(struct file *file, uint64_t offset_bytes, uint64_t len_bytes);
 
 /* Has the file system set space aside for a range, so that the first write into it does
- * not have to. A device, and a file system that cannot, give 0 and do nothing. */
+ * not have to, and cannot find it full. -ENOSPC, maybe after a part of it; -ENOTSUP of a
+ * file system that cannot. A device gives 0 and does nothing. */
 async int file_allocate(struct file *file, uint64_t offset_bytes, uint64_t len_bytes);
+
+/* Space in the file system of a file. -ENOTSUP for a device. */
+struct file_space {
+    uint64_t stored_bytes; /* what the file occupies: holes do not count */
+    uint64_t free_bytes;   /* what an ordinary user could still store there */
+};
+async int file_space(struct file *file, struct file_space *ret_space);
 
 /* Starts io. done is never called from inside file_submit. Operations beyond
  * AIO_DEPTH wait in a queue. */

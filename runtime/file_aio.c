@@ -33,6 +33,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #undef BLOCK_SIZE /* of linux/fs.h; ours is another */
@@ -51,6 +52,8 @@
 #define SUBMIT_MAX 128U /* iocbs of one io_submit */
 #define REAP_MAX   64U  /* completions copied from the ring at once */
 #define RETRY_NS   NS_PER_MS
+/* The unit of st_blocks, whatever the file system. */
+#define STAT_BLOCK_BYTES 512U
 
 STAILQ_HEAD(io_list, file_io);
 
@@ -501,7 +504,7 @@ static void allocate_run(struct worker_job *job)
 {
     struct range_job *j = container_of(job, struct range_job, job);
     int rc = fallocate(j->fd, 0, (off_t)j->offset_bytes, (off_t)j->len_bytes);
-    j->result = rc == 0 || errno == EOPNOTSUPP ? 0 : -errno;
+    j->result = rc == 0 ? 0 : -errno;
 }
 
 static async int allocate(struct file *file, uint64_t offset_bytes, uint64_t len_bytes)
@@ -514,6 +517,35 @@ static async int allocate(struct file *file, uint64_t offset_bytes, uint64_t len
         .len_bytes = len_bytes,
     };
     worker_call(f->aio->worker, &j.job);
+    return j.result;
+}
+
+struct space_job {
+    struct worker_job job;
+    int fd, result;
+    struct file_space space;
+};
+
+static void space_run(struct worker_job *job)
+{
+    struct space_job *j = container_of(job, struct space_job, job);
+    struct statvfs vfs;
+    struct stat st;
+    if (fstat(j->fd, &st) != 0 || fstatvfs(j->fd, &vfs) != 0) {
+        j->result = -errno;
+        return;
+    }
+    j->space.stored_bytes = (uint64_t)st.st_blocks * STAT_BLOCK_BYTES;
+    j->space.free_bytes = (uint64_t)vfs.f_bavail * vfs.f_frsize;
+}
+
+static async int space(struct file *file, struct file_space *ret_space)
+{
+    struct aio_file *f = aio_file_of(file);
+    struct space_job j = {.job.run = space_run, .fd = f->fd};
+    worker_call(f->aio->worker, &j.job);
+    if (j.result == 0)
+        *ret_space = j.space;
     return j.result;
 }
 
@@ -530,6 +562,7 @@ static const struct file_ops aio_file_ops = {
     .grow = grow,
     .punch = punch,
     .allocate = allocate,
+    .space = space,
     .close = close_file,
 };
 

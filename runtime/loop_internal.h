@@ -84,6 +84,7 @@ struct file_ops {
     async int (*grow)(struct file *file, uint64_t size_bytes);
     async int (*punch)(struct file *file, uint64_t offset_bytes, uint64_t len_bytes);
     async int (*allocate)(struct file *file, uint64_t offset_bytes, uint64_t len_bytes);
+    async int (*space)(struct file *file, struct file_space *ret_space);
     void (*close)(struct file *file);
 };
 struct file {

@@ -65,6 +65,11 @@ int sim_file_peek(const struct sim_world *world, const char *path, uint64_t offs
                   void *ret, size_t len);
 int sim_file_poke(struct sim_world *world, const char *path, uint64_t offset_bytes,
                   const void *bytes, size_t len);
+/* From now on the file lies in a file system that has so much space left for what of it
+ * is a hole, in pieces of 64 KiB: a write into more of them is -ENOSPC, and leaves
+ * nothing. can_allocate: it can set space aside. The file may not grow any more. */
+int sim_file_set_room(struct sim_world *world, const char *path, uint64_t free_bytes,
+                      bool can_allocate);
 /* Every later open of the key-value store at path fails with -PLX_EDAMAGED. */
 void sim_kv_damage(struct sim_world *world, const char *path);
 /* Takes the medium of a file or key-value store away, as if the disk was replaced. No

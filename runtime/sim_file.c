@@ -47,6 +47,10 @@ struct file_medium {
     uint64_t sync_number; /* the same of syncs */
     uint64_t *bad;        /* sectors that cannot be read */
     size_t bad_count;
+    /* The file system around it. NULL: it is endless. */
+    bool *backed;        /* chunks that have space in it */
+    uint64_t free_bytes; /* of it, for chunks that have none */
+    bool can_allocate;
 };
 
 struct sim_file {
@@ -162,6 +166,26 @@ static void bad_remove(struct file_medium *m, uint64_t offset_bytes, uint64_t le
     m->bad_count = kept;
 }
 
+/* --- space in the file system --- */
+
+/* Of all or, without enough of it, of nothing. */
+static int room_take(struct file_medium *m, uint64_t offset_bytes, uint64_t len_bytes)
+{
+    size_t first = (size_t)(offset_bytes / CHUNK_BYTES);
+    size_t end = (size_t)div_up_u64(offset_bytes + len_bytes, CHUNK_BYTES);
+    uint64_t bytes = 0;
+    if (m->backed == NULL)
+        return 0;
+    for (size_t i = first; i < end; i++)
+        bytes += m->backed[i] ? 0 : CHUNK_BYTES;
+    if (bytes > m->free_bytes)
+        return -ENOSPC;
+    m->free_bytes -= bytes;
+    for (size_t i = first; i < end; i++)
+        m->backed[i] = true;
+    return 0;
+}
+
 /* --- what is not durable yet --- */
 
 static void undo_save(struct file_medium *m, uint64_t offset_bytes, size_t len)
@@ -271,6 +295,7 @@ static void medium_free(struct sim_medium *medium)
         free(m->chunks[i]);
     free(m->chunks);
     free(m->bad);
+    free(m->backed);
     free(m);
 }
 
@@ -377,7 +402,9 @@ static void complete(struct sim_event *event)
     } else if (s->fails) {
         write_partly(m, io);
     } else {
-        write_whole(m, io);
+        result = room_take(m, io->offset_bytes, io->bytes);
+        if (result == 0)
+            write_whole(m, io);
     }
     free(s);
     trace(io->file->loop, names[io->op], io->offset_bytes, io->bytes,
@@ -431,12 +458,23 @@ static async int grow(struct file *file, uint64_t size_bytes)
     return 0;
 }
 
-/* Space is not modelled apart from size. */
 static async int allocate(struct file *file, uint64_t offset_bytes, uint64_t len_bytes)
 {
-    (void)file;
-    (void)offset_bytes;
-    (void)len_bytes;
+    struct file_medium *m = medium_of(file);
+    if (m->backed != NULL && !m->can_allocate)
+        return -ENOTSUP;
+    return room_take(m, offset_bytes, len_bytes);
+}
+
+static async int space(struct file *file, struct file_space *ret_space)
+{
+    struct file_medium *m = medium_of(file);
+    *ret_space = (struct file_space){.free_bytes = UINT64_MAX};
+    if (m->backed == NULL)
+        return 0;
+    ret_space->free_bytes = m->free_bytes;
+    for (size_t i = 0; i < m->chunk_count; i++)
+        ret_space->stored_bytes += m->backed[i] ? CHUNK_BYTES : 0;
     return 0;
 }
 
@@ -483,6 +521,7 @@ static const struct file_ops sim_file_ops = {
     .grow = grow,
     .punch = punch,
     .allocate = allocate,
+    .space = space,
     .close = close_file,
 };
 
@@ -565,6 +604,22 @@ int sim_file_peek(const struct sim_world *world, const char *path, uint64_t offs
     if (rc == 0)
         medium_read(m, offset_bytes, ret, len);
     return rc;
+}
+
+int sim_file_set_room(struct sim_world *world, const char *path, uint64_t free_bytes,
+                      bool can_allocate)
+{
+    struct file_medium *m = find(world, path);
+    if (m == NULL)
+        return -ENOENT;
+    if (m->backed == NULL) {
+        m->backed = sim_alloc(m->chunk_count * sizeof *m->backed);
+        for (size_t i = 0; i < m->chunk_count; i++)
+            m->backed[i] = m->chunks[i] != NULL;
+    }
+    m->free_bytes = free_bytes;
+    m->can_allocate = can_allocate;
+    return 0;
 }
 
 int sim_file_poke(struct sim_world *world, const char *path, uint64_t offset_bytes,

@@ -102,6 +102,27 @@ static void test_grow_and_punch(struct body *body)
     free(block);
 }
 
+/* Space that was set aside is the file's: what is written there takes no more. */
+static void test_space(struct body *body)
+{
+    struct file *file = create_file(body, "a");
+    struct file_space before, after;
+    uint8_t *block = blocks_create(1);
+    fill(block, 1);
+    CHECK_EQ(file_allocate(file, 0, 2 * FILE_BYTES), -EINVAL);
+    CHECK_EQ(file_space(file, &before), 0);
+    CHECK(before.free_bytes > 0);
+    int rc = file_allocate(file, 0, FILE_BYTES);
+    CHECK(rc == 0 || rc == -ENOTSUP);
+    CHECK_EQ(file_space(file, &before), 0);
+    CHECK_EQ(file_write(file, block, BLOCK_SIZE, FILE_BYTES / 2), 0);
+    CHECK_EQ(file_space(file, &after), 0);
+    CHECK(rc < 0 || after.stored_bytes == before.stored_bytes);
+    CHECK(after.stored_bytes < 2 * FILE_BYTES);
+    file_close(file);
+    free(block);
+}
+
 struct many {
     struct file *file;
     struct task *task;
@@ -193,6 +214,7 @@ int main(void)
     run_on_both(test_open);
     run_on_both(test_read_write);
     run_on_both(test_grow_and_punch);
+    run_on_both(test_space);
     run_on_both(test_many);
     run_on_real(test_refused);
     return 0;
