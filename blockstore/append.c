@@ -70,6 +70,8 @@ static void part_done(struct file_io *io)
     struct store_append *append = part->of.append;
     struct extent *e = append->cursor.extent;
     append->pending--;
+    if (io->result == -ENOSPC)
+        allocate_failed(store);
     if (io->result < 0 && append->result == 0) {
         append->result = io->result;
         if (e->open->cut == 0) {

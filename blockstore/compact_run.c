@@ -40,10 +40,11 @@ static struct compact_space space_now(const struct store *store)
     const struct slabs *slabs = &store->slabs;
     uint64_t kept = div_up_u64(store->reserve_bytes, SLAB_BYTES) +
                     compact_reserve_slabs(slabs->count);
+    uint32_t withheld = allocate_withheld(store);
     uint64_t idle_ns = loop_now_ns(store->loop) - store->used_ns;
     return (struct compact_space){
-        .slabs = slabs->count,
-        .free = slabs->free_count,
+        .slabs = slabs->count - withheld,
+        .free = slabs->free_count - withheld,
         .kept = kept < slabs->count ? (uint32_t)kept : slabs->count,
         .part_free = slabs->part_free,
         .idle_ns = store->no_idle_work ? 0 : idle_ns,
@@ -331,8 +332,12 @@ void compact_init(struct store *store)
         "Bytes that compaction has written.");
 }
 
-bool store_space_coming(const struct store *store)
+bool store_space_coming(struct store *store)
 {
+    bool is_short = slabs_withheld(&store->slabs) > 0;
+    if (is_short)
+        allocate_wanted(store);
     return !must_end(store) &&
-           (store->compacting || !is_in_vain(store, COMPACT_GOAL_MAX));
+           (store->compacting || !is_in_vain(store, COMPACT_GOAL_MAX) ||
+            (is_short && store->allocating));
 }

@@ -7,6 +7,7 @@
  * S3  ready_count counts the free slabs below fresh, free_count all.
  * S4  A bit of part_map is set exactly when some pieces of the slab are held, not all.
  *     part_count counts these slabs, part_free their free pieces.
+ * S5  fresh <= limit <= count: what is not given out is free, and never was.
  */
 #include "blockstore/slab.h"
 
@@ -22,6 +23,7 @@ int slabs_init(struct slabs *slabs, uint32_t count, uint32_t fresh)
     *slabs = (struct slabs){
         .count = count,
         .fresh = min_u32(fresh > 0 ? fresh : 1, count),
+        .limit = count,
         .free_count = count - 1,
         .first_free = 1,
         .held = calloc(count, sizeof *slabs->held),
@@ -83,6 +85,14 @@ static void raise_fresh(struct slabs *slabs, uint32_t fresh)
         return;
     slabs->ready_count += fresh - slabs->fresh; /* S2: they are all free */
     slabs->fresh = fresh;
+    if (slabs->limit < fresh)
+        slabs->limit = fresh; /* S5 */
+}
+
+void slabs_set_limit(struct slabs *slabs, uint32_t limit)
+{
+    assert(limit <= slabs->count);
+    slabs->limit = limit > slabs->fresh ? limit : slabs->fresh; /* S5 */
 }
 
 /* The pieces of a run that lie in one slab, as a mask; moves the run past them. */
@@ -191,7 +201,7 @@ uint32_t slabs_take(struct slabs *slabs, uint32_t want, uint32_t near,
     uint32_t len = search_ready(slabs, want, &slab);
     if (len > 0)
         return take_at(slabs, slab, len, ret_run);
-    len = min_u32(want, slabs->count - slabs->fresh);
+    len = min_u32(want, slabs->limit - slabs->fresh);
     if (len > 0)
         return take_at(slabs, slabs->fresh, len, ret_run);
     return 0;
@@ -199,7 +209,7 @@ uint32_t slabs_take(struct slabs *slabs, uint32_t want, uint32_t near,
 
 bool slabs_take_fresh(struct slabs *slabs, struct run *ret_run)
 {
-    return slabs->fresh < slabs->count && take_at(slabs, slabs->fresh, 1, ret_run) == 1;
+    return slabs->fresh < slabs->limit && take_at(slabs, slabs->fresh, 1, ret_run) == 1;
 }
 
 /* --- single pieces --- */
@@ -276,7 +286,7 @@ uint32_t slabs_take_pieces(struct slabs *slabs, uint32_t want, struct run *ret_r
     assert(want > 0);
     uint32_t slab = fullest(slabs);
     if (slab == 0) {
-        if (slabs->free_count == 0)
+        if (slabs_available(slabs) == 0)
             return 0;
         if (search_ready(slabs, 1, &slab) == 0)
             slab = slabs->fresh;

@@ -4,7 +4,8 @@
  *
  * A slab is free when none of its 16 pieces is held. Slabs below `fresh` were written at
  * least once (or zero-filled), those above never: a sync after writing into those costs
- * a journal commit of the file system, so they are taken last, in ascending order.
+ * a journal commit of the file system, so they are taken last, in ascending order. From
+ * `limit` on they cannot be had at all: the file system has no room for them.
  */
 #ifndef PARALLAX_BLOCKSTORE_SLAB_H
 #define PARALLAX_BLOCKSTORE_SLAB_H
@@ -19,6 +20,7 @@ static_assert(SLAB_PIECES == 16, "a mask of 16 bits for each slab");
 struct slabs {
     uint32_t count;       /* slabs of the store; number 0 is the superblock's */
     uint32_t fresh;       /* this one and those after it were never written */
+    uint32_t limit;       /* this one and those after it are not given out */
     uint32_t free_count;  /* wholly free slabs */
     uint32_t ready_count; /* of these, below fresh */
     uint32_t first_free;  /* none below it is free */
@@ -34,6 +36,18 @@ struct slabs {
 /* Everything free but slab 0. -ENOMEM. */
 int slabs_init(struct slabs *slabs, uint32_t count, uint32_t fresh);
 void slabs_done(struct slabs *slabs);
+/* Slabs from `limit` on, or those never written if these are fewer, are not given out. */
+void slabs_set_limit(struct slabs *slabs, uint32_t limit);
+/* How many are wholly free, but not given out. */
+static inline uint32_t slabs_withheld(const struct slabs *slabs)
+{
+    return slabs->count - slabs->limit;
+}
+/* How many are wholly free and can be had. */
+static inline uint32_t slabs_available(const struct slabs *slabs)
+{
+    return slabs->free_count - slabs_withheld(slabs);
+}
 /* Marks what a record says is in use. False: outside of the store, or already held. */
 bool slabs_claim(struct slabs *slabs, struct run run);
 /* Takes up to `want` adjacent slabs and returns how many (0: none is free). `near`: the

@@ -24,8 +24,8 @@ static uint32_t slabs_allowed(const struct store *store, bool use_reserve)
 {
     uint64_t kept = use_reserve ? 0 : div_up_u64(store->reserve_bytes, SLAB_BYTES);
     kept += compact_reserve_slabs(store->slabs.count);
-    uint32_t free_count = store->slabs.free_count;
-    return kept < free_count ? free_count - (uint32_t)kept : 0;
+    uint32_t available = slabs_available(&store->slabs);
+    return kept < available ? available - (uint32_t)kept : 0;
 }
 
 static uint32_t piece_after(const struct runs *runs)

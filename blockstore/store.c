@@ -37,6 +37,7 @@ void store_fail(struct store *store, const char *what, int code)
     if (store->failed)
         return;
     store->failed = true;
+    store->failed_code = code;
     log_error(store->loop, "store %s: %s: %s; out of service until the next start",
               store->path, what, err_text(code));
     loop_post(store->loop, &store->fail);
@@ -395,6 +396,7 @@ static async int open_all(struct store *store, const struct store_options *optio
         result = restart_scan(store, err);
     if (result < 0)
         return result;
+    allocate_init(store);
     result = advance_generation(store);
     if (result < 0)
         return err_set(err, result, "%s: superblock: %s", store->path, err_text(result));
@@ -456,12 +458,18 @@ async void store_close(struct store *store)
 void store_usage(const struct store *store, struct store_usage *ret_usage)
 {
     const struct slabs *slabs = &store->slabs;
+    uint64_t capacity = store->super.capacity_bytes;
+    uint64_t withheld = allocate_withheld(store);
     *ret_usage = (struct store_usage){
         .cluster = store->super.cluster,
         .incarnation = store->super.store,
-        .capacity_bytes = store->super.capacity_bytes,
+        .capacity_bytes = capacity,
         .used_bytes = (slabs->count - 1 - slabs->free_count) * SLAB_BYTES,
-        .free_bytes = slabs->free_count * SLAB_BYTES,
+        .free_bytes = (slabs->free_count - withheld) * SLAB_BYTES,
+        .withheld_bytes = withheld * SLAB_BYTES,
+        .host_free_bytes = store->host_is_known ? store->host_free_bytes : 0,
+        .host_reserve_bytes = store->host_is_known ? allocate_reserve_bytes(capacity) : 0,
+        .has_host = store->host_is_known,
         .live_bytes = store->extents.live_blocks * BLOCK_SIZE,
         .dead_bytes = (store->extents.stored_blocks - store->extents.live_blocks) *
                       BLOCK_SIZE,
@@ -472,6 +480,7 @@ void store_usage(const struct store *store, struct store_usage *ret_usage)
         .compacting = store->compacting,
         .extent_count = store->extents.count,
         .failed = store->failed,
+        .failed_code = store->failed_code,
     };
 }
 

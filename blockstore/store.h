@@ -45,6 +45,11 @@ struct store_usage {
     uint64_t capacity_bytes, used_bytes, free_bytes; /* used: slabs held by extents, in
                                                       * part or whole; the superblock's
                                                       * slab is in neither */
+    /* Neither used nor free: the file system of the store's file had no room for it at
+     * the last look. What it had free then, and what of that is left to metadata; both 0
+     * for a device. */
+    uint64_t withheld_bytes, host_free_bytes, host_reserve_bytes;
+    bool has_host;
     uint64_t live_bytes;       /* blocks that are not trimmed */
     uint64_t dead_bytes;       /* trimmed, but still stored */
     uint64_t free_piece_bytes; /* free pieces of slabs that are used in part */
@@ -53,8 +58,11 @@ struct store_usage {
     bool compacting;
     uint64_t extent_count;
     bool failed;
+    int failed_code; /* why */
 };
 void store_usage(const struct store *store, struct store_usage *ret_usage);
+/* Looks at the file system again. */
+async void store_look(struct store *store);
 struct uid store_cluster(const struct store *store);
 
 /* Guest appends find the store full when fewer bytes than this would be left, in free
@@ -64,8 +72,8 @@ void store_set_reserve(struct store *store, uint64_t reserve_bytes);
  * waits for more. One subscriber; NULL: none. */
 void store_on_space(struct store *store, struct work *work);
 /* The store may still gain space by itself: compaction is at work, or has something left
- * that gains. */
-bool store_space_coming(const struct store *store);
+ * that gains. Or others give some: the file system, that had no room, is looked at. */
+bool store_space_coming(struct store *store);
 
 enum extent_state { EXTENT_OPEN, EXTENT_STOPPED, EXTENT_FINAL };
 

@@ -121,6 +121,7 @@ struct store {
     uint64_t reserve_bytes;
     struct work *on_space; /* NULL: nobody asks */
     bool failed, is_closing;
+    int failed_code;
 
     struct waitlist unlocked;     /* some extent was unlocked */
     struct waitlist readers_gone; /* a count of readers fell to 0 */
@@ -154,7 +155,13 @@ struct store {
     uint32_t slabs_taken_last;
 
     uint32_t allocated;   /* slabs below have space in the file system */
-    bool allocating;
+    bool allocating, can_allocate;
+    bool host_is_known; /* what a look at the file system found: */
+    uint64_t host_free_bytes, host_stored_bytes;
+    uint64_t looked_ns, room_said_ns;
+    uint32_t looked_fresh; /* slabs.fresh then */
+    uint32_t room_end;     /* slabs below have space, or there is room for them */
+    bool room_is_short;    /* it was said */
     struct task_call allocate_task;
 
     struct task_call compact_task;
@@ -289,8 +296,16 @@ void zero_fill_wanted(struct store *store);
 void zero_fill_slabs_taken(struct store *store, uint32_t count);
 
 /* allocate.c */
-/* Slabs were taken: more space of the file may be wanted. */
+/* The first look at the file system, when it is known which slabs are in use. */
+async void allocate_init(struct store *store);
+/* Slabs were taken, or are missed: more space of the file may be wanted. */
 void allocate_wanted(struct store *store);
+/* A write found the file system full. */
+void allocate_failed(struct store *store);
+/* Slabs that are neither used nor free: there is no room for them. */
+uint32_t allocate_withheld(const struct store *store);
+/* What data leaves to metadata in the file system of a file. */
+uint64_t allocate_reserve_bytes(uint64_t capacity_bytes);
 
 /* compact_run.c */
 void compact_init(struct store *store);

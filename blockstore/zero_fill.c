@@ -10,8 +10,9 @@
  * syncs often, or one that leaves the device time (the completion of a write into
  * unwritten space takes a detour through a kernel thread).
  *
- * What can fail: a write (the file system may be full): filling ends until the next
- * start, and the slab is used as it is. A failed sync is the store's end, like any.
+ * What can fail: a write: filling ends until the next start, and the slab is used as it
+ * is. If the file system is full it ends until there is room. A failed sync is the
+ * store's end, like any.
  *
  * On close the timer ends and the write in flight is waited for.
  */
@@ -27,7 +28,8 @@ static bool is_wanted(const struct store *store)
     uint64_t kept = div_up_u64(store->reserve_bytes, SLAB_BYTES) + ZERO_POOL_SLABS;
     return store->zeros != NULL && !store->failed && !store->is_closing &&
            store->slabs.ready_count < ZERO_POOL_SLABS &&
-           store->slabs.fresh < store->slabs.count && store->slabs.free_count > kept;
+           store->slabs.fresh < store->slabs.limit &&
+           slabs_available(&store->slabs) > kept;
 }
 
 static bool may_fill(const struct store *store)
@@ -84,7 +86,9 @@ static void fill_written(struct file_io *io)
 {
     struct store *store = container_of(io, struct store, fill_io);
     space_release(store, store->fill_run);
-    if (io->result < 0) {
+    if (io->result == -ENOSPC) {
+        allocate_failed(store);
+    } else if (io->result < 0) {
         log_warning(store->loop, "store %s: filling unused space with zeros: %s; no more",
                     store->path, err_text(io->result));
         free(store->zeros);

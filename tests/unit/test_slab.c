@@ -216,8 +216,45 @@ static void test_pieces_model(void)
     slabs_done(&s);
 }
 
+/* --- what the file system has no room for --- */
+
+static void test_limit(void)
+{
+    struct slabs s;
+    struct run run;
+    CHECK_EQ(slabs_init(&s, 100, 1), 0);
+    slabs_set_limit(&s, 10);
+    CHECK_EQ(s.free_count, 99);
+    CHECK_EQ(slabs_withheld(&s), 90);
+    CHECK_EQ(slabs_available(&s), 9);
+    CHECK_EQ(slabs_take(&s, 20, 0, &run), 9);
+    CHECK_EQ(slabs_available(&s), 0);
+    CHECK_EQ(slabs_take(&s, 1, 0, &run), 0);
+    CHECK_EQ(slabs_take_pieces(&s, 1, &run), 0);
+    CHECK(!slabs_take_fresh(&s, &run));
+    /* What was used before can be used again. */
+    slabs_release(&s, (struct run){4 * SLAB_PIECES, 2 * SLAB_PIECES});
+    CHECK_EQ(slabs_available(&s), 2);
+    CHECK_EQ(slabs_take(&s, 3, 0, &run), 2);
+    CHECK_EQ(run.start, 4 * SLAB_PIECES);
+    /* What was written is never withheld, nor what a record claims. */
+    slabs_set_limit(&s, 5);
+    CHECK_EQ(s.limit, 10);
+    CHECK(slabs_claim(&s, (struct run){20 * SLAB_PIECES, 1}));
+    CHECK_EQ(s.limit, 21);
+    CHECK_EQ(slabs_available(&s), 10);
+    slabs_set_limit(&s, 100);
+    CHECK_EQ(slabs_withheld(&s), 0);
+    CHECK_EQ(slabs_take_pieces(&s, 15, &run), 15); /* held in part: first */
+    CHECK_EQ(slabs_take(&s, 100, 0, &run), 10);
+    CHECK_EQ(slabs_take(&s, 100, 0, &run), 79);
+    CHECK_EQ(s.free_count, 0);
+    slabs_done(&s);
+}
+
 int main(void)
 {
+    test_limit();
     test_preferences();
     test_pieces();
     test_against_model();
