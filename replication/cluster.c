@@ -49,7 +49,7 @@ struct cluster {
     uint64_t client, sequence; /* of the commands of this process */
     struct submissions queued, inflight;
     bool writing; /* `write` is under way */
-    bool failed;
+    int failure;  /* 0, or why a write of it failed: it takes no more commands */
     struct kv_write write;
     uint64_t log_first;   /* lowest index the log still has */
     uint64_t log_bytes;   /* of commands in the log */
@@ -135,13 +135,26 @@ static void add_command(struct kv_batch *batch, const struct submission *submiss
     writer_done(&value);
 }
 
+static const char *why_failed(const struct cluster *cluster)
+{
+    return cluster->failure == -ENOSPC
+               ? "no room in the file system for metadata: make some, and start again"
+               : "the command log failed";
+}
+
+int cluster_failure(const struct cluster *cluster)
+{
+    return cluster->failure;
+}
+
 static void fail_all(struct submissions *submissions, const char *why)
 {
     struct submission *submission;
     while ((submission = STAILQ_FIRST(submissions)) != NULL) {
         STAILQ_REMOVE_HEAD(submissions, link);
         submission->result = (struct cluster_result){.code = -PLX_EFAILED};
-        snprintf(submission->result.text, sizeof submission->result.text, "%s", why);
+        snprintf(submission->result.text, sizeof submission->result.text, "cluster: %s",
+                 why);
         event_set(&submission->settled);
     }
 }
@@ -152,7 +165,7 @@ static void write_done(struct kv_write *write);
 static void pump(struct cluster *cluster)
 {
     bool snapshot = snapshot_due(cluster);
-    if (cluster->writing || cluster->failed ||
+    if (cluster->writing || cluster->failure != 0 ||
         (STAILQ_EMPTY(&cluster->queued) && !snapshot))
         return;
     assert(STAILQ_EMPTY(&cluster->inflight));
@@ -202,9 +215,9 @@ static void write_done(struct kv_write *write)
         log_error(cluster->loop,
                   "cluster: writing the command log: %s; no more commands are taken",
                   err_text(write->result));
-        cluster->failed = true;
-        fail_all(&cluster->inflight, "cluster: the command log failed");
-        fail_all(&cluster->queued, "cluster: the command log failed");
+        cluster->failure = write->result;
+        fail_all(&cluster->inflight, why_failed(cluster));
+        fail_all(&cluster->queued, why_failed(cluster));
     } else {
         apply_inflight(cluster);
         pump(cluster);
@@ -223,7 +236,7 @@ static bool name_fits(const char *name)
 static int prepare(struct cluster *cluster, const struct cluster_command *command,
                    struct submission *submission)
 {
-    if (cluster->failed)
+    if (cluster->failure != 0)
         return -PLX_EFAILED;
     if (!name_fits(command->name) || !name_fits(command->new_name))
         return -PLX_ENAME;
@@ -242,7 +255,7 @@ async int cluster_submit(struct cluster *cluster, const struct cluster_command *
     if (rc != 0) {
         submission.result.code = rc;
         snprintf(submission.result.text, sizeof submission.result.text, "cluster: %s",
-                 rc == -PLX_EFAILED ? "the command log failed" : err_text(rc));
+                 rc == -PLX_EFAILED ? why_failed(cluster) : err_text(rc));
     } else {
         cluster->users++;
         event_init(&submission.settled);

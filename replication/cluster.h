@@ -19,6 +19,8 @@ async int cluster_open(struct loop *loop, struct kv *kv, struct cluster **ret_cl
 async void cluster_close(struct cluster *cluster);
 
 const struct cluster_state *cluster_state(const struct cluster *cluster);
+/* 0, or why a write of the command log failed: it takes no more commands. */
+int cluster_failure(const struct cluster *cluster);
 
 /*
  * Commits and applies a command; fills in client and sequence. Returns result->code, or
