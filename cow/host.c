@@ -14,6 +14,8 @@
 #include "cow/schedule.h"
 #include "cow/scrub.h"
 
+#define THIN_SHARE 5U /* less room than this part of what can be stored is said */
+
 static void set_defaults(struct host_options *options)
 {
     if (!options->node_cache_bytes)
@@ -317,10 +319,11 @@ void host_renew_reserve(struct host *host)
     RB_FOREACH (disk, disk_tree, &host->disks)
         host->merge_bytes += disk_merge_bytes(disk);
     store_usage(host->store, &usage);
-    host->merge_bytes_max = usage.capacity_bytes / 10;
+    uint64_t storable = usage.capacity_bytes - usage.withheld_bytes;
+    host->merge_bytes_max = storable / 10;
     uint64_t fixed = RESERVE_BYTES + host->disk_count * 2 * SLAB_BYTES;
     host->reserve_bytes = min_u64(host->merge_bytes, host->merge_bytes_max) +
-                          min_u64(fixed, usage.capacity_bytes / 10);
+                          min_u64(fixed, storable / 10);
     store_set_reserve(host->store, host->reserve_bytes);
     host->reserve_leaves = host->overlay.leaf_count;
     host->reserve_disks = host->disk_count;
@@ -345,25 +348,61 @@ static uint64_t room_bytes(const struct host_status *status)
     return room > status->reserve_bytes ? room - status->reserve_bytes : 0;
 }
 
+/* What of the capacity there is space for. */
+static uint64_t storable_bytes(const struct host_status *status)
+{
+    return status->capacity_bytes - status->withheld_bytes;
+}
+
 static void describe_health(const struct host_status *status, bool refuses, char *ret,
                             size_t cap)
 {
-    if (status->failed)
+    if (status->failed && status->failed_code == -ENOSPC)
+        snprintf(ret, cap,
+                 "failed: no room in the file system for metadata: make some, "
+                 "and start again; reads go on");
+    else if (status->failed)
         snprintf(ret, cap, "failed: the store is out of service, see the log");
+    else if (refuses && status->withheld_bytes > 0)
+        snprintf(ret, cap, "full: writes are refused: no room in the file system");
     else if (refuses)
         snprintf(ret, cap, "full: writes are refused");
-    else if (room_bytes(status) < status->capacity_bytes / 20)
+    else if (room_bytes(status) < storable_bytes(status) / 20)
         snprintf(ret, cap, "nearly full");
     else
         snprintf(ret, cap, "ok");
 }
 
+/* The file system has less than the store may need: before that hurts, too. */
+static bool describe_host(const struct host_status *status, char *ret, size_t cap)
+{
+    unsigned long long left = status->host_free_bytes / MIB;
+
+    if (!status->has_host)
+        return false;
+    if (status->host_free_bytes < status->host_reserve_bytes / 2) {
+        snprintf(ret, cap,
+                 "the file system has only %llu MiB left; without any the metadata "
+                 "cannot be written and the store is out of service: make room there",
+                 left);
+        return true;
+    }
+    if (status->withheld_bytes == 0 ||
+        room_bytes(status) >= storable_bytes(status) / THIN_SHARE)
+        return false;
+    snprintf(ret, cap,
+             "thin: the file system has only %llu MiB left, %llu MiB of them for "
+             "metadata, and no room for %llu MiB of the capacity: make room there",
+             left, (unsigned long long)(status->host_reserve_bytes / MIB),
+             (unsigned long long)(status->withheld_bytes / MIB));
+    return true;
+}
+
 /* Thin disks promise more than there may be: said before it hurts. */
 static void describe_warning(const struct host_status *status, char *ret, size_t cap)
 {
-    uint64_t percent = status->capacity_bytes
-                           ? room_bytes(status) * 100 / status->capacity_bytes
-                           : 0;
+    uint64_t storable = storable_bytes(status);
+    uint64_t percent = storable ? room_bytes(status) * 100 / storable : 0;
     uint64_t over = status->capacity_bytes
                         ? status->committed_bytes * 10 / status->capacity_bytes
                         : 0;
@@ -373,7 +412,7 @@ static void describe_warning(const struct host_status *status, char *ret, size_t
                                                         "make the store larger";
 
     ret[0] = '\0';
-    if (percent >= 20)
+    if (describe_host(status, ret, cap) || percent >= 20)
         return;
     snprintf(ret, cap, "%s: %llu %% free, disks of %llu.%llu times the capacity%s",
              percent < 10 ? "nearly full" : "filling up", (unsigned long long)percent,
@@ -411,6 +450,10 @@ void host_status(struct host *host, struct host_status *ret_status)
         .live_bytes = usage.live_bytes,
         .dead_bytes = usage.dead_bytes,
         .reserve_bytes = host->reserve_bytes,
+        .withheld_bytes = usage.withheld_bytes,
+        .host_free_bytes = usage.host_free_bytes,
+        .host_reserve_bytes = usage.host_reserve_bytes,
+        .has_host = usage.has_host,
         .compacting = usage.compacting,
         .compact_runs = usage.compact_runs,
         .compact_bytes_read = usage.compact_bytes_read,
@@ -418,7 +461,8 @@ void host_status(struct host *host, struct host_status *ret_status)
         .node_cache_used_bytes = node_cache_used_bytes(host->nodes),
         .overlay_used_bytes = host->overlay.used_bytes,
         .retained_used_bytes = host->retained.used_bytes,
-        .failed = usage.failed,
+        .failed = usage.failed || cluster_failure(host->cluster) != 0,
+        .failed_code = usage.failed ? usage.failed_code : cluster_failure(host->cluster),
         .reclaim_pending = reclaim_pending(host),
         .reclaim_running = reclaim_is_busy(host),
         .reclaim_freed_bytes = host->reclaim->freed_blocks * BLOCK_SIZE,
@@ -432,4 +476,10 @@ void host_status(struct host *host, struct host_status *ret_status)
                    loop_now_ns(host->loop) - host->refused_ns < REFUSES_NS;
     describe_health(ret_status, refuses, ret_status->health, sizeof ret_status->health);
     describe_warning(ret_status, ret_status->warning, sizeof ret_status->warning);
+}
+
+async void host_status_now(struct host *host, struct host_status *ret_status)
+{
+    store_look(host->store);
+    host_status(host, ret_status);
 }

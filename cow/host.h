@@ -50,7 +50,13 @@ struct host_status {
     uint64_t capacity_bytes, used_bytes, free_bytes;
     uint64_t disk_count, open_disk_count, snapshot_count;
     uint64_t node_cache_used_bytes, overlay_used_bytes, retained_used_bytes;
+    /* What of the capacity the file system of a store in a file has no room for: neither
+     * used nor free. What it had free when it was last looked at, and what of that data
+     * leaves to the metadata. has_host: it is not a device. */
+    uint64_t withheld_bytes, host_free_bytes, host_reserve_bytes;
+    bool has_host;
     bool failed;              /* out of service after a failed sync or metadata error */
+    int failed_code;          /* why */
     char health[128];         /* "ok", or what is wrong */
     /* What the used space is: live (some disk or snapshot reaches it, or replay needs
      * it), dead but not yet given back, and the rest in partly used slabs. */
@@ -66,10 +72,13 @@ struct host_status {
     uint64_t compact_runs, compact_bytes_read, compact_bytes_written;
     /* Thin provisioning: the sum of all disks' sizes; snapshots come on top. */
     uint64_t committed_bytes;
-    /* "" or what will hurt soon, for people: free space below 20 % or 10 %. */
+    /* "" or what will hurt soon, for people: free space below 20 % or 10 %, of what there
+     * is room for; less left in the file system than the metadata may need. */
     char warning[192];
 };
 void host_status(struct host *host, struct host_status *ret_status);
+/* Looks at the file system first. */
+async void host_status_now(struct host *host, struct host_status *ret_status);
 
 struct disk_info {
     char name[DISK_NAME_MAX + 1];

@@ -128,6 +128,15 @@ static void end(struct space_wait *wait, int code)
     wait->over(wait, code);
 }
 
+static const char *why_full(const struct host *host)
+{
+    struct store_usage usage;
+
+    store_usage(host->store, &usage);
+    return usage.withheld_bytes > 0 ? "the file system has no more room for the store"
+                                    : "the store is full";
+}
+
 /* The log says so once a minute. */
 static void refuse(struct space_wait *wait)
 {
@@ -141,7 +150,7 @@ static void refuse(struct space_wait *wait)
     if (!*said_ns || now_ns - *said_ns >= REFUSES_NS) {
         *said_ns = now_ns;
         log_warning(host->loop, "disk %s: writes are refused: %s", disk->name,
-                    wait->of_quota ? "it is at its quota" : "the store is full");
+                    wait->of_quota ? "it is at its quota" : why_full(host));
     }
     end(wait, -PLX_EFULL);
 }

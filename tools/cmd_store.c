@@ -15,6 +15,19 @@ static void print_size(json_t *object, const char *key, const char *label,
     printf("%-10s %s%s\n", label, size_text(reply_number(object, key)).text, meaning);
 }
 
+/* Of the file system that a store in a file lies in. */
+static void print_host(json_t *s)
+{
+    uint64_t withheld = reply_number(s, "withheld_bytes");
+    if (withheld > 0)
+        printf("  withheld %s, for which the file system has no room\n",
+               size_text(withheld).text);
+    printf("host       %s left in the file system, ",
+           size_text(reply_number(s, "host_free_bytes")).text);
+    printf("%s of them for metadata\n",
+           size_text(reply_number(s, "host_reserve_bytes")).text);
+}
+
 static void print_space(json_t *s)
 {
     uint64_t capacity = reply_number(s, "capacity_bytes"),
@@ -27,6 +40,8 @@ static void print_space(json_t *s)
     print_size(s, "dead_bytes", "  dead", ", not yet given back");
     print_size(s, "free_bytes", "free", "");
     print_size(s, "reserve_bytes", "  reserved", ", which guests do not get");
+    if (json_object_get(s, "host_free_bytes") != NULL)
+        print_host(s);
     printf("committed  %s%s\n", size_text(committed).text,
            committed > capacity ? ", more than there is" : "");
 }

@@ -28,7 +28,9 @@ void control_describe_room(struct host *host, char *ret, size_t cap)
     if (s.snapshot_count > 0)
         append(ret, cap, "'parallax snapshot rm' (there are %" PRIu64 "), ",
                s.snapshot_count);
-    append(ret, cap, "'parallax disk rm', fstrim in guests, or a larger --capacity");
+    append(ret, cap, "'parallax disk rm', fstrim in guests, or %s",
+           s.withheld_bytes > 0 ? "space in the file system of the store"
+                                : "a larger --capacity");
     if (s.reclaim_pending > 0 || s.dead_bytes >= MIB)
         append(ret, cap, "; %s that nobody needs any more come back as they are needed",
                size_text(s.dead_bytes).text);

@@ -25,14 +25,24 @@ static json_t *daemon_json(const struct control_services *services,
 static json_t *space_json(const struct host_status *s, const char *room)
 {
     return json_pack(
-        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "capacity_bytes",
+        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "capacity_bytes",
         control_number(s->capacity_bytes), "used_bytes", control_number(s->used_bytes),
         "free_bytes", control_number(s->free_bytes), "live_bytes",
         control_number(s->live_bytes), "dead_bytes", control_number(s->dead_bytes),
-        "reserve_bytes", control_number(s->reserve_bytes),
+        "withheld_bytes", control_number(s->withheld_bytes), "reserve_bytes",
+        control_number(s->reserve_bytes),
         "committed_bytes", control_number(s->committed_bytes), "disks",
         control_number(s->disk_count), "open_disks", control_number(s->open_disk_count),
         "snapshots", control_number(s->snapshot_count), "room", room);
+}
+
+/* Nothing of it for a device. */
+static json_t *file_system_json(const struct host_status *s)
+{
+    if (!s->has_host)
+        return json_object();
+    return json_pack("{s:o, s:o}", "host_free_bytes", control_number(s->host_free_bytes),
+                     "host_reserve_bytes", control_number(s->host_reserve_bytes));
 }
 
 static json_t *work_json(const struct host_status *s)
@@ -54,12 +64,14 @@ async int op_status(struct control_call *call, struct error *err)
         return r;
     struct host_status s;
     char room[256];
-    host_status(call->services->host, &s);
+    host_status_now(call->services->host, &s);
     control_describe_room(call->services->host, room, sizeof room);
     cleanup(json_decrefp) json_t *space = space_json(&s, room);
     cleanup(json_decrefp) json_t *work = work_json(&s);
+    cleanup(json_decrefp) json_t *file_system = file_system_json(&s);
     json_t *all = daemon_json(call->services, &s);
-    if (json_object_update(all, space) < 0 || json_object_update(all, work) < 0) {
+    if (json_object_update(all, space) < 0 || json_object_update(all, work) < 0 ||
+        json_object_update(all, file_system) < 0) {
         json_decref(all);
         return -ENOMEM;
     }

@@ -8,7 +8,8 @@
  * the process at once, which loses nothing that was acknowledged.
  *
  * What fails before the daemon is ready is one line on standard error. A detached daemon
- * sends it through a pipe to the process that started it, which prints it and fails.
+ * sends it through a pipe to the process that started it, which prints it and fails. What
+ * is only worth knowing goes the same way; the process prints it and does not fail.
  */
 #include <fcntl.h>
 #include <getopt.h>
@@ -108,8 +109,12 @@ static int wait_ready(int fd)
         len += (size_t)n;
     }
     text[len] = '\0';
-    if (strcmp(text, READY) == 0)
+    size_t told = len - min_u64(len, strlen(READY));
+    if (strcmp(text + told, READY) == 0) {
+        text[told] = '\0';
+        fputs(text, stderr);
         return 0;
+    }
     if (len == 0)
         fprintf(stderr, "parallaxd: ended before it was ready; its log may say why\n");
     else
@@ -249,6 +254,25 @@ static int listen_control(struct daemon *d, struct error *err)
     return r;
 }
 
+/* A store larger than what its file system has room for is legitimate, and so is a
+ * capacity below that of the store; that nothing comes of it may be a surprise. */
+static void say_capacity(struct daemon *d)
+{
+    struct host_status s;
+    host_status(d->host, &s);
+    uint64_t asked = round_down_u64(d->options.capacity_bytes, SLAB_BYTES);
+    if (asked != 0 && asked < s.capacity_bytes)
+        say(d, "warning: --capacity %s has no effect: the store has %s and cannot shrink",
+            size_text(d->options.capacity_bytes).text, size_text(s.capacity_bytes).text);
+    if (s.withheld_bytes > 0)
+        say(d,
+            "warning: capacity %s, but only %s can be stored here: the file system of %s "
+            "has no room for more; %s of it are left to metadata",
+            size_text(s.capacity_bytes).text,
+            size_text(s.capacity_bytes - s.withheld_bytes).text, d->dir.store,
+            size_text(s.host_reserve_bytes).text);
+}
+
 static async void start_main(struct task_call *task)
 {
     struct daemon *d = container_of(task, struct daemon, task);
@@ -268,6 +292,7 @@ static async void start_main(struct task_call *task)
     } else {
         log_info(d->loop, "%s: ready, NBD on %s", d->dir.path,
                  address_text(&d->nbd).text);
+        say_capacity(d);
         tell_ready(d);
     }
     if (d->stop_wanted)
