@@ -577,7 +577,7 @@ async int disk_checkpoint(struct disk *disk, struct error *err)
     mutex_unlock(&disk->checkpoint_lock);
     metric_add(host->checkpoints, 1);
     metric_observe_ns(host->checkpoint_ns, loop_now_ns(disk->loop) - started_ns);
-    if (disk->down)
+    if (!disk_serves_reads(disk))
         layers_clear(disk);
     host_renew_reserve(host);
     checkpoint_settled(disk, rc);

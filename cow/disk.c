@@ -6,7 +6,8 @@
  *
  * What is refused is answered from the loop, never from inside disk_submit. When the
  * log gives up, the disk is down: whatever waits and whatever comes fails with that code
- * until the last client has left; the next opening is a new take-over.
+ * until the last client has left; the next opening is a new take-over. Only reads go on
+ * if the store is out of service.
  *
  * disk_close gives back one client; disk_table.c decides what becomes of the disk.
  */
@@ -101,7 +102,7 @@ void disk_go_down(struct disk *disk, int code)
     space_disk_down(disk);
     disk_resume(disk);
     /* Its part of the budget is for others now. A checkpoint does it at its end. */
-    if (!disk->checkpoint_running)
+    if (!disk_serves_reads(disk) && !disk->checkpoint_running)
         layers_clear(disk);
     if (disk->users == 0 && disk->state == DISK_OPEN)
         disk_close_soon(disk);
@@ -112,7 +113,7 @@ static int check(const struct disk *disk, const struct disk_io *io)
 {
     uint64_t end;
 
-    if (disk->down)
+    if (disk->down && !(io->op == DISK_READ && disk_serves_reads(disk)))
         return disk->down;
     if (io->op == DISK_FLUSH)
         return 0;

@@ -113,7 +113,7 @@ struct disk {
     bool exclusive;           /* an operation bars new clients */
     bool closing_soon;        /* its close task was started */
     bool is_wanted;           /* somebody waits for the end of its closing */
-    int down;                 /* 0, or why every operation fails */
+    int down;                 /* 0, or why operations fail: disk_serves_reads */
 
     struct disk_log *log;     /* NULL: read-only */
     struct log_callbacks callbacks;
@@ -244,7 +244,14 @@ struct layer *layer_top(const struct disk *disk);
  * this generation over it. */
 struct layer *layer_push(struct disk *disk, uint32_t generation, uint64_t covers);
 void layers_done(struct disk *disk);
-/* Gives back what the layers hold, of a disk that is down. */
+/* When the store is out of service nothing changes any more, but what was acknowledged is
+ * in the layers and the map, and whatever is read is verified. With an epoch that is over
+ * it might be old; without memory for a layer it might be missing there. */
+static inline bool disk_serves_reads(const struct disk *disk)
+{
+    return disk->down == 0 || disk->down == -PLX_EFAILED;
+}
+/* Gives back what the layers hold, of a disk that is down and no longer read. */
 void layers_clear(struct disk *disk);
 uint64_t layers_bytes(const struct disk *disk);
 /* What the layers say of the blocks from `block` on, before `end`: a stretch of one

@@ -60,7 +60,8 @@ bool read_is_stale(int code)
 /* True if the whole read is to be tried again. */
 static bool note_stale(struct read_job *job, int code)
 {
-    bool again = read_is_stale(code) && job->tries < TRIES_MAX && !job->disk->down;
+    bool again = read_is_stale(code) && job->tries < TRIES_MAX &&
+                 disk_serves_reads(job->disk);
 
     job->is_stale = job->is_stale || again;
     return again;

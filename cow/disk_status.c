@@ -121,14 +121,14 @@ async int disk_block_status(struct disk *disk, uint64_t offset_bytes, uint64_t l
     if (max == 0 || len_bytes == 0 || !add_u64(offset_bytes, len_bytes, &end_bytes) ||
         end_bytes > disk->size_bytes)
         return -EINVAL;
-    if (disk->down)
+    if (!disk_serves_reads(disk))
         return disk->down;
     uint32_t tries = 0;
     do {
         status.count = 0;
         rc = collect(disk, offset_bytes / BLOCK_SIZE, div_up_u64(end_bytes, BLOCK_SIZE),
                      &status);
-    } while (read_is_stale(rc) && !disk->down && ++tries < TRIES_MAX);
+    } while (read_is_stale(rc) && disk_serves_reads(disk) && ++tries < TRIES_MAX);
     if (rc < 0)
         return rc;
     /* The first and the last range may begin or end inside a block. */

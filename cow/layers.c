@@ -39,7 +39,7 @@ void layers_clear(struct disk *disk)
 {
     struct layer *layer;
 
-    assert(disk->down && !disk->checkpoint_running);
+    assert(!disk_serves_reads(disk) && !disk->checkpoint_running);
     TAILQ_FOREACH (layer, &disk->layers, link)
         overlay_done(&layer->overlay);
 }

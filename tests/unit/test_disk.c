@@ -150,6 +150,34 @@ static async void body_idle(struct machine *m)
     free(model);
 }
 
+/* --- out of service --- */
+
+/* When the metadata cannot be written any more, changes fail; reads go on, of what was
+ * answered, whether it is in the map or not, as long as the disk is open. */
+static async void body_failed(struct machine *m)
+{
+    struct model *model = model_create(SIZE);
+    struct host_status status;
+    struct error failed = {0};
+    DO(disk_create(m->host, "d", SIZE, &err));
+    random_named(m, "d", model, 60);
+    struct disk *disk = attach(m, "d");
+    DO(disk_checkpoint(disk, &err));
+    random_named(m, "d", model, 60);
+    sim_world_faults(m->world)->kv_error_ppm = 1000000;
+    CHECK_EQ(disk_create(m->host, "e", SIZE, &failed), -PLX_EFAILED);
+    CHECK(disk_checkpoint(disk, &failed) < 0);
+    CHECK_EQ(disk->down, -PLX_EFAILED);
+    CHECK_EQ(change(disk, DISK_ZERO, 0, BLOCK_SIZE), -PLX_EFAILED);
+    CHECK_EQ(change(disk, DISK_FLUSH, 0, 0), -PLX_EFAILED);
+    check_content(disk, model);
+    host_status(m->host, &status);
+    CHECK(status.failed);
+    disk_close(disk);
+    DO_FAILS(disk_open(m->host, "d", DISK_READ_WRITE, &disk, &err), -PLX_EFAILED);
+    free(model);
+}
+
 /* --- full --- */
 
 #define CHUNK_BYTES (64 * KIB)
@@ -499,6 +527,7 @@ int main(void)
     run_once(body_refusals);
     run_once(body_budgets);
     run_once(body_idle);
+    run_once(body_failed);
     test_random();
     test_full();
     test_damage();
