@@ -61,7 +61,7 @@ async int file_punch(struct file *file, uint64_t offset_bytes, uint64_t len_byte
  * file system that cannot. A device gives 0 and does nothing. */
 async int file_allocate(struct file *file, uint64_t offset_bytes, uint64_t len_bytes);
 
-/* Space in the file system of a file. -ENOTSUP for a device. */
+/* Space in the file system of a file. -ENOTSUP for a device, or if that does not say. */
 struct file_space {
     uint64_t stored_bytes; /* what the file occupies: holes do not count */
     uint64_t free_bytes;   /* what an ordinary user could still store there */

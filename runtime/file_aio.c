@@ -535,6 +535,8 @@ static void space_run(struct worker_job *job)
         j->result = -errno;
         return;
     }
+    /* Some, in user space, do not say how large they are. */
+    j->result = vfs.f_blocks > 0 ? 0 : -ENOTSUP;
     j->space.stored_bytes = (uint64_t)st.st_blocks * STAT_BLOCK_BYTES;
     j->space.free_bytes = (uint64_t)vfs.f_bavail * vfs.f_frsize;
 }
