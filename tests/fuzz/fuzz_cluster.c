@@ -10,6 +10,7 @@
  */
 #include "replication/cluster_apply.c"
 #include "replication/cluster_apply_log.c"
+#include "replication/cluster_apply_nodes.c"
 #include "replication/cluster_apply_remove.c"
 #include "replication/cluster_apply_tree.c"
 #include "replication/cluster_command.c"
@@ -103,6 +104,8 @@ static void one_command(const uint8_t *bytes, size_t len)
     cluster_state_destroy(state);
 }
 
+#define STATE_VERSION_OFFSET 8U
+
 static void one_state(const uint8_t *bytes, size_t len)
 {
     struct cluster_state *state = NULL;
@@ -122,7 +125,8 @@ static void one_state(const uint8_t *bytes, size_t len)
         struct writer w = {0};
         check_state(state);
         cluster_state_encode(state, &w);
-        assert(w.bad || (w.len == len && memcmp(w.bytes, sealed, len) == 0));
+        bool is_old = sealed[STATE_VERSION_OFFSET] < STATE_VERSION;
+        assert(w.bad || is_old || (w.len == len && memcmp(w.bytes, sealed, len) == 0));
         writer_done(&w);
         run_steps(state, UINT32_MAX); /* whatever it says, it can be worked with */
         check_state(state);
