@@ -110,7 +110,9 @@ static int wait_ready(int fd)
     }
     text[len] = '\0';
     size_t told = len - min_u64(len, strlen(READY));
-    if (strcmp(text + told, READY) == 0) {
+    /* A line of its own: an error may end in "already". */
+    bool is_line = told == 0 || text[told - 1] == '\n';
+    if (is_line && strcmp(text + told, READY) == 0) {
         text[told] = '\0';
         fputs(text, stderr);
         return 0;
