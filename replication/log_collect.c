@@ -7,8 +7,9 @@
  * answers so far are the copies from which the plan decides.
  *
  * What can fail: a member is out of reach: its task asks again, until the others are
- * enough or time is up. A copy whose headers are damaged counts as an answer, and as
- * nothing else.
+ * enough or time is up. The same if it answers that it cannot; but if no other is left
+ * to hope for that is the end at once. A copy whose headers are damaged counts as an
+ * answer, and as nothing else.
  *
  * Answers that come after that are dropped: a task may be stuck in a call to a dead node
  * for longer than anybody waits. So what the tasks work on belongs to all of them, and
@@ -21,6 +22,7 @@
 /* What a member has said of an extent. */
 struct answer {
     bool is_there;
+    int refusal;  /* why the member cannot tell; 0: it has not said so */
     bool is_live; /* stopped by this take-over, not found by a restart scan */
     struct plan_copy copy;
 };
@@ -151,6 +153,13 @@ static struct answer *answer_of(struct collected *extent, uint64_t node)
     return NULL;
 }
 
+static bool is_out_of_reach(int code)
+{
+    return code == -ETIMEDOUT || code == -ECONNRESET || code == -ECONNREFUSED ||
+           code == -EHOSTUNREACH || code == -ENETUNREACH || code == -ECANCELED ||
+           code == -PLX_ECANCELLED;
+}
+
 /* True: it has answered for all extents it is a member of. */
 static async bool ask_all(struct asker *asker)
 {
@@ -161,10 +170,13 @@ static async bool ask_all(struct asker *asker)
         struct answer got;
         if (answer == NULL || answer->is_there || extent->is_skipped)
             continue;
-        if (collection->is_closed || ask(asker, extent, &got) != 0)
-            return false;
+        int rc = collection->is_closed ? -PLX_ECANCELLED : ask(asker, extent, &got);
         if (collection->is_closed)
             return false;
+        if (rc != 0) {
+            answer->refusal = is_out_of_reach(rc) ? 0 : rc;
+            return false;
+        }
         *answer = got;
         if (got.is_live && extent->live_ns == 0)
             extent->live_ns = loop_now_ns(collection->loop);
@@ -177,8 +189,10 @@ static void asker_main(struct task_call *call)
 {
     struct asker *asker = container_of(call, struct asker, call);
     struct collection *collection = asker->collection;
-    while (!collection->is_closed && !ask_all(asker) && !collection->is_closed)
+    while (!collection->is_closed && !ask_all(asker) && !collection->is_closed) {
+        waitlist_wake_all(&collection->changed); /* it may have refused */
         task_sleep_ns(TAKE_OVER_RETRY_NS);
+    }
     waitlist_wake_all(&collection->changed);
     collection_put(collection); /* before the waiters run */
 }
@@ -216,6 +230,20 @@ static bool is_enough(const struct collected *extent, uint64_t now_ns, uint64_t 
     if (extent->live_ns != 0)
         return now_ns - extent->live_ns >= TAKE_OVER_SHORT_NS;
     return sound >= 2 && now_ns - begun_ns >= TAKE_OVER_LONG_NS;
+}
+
+/* All that have not answered have said that they cannot. */
+static int hopeless(const struct collected *extent)
+{
+    int refusal = 0;
+    for (uint32_t i = 0; i < extent->member_count; i++) {
+        const struct answer *answer = &extent->answers[i];
+        if (!answer->is_there && answer->refusal == 0)
+            return 0;
+        if (!answer->is_there)
+            refusal = answer->refusal;
+    }
+    return refusal;
 }
 
 static const struct collected *first_wanting(const struct collection *collection,
@@ -268,7 +296,11 @@ static async int wait_for_enough(struct take_over *over, struct collection *coll
     int rc = 0;
     timer_start(collection->loop, &tick.timer, TAKE_OVER_SHORT_NS);
     while (rc == 0 && (wanting = first_wanting(collection, begun_ns)) != NULL) {
-        if (loop_now_ns(collection->loop) - begun_ns >= TAKE_OVER_WAIT_NS)
+        rc = hopeless(wanting);
+        if (rc != 0)
+            err_set(over->err, rc, "extent %llx: stopping or reading it failed: %s",
+                    (unsigned long long)wanting->extent.v, err_text(rc));
+        else if (loop_now_ns(collection->loop) - begun_ns >= TAKE_OVER_WAIT_NS)
             rc = say_who_is_missing(over, wanting);
         else
             waitlist_wait(&collection->changed);

@@ -27,6 +27,7 @@ struct workload {
     struct timer tick;
     bool is_draining;
     bool is_trash_busy; /* restored, emptied or set by somebody */
+    bool is_trash_emptied; /* all of it is being */
     bool is_failing; /* a fault took the store, or it is full: no more changes */
     uint64_t ops_begun, ops_done, ops_failed;
 };

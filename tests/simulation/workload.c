@@ -84,6 +84,7 @@ void workload_start(struct run *run)
     load->depth = (uint32_t)run_between(run, 1, deepest);
     load->pause_max_ns = run_between(run, 10, 800) * NS_PER_US;
     load->is_draining = load->is_failing = load->is_trash_busy = false;
+    load->is_trash_emptied = false;
     load->tick = (struct timer){.fire = tick};
     faults_on(run);
     timer_start(run->loop, &load->tick, 1);

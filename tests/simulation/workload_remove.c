@@ -195,7 +195,8 @@ void admin_remove_begin(struct run *run)
     disk->is_removing = true;
     disk->removed_at = op->removals = ++run->model.removals;
     disk->trashed_at_ns = sim_world_now_ns(run->world);
-    disk->keep_ns = run->model.keep_ns;
+    /* One that empties all of the trash may also find what comes meanwhile. */
+    disk->keep_ns = run->load.is_trash_emptied ? 0 : run->model.keep_ns;
     op_start_task(op, remove_main);
 }
 
@@ -278,7 +279,7 @@ static async void empty_main(struct op *op)
     struct model_disk *disk, *next;
     struct error err = {0};
     int rc = trash_empty(run->host, op->md != NULL ? op->md->name : NULL, &err);
-    run->load.is_trash_busy = false;
+    run->load.is_trash_busy = run->load.is_trash_emptied = false;
     if (op->md == NULL)
         trash_is_emptied(run, 0); /* what came meanwhile */
     if (op->md == NULL || !has_expired(op, rc))
@@ -305,6 +306,7 @@ void admin_empty_begin(struct run *run)
     struct op *op = op_begin(run, "emptying");
     op->md = run_chance(run, 70) ? one : NULL;
     run->load.is_trash_busy = true;
+    run->load.is_trash_emptied = op->md == NULL;
     if (op->md == NULL)
         trash_is_emptied(run, 0);
     TAILQ_FOREACH (disk, &run->model.disks, link) {
