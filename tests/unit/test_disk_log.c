@@ -894,8 +894,9 @@ int main(int argc, char **argv)
         _exit(0); /* without a search for what killed processes left */
     }
     for (size_t i = 0; i < ARRAY_LEN(STORIES); i++) {
-        for (uint64_t seed = 0; seed < STORIES[i].seeds; seed += 10)
-            run_story(&STORIES[i], seed, min_u64(seed + 10, STORIES[i].seeds));
+        uint64_t seeds = seeds_of(STORIES[i].seeds);
+        for (uint64_t seed = 0; seed < seeds; seed += 10)
+            run_story(&STORIES[i], seed, min_u64(seed + 10, seeds));
     }
     return 0;
 }
