@@ -12,7 +12,7 @@
  * else has no room is withheld: the store is full without it, before anything fails.
  * While little room is left only slabs that have their space are given out, so that a
  * write cannot find the file system full, whoever fills it. Then each who waits for
- * space has it looked at again.
+ * space has it looked at again, and is refused only after a look.
  * A file system that cannot set space aside is looked at more often; others may still be
  * faster there.
  *
@@ -205,6 +205,12 @@ void allocate_failed(struct store *store)
     slabs_set_limit(&store->slabs, 0);
     store->room_end = 0;
     store->looked_ns = loop_now_ns(store->loop);
+}
+
+uint64_t store_looked_ns(const struct store *store)
+{
+    return slabs_withheld(&store->slabs) > 0 && !store->failed ? store->looked_ns
+                                                               : UINT64_MAX;
 }
 
 async void store_look(struct store *store)

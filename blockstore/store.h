@@ -74,6 +74,9 @@ void store_on_space(struct store *store, struct work *work);
 /* The store may still gain space by itself: compaction is at work, or has something left
  * that gains. Or others give some: the file system, that had no room, is looked at. */
 bool store_space_coming(struct store *store);
+/* When the file system, that has no room for all of the store, was last looked at: who
+ * waits since later has not been told yet. UINT64_MAX: it has room. */
+uint64_t store_looked_ns(const struct store *store);
 
 enum extent_state { EXTENT_OPEN, EXTENT_STOPPED, EXTENT_FINAL };
 

@@ -162,13 +162,15 @@ static void look(struct host *host)
     struct space_wait *wait;
     bool is_coming = host_space_coming(host);
     uint64_t now_ns = loop_now_ns(host->loop);
+    uint64_t looked_ns = store_looked_ns(host->store);
 
     TAILQ_INIT(&now);
     TAILQ_CONCAT(&now, &host->space_waits, link);
     while ((wait = TAILQ_FIRST(&now))) {
         TAILQ_REMOVE(&now, wait, link);
         TAILQ_INSERT_TAIL(&host->space_waits, wait, link);
-        bool may_come = wait->of_quota ? disk_space_coming(wait->disk) : is_coming;
+        bool may_come = wait->of_quota ? disk_space_coming(wait->disk)
+                                       : is_coming || looked_ns < wait->since_ns;
         if (wait->seen != host->space_count)
             end(wait, 0);
         else if (!may_come || now_ns - wait->since_ns >= FULL_WAIT_NS)
