@@ -29,7 +29,8 @@
     X(CANCELLED, 4112, "cancelled", ECANCELED)                                           \
     X(LIMIT, 4113, "a limit is reached", EAGAIN)                                         \
     X(NAME, 4114, "not a valid name", EINVAL)                                            \
-    X(BUSY, 4115, "in use", EBUSY)
+    X(BUSY, 4115, "in use", EBUSY)                                                       \
+    X(DENIED, 4116, "not allowed", EACCES)
 
 enum {
 #define X(name, number, text, guest) PLX_E##name = number,

@@ -10,6 +10,7 @@
 #include "runtime/file.h"
 #include "runtime/kv.h"
 #include "runtime/loop.h"
+#include "runtime/net.h"
 #include "runtime/task.h"
 
 RB_HEAD(timer_tree, timer);
@@ -32,6 +33,8 @@ struct loop_ops {
                            struct error *err);
     async int (*kv_open)(struct loop *loop, const char *path, bool create,
                          struct kv **ret, struct error *err);
+    int (*net_create)(const struct net_options *options, struct net **ret,
+                      struct error *err);
     void (*plug)(struct loop *loop);
     void (*unplug)(struct loop *loop);
 };

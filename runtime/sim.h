@@ -31,6 +31,10 @@ struct sim_faults {
     uint32_t stuck_ppm; /* an I/O takes seconds */
     uint32_t rot_ppm;   /* of reads: one bit of the answer differs, on media too */
     uint64_t latency_min_ns, latency_max_ns;
+    uint64_t net_latency_min_ns, net_latency_max_ns; /* of a message, one way */
+    uint32_t net_reset_ppm; /* of messages: the connection breaks, and some of what is
+                             * on its way is lost */
+    uint32_t net_stuck_ppm; /* of messages: takes a second or more longer */
 };
 
 struct sim_world *sim_world_create(uint64_t seed);
@@ -75,6 +79,24 @@ void sim_kv_damage(struct sim_world *world, const char *path);
 /* Takes the medium of a file or key-value store away, as if the disk was replaced. No
  * process may have it open. */
 void sim_media_remove(struct sim_world *world, const char *path);
+
+/*
+ * --- the network ---
+ *
+ * A process is on a host (its number; 0 at first). Any "NAME:PORT" is an address that a
+ * process may listen on; it is free again when the process ends. Messages between two
+ * hosts take net_latency, keep their order within a connection, and wait while their way
+ * is blocked; a connection whose way is blocked for SIM_NET_STUCK_NS breaks on both
+ * sides. A killed process resets its connections at once; one that lost power is silent,
+ * and its peers find out by their own limits, or by a reset from its successor.
+ */
+#define SIM_NET_STUCK_NS (20 * NS_PER_S)
+/* Before the process makes a net. */
+void sim_process_set_host(struct loop *loop, uint32_t host);
+/* Blocks or opens the way from one host to another, one direction. */
+void sim_net_block(struct sim_world *world, uint32_t from_host, uint32_t to_host,
+                   bool is_blocked);
+void sim_net_open_all(struct sim_world *world);
 
 /* Makes the nth file or key-value operation from now, of any process, fail (0: the
  * next); -1 switches off. For failure loops. */
