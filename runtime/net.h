@@ -99,8 +99,8 @@ int net_listen(struct net *net, const char *address, uint16_t *ret_port,
 struct net_conn *net_connect(struct net *net, const char *address, uint64_t node,
                              const struct net_handlers *handlers, void *arg);
 
-/* Closes: what the kernel has not taken yet is dropped, no handler is called any more, and
- * conn is gone. */
+/* Closes: what the kernel has not taken yet is dropped, no handler is called any more,
+ * and conn is gone. */
 void net_conn_close(struct net_conn *conn);
 
 struct net_identity net_conn_peer(const struct net_conn *conn);

@@ -41,6 +41,14 @@ struct net_conn {
     uint64_t queued_bytes;
 };
 
+/* net.c. What an implementation starts with; the credentials are left out. */
+void net_init(struct net *net, const struct net_ops *ops,
+              const struct net_options *options);
+void net_conn_init(struct net_conn *conn, struct net *net, const char *address,
+                   const struct net_handlers *handlers, void *arg);
+/* The length of all slices. */
+uint64_t net_send_payload(const struct net_send *send);
+
 /* net_tls.c */
 int net_tls_create(const struct net_options *options, struct net **ret,
                    struct error *err);
