@@ -68,6 +68,11 @@ uint64_t net_conn_heard_ns(const struct net_conn *conn)
     return conn->heard_ns;
 }
 
+bool net_conn_is_reading(const struct net_conn *conn)
+{
+    return !conn->is_paused && !conn->is_starved;
+}
+
 uint64_t net_conn_queued_bytes(const struct net_conn *conn)
 {
     return conn->queued_bytes;

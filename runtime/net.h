@@ -109,6 +109,9 @@ const char *net_conn_address(const struct net_conn *conn);
 bool net_conn_is_open(const struct net_conn *conn);
 /* When the last bytes came, loop_now_ns. */
 uint64_t net_conn_heard_ns(const struct net_conn *conn);
+/* False while it is paused, or waits for a buffer: that nothing is heard is our own doing
+ * then, and the other side does not know it. */
+bool net_conn_is_reading(const struct net_conn *conn);
 /* Bytes that net_send took and the kernel has not. */
 uint64_t net_conn_queued_bytes(const struct net_conn *conn);
 

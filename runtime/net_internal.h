@@ -37,6 +37,7 @@ struct net_conn {
     struct net_identity peer;
     char address[NET_ADDRESS_MAX];
     bool is_open, is_paused;
+    bool is_starved; /* kept by the implementation: waits for a buffer */
     uint64_t heard_ns;
     uint64_t queued_bytes;
 };

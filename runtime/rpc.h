@@ -11,11 +11,14 @@
  * were carried out is unknown, and whoever repeats one makes sure that it is harmless.
  *
  * A peer from which nothing came for RPC_SILENCE_MS is asked (a ping); if nothing comes
- * for as long again the connection is taken as lost. So every call ends in bounded time.
+ * for as long again the connection is taken as lost, by either side. One that cannot read
+ * because its own memory is full says so by pings of its own, and a process that stood
+ * still blames itself for the silence. Each call has its deadline besides.
  *
  * Back-pressure: a server works on at most RPC_INFLIGHT_MAX requests of a connection, and
- * reads no further until one is answered. A caller has at most as many unanswered; more
- * wait in its queue, in order.
+ * reads no further until one is answered. A caller has fewer unanswered, so that its
+ * pings are always read; more wait in its queue, in order. A call that times out or is
+ * cancelled counts until its answer comes, since the server still works on it.
  */
 #ifndef PARALLAX_RUNTIME_RPC_H
 #define PARALLAX_RUNTIME_RPC_H
@@ -23,13 +26,22 @@
 #include "runtime/net.h"
 #include "runtime/task.h"
 
-#define RPC_INFLIGHT_MAX    128U /* of one connection */
+#define RPC_INFLIGHT_MAX    128U /* of one connection, at the server */
+#define RPC_CALLS_INFLIGHT_MAX (RPC_INFLIGHT_MAX - 1) /* the same, at the caller */
 #define RPC_QUEUED_MAX      4096U /* calls that wait for a peer */
+#define RPC_QUEUED_BYTES    (16 * MIB) /* of their heads */
 #define RPC_SILENCE_MS      1000U
 #define RPC_CONNECT_MS      2000U /* an attempt to connect, handshake included */
 #define RPC_RETRY_MIN_MS    20U
 #define RPC_RETRY_MAX_MS    1000U
 #define RPC_POST_QUEUED_MAX (1 * MIB) /* one-way bytes that wait; more are dropped */
+#define RPC_INCOMING_MAX    8U  /* connections from one node; more are refused */
+#define RPC_NOBODIES_MAX    16U /* connections without certificate */
+/* Requests of one node that are not answered, those of lost connections included: at so
+ * many it cannot connect again. */
+#define RPC_REQUESTS_MAX    (4 * RPC_INFLIGHT_MAX)
+#define RPC_OPS_MAX         1024U /* numbers are below */
+#define RPC_HEAD_MAX        (NET_HEAD_MAX - 16U) /* without rpc's own part */
 
 struct rpc;
 struct rpc_request;
@@ -37,7 +49,7 @@ struct rpc_request;
 /* An operation that this node offers. What comes once for all (sizes, who may) is checked
  * before `handle`. */
 struct rpc_op {
-    uint16_t number;       /* in the message; never reused for something else */
+    uint16_t number;       /* in the message; never reused for something else; not 0 */
     const char *name;
     bool is_one_way;       /* has no answer */
     bool allows_nobody;    /* also for peers without a certificate */
@@ -55,14 +67,17 @@ struct rpc_options {
     struct buffer_pool *buffers;
     const struct rpc_op *const *ops; /* ends with NULL; stays */
     void *arg;                       /* given to handlers */
-    /* A node is heard of again, or its connection was lost; may be NULL. */
+    /* The connection to a node was made, or lost (not: broken by rpc_set_address); may be
+     * NULL. Called on the loop, from outside of any rpc_ function. */
     void (*peer_changed)(void *arg, uint64_t node, bool is_connected);
 };
 
 int rpc_create(const struct rpc_options *options, struct rpc **ret_rpc,
                struct error *err);
-/* Calls that are under way fail with -ECANCELED, from inside. Requests that are not
- * answered yet may be answered later all the same: nothing is sent then. */
+/* Calls that are under way fail with -ECANCELED, from inside; no new ones may be started
+ * there. Requests that are not answered yet must be answered later all the same: nothing
+ * is sent then, but they are freed. Their `rpc` is NULL; the buffers of the options must
+ * outlive them. Not to be called from inside a handler or a call's done. */
 void rpc_destroy(struct rpc *rpc);
 int rpc_listen(struct rpc *rpc, const char *address, uint16_t *ret_port,
                struct error *err);
@@ -70,8 +85,8 @@ int rpc_set_credentials(struct rpc *rpc, const struct net_credentials *credentia
                         struct error *err);
 
 /* Where a node can be reached; calls to it wait until that is known and it answers.
- * A changed address breaks the connection. NULL forgets the node: calls fail with
- * -EHOSTUNREACH. -ENOMEM. */
+ * A changed address breaks the connection. NULL forgets the node: calls that wait for it
+ * fail with -EHOSTUNREACH, as soon as this has returned. -ENOMEM; -EINVAL: too long. */
 int rpc_set_address(struct rpc *rpc, uint64_t node, const char *address);
 bool rpc_is_connected(const struct rpc *rpc, uint64_t node);
 /* When anything last came from it (loop_now_ns); 0: never. */
@@ -90,8 +105,13 @@ struct rpc_call {
     /* Called once, never from inside rpc_start. */
     void (*done)(struct rpc_call *call);
     /* result: the code given to rpc_answer, or why there is no answer: -ECONNRESET,
-     * -ECONNREFUSED (never sent), -ETIMEDOUT, -EHOSTUNREACH (never sent), -ENOMEM
-     * (never sent), -PLX_EDENIED, -PLX_ELIMIT (never sent: RPC_QUEUED_MAX). */
+     * -ETIMEDOUT, -EHOSTUNREACH (forgotten, never sent), -ENOMEM (never sent),
+     * -PLX_EDENIED, -PLX_ELIMIT (never sent: RPC_QUEUED_MAX), -ECANCELED; with node 0 also
+     * why no connection could be made, -ECONNREFUSED and others (never sent). A node's
+     * calls wait for it while it cannot be reached, except that -PLX_EDENIED says that
+     * somebody else was found at its address.
+     * The server's rpc answers -ENOSYS (no such operation), -EMSGSIZE, -ENOMEM, -EPROTO
+     * and -PLX_EDENIED by itself. */
     int result;
     bool was_sent;              /* it may have been carried out */
     /* The answer; valid during done. The payload's reference is the callee's (buffer
@@ -105,12 +125,13 @@ void rpc_start(struct rpc *rpc, struct rpc_call *call);
 /* Its answer will be dropped; done is called with -ECANCELED, from inside. */
 void rpc_cancel(struct rpc *rpc, struct rpc_call *call);
 /* The same for a task. The answer's head is copied to `ret` (replaced; writer_done it);
- * NULL: not wanted. Payloads are dropped unless ret_payload takes them. */
+ * NULL: not wanted. Payloads are dropped unless ret_payload takes them. Returns the
+ * result, or -ENOMEM if there was no memory for the copy (was_sent is true then). */
 async int rpc_wait(struct rpc *rpc, struct rpc_call *call, struct writer *ret,
                    struct slice *ret_payload);
 
 /* A one-way message: kept while a connection is being made, lost with it, and dropped
- * when too much waits. */
+ * when too much waits, or the node's address is not known. */
 void rpc_post(struct rpc *rpc, uint64_t node, uint16_t op, const void *head,
               uint32_t head_len, const struct slice *slices, uint32_t slice_count);
 

@@ -48,6 +48,11 @@ struct sim_handle {
     TAILQ_ENTRY(sim_handle) link;
 };
 
+struct sim_net;
+struct sim_listener;
+struct sim_way;
+TAILQ_HEAD(sim_net_list, sim_net);
+
 struct sim_process {
     struct loop loop;
     struct sim_world *world;
@@ -56,6 +61,8 @@ struct sim_process {
     uint64_t wall_offset_ns;
     struct sim_event ready, timer;
     TAILQ_HEAD(, sim_handle) handles;
+    uint32_t host;
+    struct sim_net_list nets;
     TAILQ_ENTRY(sim_process) link;
 };
 
@@ -70,6 +77,9 @@ struct sim_world {
     struct sim_process *running;
     TAILQ_HEAD(, sim_process) processes;
     TAILQ_HEAD(, sim_medium) media;
+    TAILQ_HEAD(, sim_listener) listeners; /* also of processes that have ended */
+    TAILQ_HEAD(, sim_way) blocked;
+    uint64_t conn_count;
 };
 
 /* --- sim_loop.c --- */
@@ -112,5 +122,12 @@ async int sim_file_open(struct loop *loop, const char *path,
                         struct error *err);
 async int sim_kv_open(struct loop *loop, const char *path, bool create, struct kv **ret,
                       struct error *err);
+
+/* --- sim_net.c; sim_net_create is in net_internal.h --- */
+
+/* Its events are dropped already, and none may be added to it any more. */
+void sim_net_end_process(struct sim_process *process, enum sim_end how);
+/* No process is left. */
+void sim_net_free_world(struct sim_world *world);
 
 #endif

@@ -13,6 +13,7 @@
 
 #include <stdio.h>
 
+#include "runtime/net_internal.h"
 #include "runtime/sim_internal.h"
 
 /* 2026-01-01; people read it in logs. */
@@ -246,6 +247,7 @@ static const struct loop_ops sim_loop_ops = {
     .arm = arm,
     .file_open = sim_file_open,
     .kv_open = sim_kv_open,
+    .net_create = sim_net_create,
     .plug = plug_nothing,
     .unplug = plug_nothing,
 };
@@ -259,6 +261,7 @@ struct loop *sim_process_create(struct sim_world *world)
     process->ready.run = run_ready;
     process->timer.run = fire_timers;
     TAILQ_INIT(&process->handles);
+    TAILQ_INIT(&process->nets);
     if (loop_init(&process->loop, &sim_loop_ops) != 0) {
         fprintf(stderr, "simulator: no memory for a loop\n");
         abort();
@@ -290,6 +293,7 @@ void sim_process_end(struct loop *loop, enum sim_end how)
     struct sim_handle *handle;
     while ((handle = TAILQ_FIRST(&process->handles)) != NULL)
         handle->free(handle);
+    sim_net_end_process(process, how);
     /* Also those it had closed before. */
     struct sim_medium *medium;
     TAILQ_FOREACH (medium, &world->media, link) {
@@ -372,9 +376,13 @@ struct sim_world *sim_world_create(uint64_t seed)
     RB_INIT(&world->events);
     TAILQ_INIT(&world->processes);
     TAILQ_INIT(&world->media);
+    TAILQ_INIT(&world->listeners);
+    TAILQ_INIT(&world->blocked);
     world->fail_nth = -1;
     world->faults.latency_min_ns = 20 * NS_PER_US;
     world->faults.latency_max_ns = 200 * NS_PER_US;
+    world->faults.net_latency_min_ns = 50 * NS_PER_US;
+    world->faults.net_latency_max_ns = 300 * NS_PER_US;
     return world;
 }
 
@@ -387,6 +395,7 @@ void sim_world_destroy(struct sim_world *world)
     struct sim_medium *medium;
     while ((medium = TAILQ_FIRST(&world->media)) != NULL)
         medium_free(world, medium);
+    sim_net_free_world(world);
     free(world);
 }
 
