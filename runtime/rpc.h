@@ -27,7 +27,7 @@
 #include "runtime/task.h"
 
 #define RPC_INFLIGHT_MAX    128U /* of one connection, at the server */
-#define RPC_CALLS_INFLIGHT_MAX (RPC_INFLIGHT_MAX - 1) /* the same, at the caller */
+#define RPC_CALLS_INFLIGHT_MAX (RPC_INFLIGHT_MAX - 1) /* and at the caller */
 #define RPC_QUEUED_MAX      4096U /* calls that wait for a peer */
 #define RPC_QUEUED_BYTES    (16 * MIB) /* of their heads */
 #define RPC_SILENCE_MS      1000U
