@@ -612,7 +612,8 @@ static void probe_run(struct sim_event *event)
         c->peer_host = listener != NULL ? listener->host : c->process->host;
         answers = listener == NULL || !is_silent(world, listener);
     }
-    if (is_blocked_out(c) || !answers) {
+    /* Nobody is told of a connection before an answer has come back once. */
+    if (is_blocked_out(c) || (!c->is_silent && is_blocked_in(c)) || !answers) {
         if (world->now_ns - c->probed_ns >= SIM_NET_STUCK_NS)
             conn_closed(c, -ETIMEDOUT, "the other side does not answer");
         else
