@@ -43,6 +43,7 @@
 #define STEP_MAX_NS  (2 * NS_PER_US)
 #define PROBE_MIN_NS (100 * NS_PER_MS)
 #define PROBE_MAX_NS (300 * NS_PER_MS)
+#define STARVED_NS   (10 * NS_PER_MS)
 #define STUCK_MIN_NS NS_PER_S
 #define STUCK_MAX_NS (10 * NS_PER_S)
 #define PORT_FIRST   20000U
@@ -420,6 +421,18 @@ static bool payload_of(struct sim_conn *c, const struct packet *p, struct slice 
     return true;
 }
 
+/* Waits for a buffer to come back; if none is out, it is memory that is missing. */
+static void starve(struct sim_conn *c)
+{
+    struct buffer_pool *pool = c->base.net->options.buffers;
+    if (buffer_pool_used_bytes(pool) == 0) {
+        sim_event_add(c->process, &c->deliver, STARVED_NS);
+    } else {
+        c->base.is_starved = true;
+        buffer_pool_wait(pool, &c->room);
+    }
+}
+
 /* Room in the window of the peer, which hears of it soon. */
 static void window_open(struct sim_conn *c, const struct packet *p)
 {
@@ -482,8 +495,7 @@ static void deliver_run(struct sim_event *event)
         return;
     }
     if (!payload_of(c, p, &payload)) {
-        c->base.is_starved = true;
-        buffer_pool_wait(c->base.net->options.buffers, &c->room);
+        starve(c);
         return;
     }
     TAILQ_REMOVE(&c->in, p, link);
