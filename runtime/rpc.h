@@ -106,10 +106,10 @@ struct rpc_call {
     void (*done)(struct rpc_call *call);
     /* result: the code given to rpc_answer, or why there is no answer: -ECONNRESET,
      * -ETIMEDOUT, -EHOSTUNREACH (forgotten, never sent), -ENOMEM (never sent),
-     * -PLX_EDENIED, -PLX_ELIMIT (never sent: RPC_QUEUED_MAX), -ECANCELED; with node 0 also
-     * why no connection could be made, -ECONNREFUSED and others (never sent). A node's
-     * calls wait for it while it cannot be reached, except that -PLX_EDENIED says that
-     * somebody else was found at its address.
+     * -PLX_EDENIED, -PLX_ELIMIT (never sent: RPC_QUEUED_MAX), -ECANCELED; with node 0
+     * also why no connection could be made, -ECONNREFUSED and others (never sent). A
+     * node's calls wait for it while it cannot be reached, except that -PLX_EDENIED says
+     * that somebody else was found at its address.
      * The server's rpc answers -ENOSYS (no such operation), -EMSGSIZE, -ENOMEM, -EPROTO
      * and -PLX_EDENIED by itself. */
     int result;

@@ -6,7 +6,7 @@
 
 #include "runtime/rpc_internal.h"
 #include "runtime/runtime.h"
-#include "runtime/sim.h"
+#include "runtime/sim_internal.h"
 #include "tests/unit/check.h"
 
 #define ADDRESS        "node1:1"
