@@ -58,6 +58,7 @@ struct sim_process {
     struct sim_world *world;
     uint64_t number; /* from 1, in the order of creation */
     bool is_ended;
+    uint64_t stalled_until_ns;
     uint64_t wall_offset_ns;
     struct sim_event ready, timer;
     TAILQ_HEAD(, sim_handle) handles;

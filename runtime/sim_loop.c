@@ -105,6 +105,7 @@ void sim_event_add(struct sim_process *process, struct sim_event *event,
     event->process = process;
     if (!add_u64(world->now_ns, delay_ns, &event->time_ns))
         event->time_ns = UINT64_MAX;
+    event->time_ns = max_u64(event->time_ns, process->stalled_until_ns);
     /* Ties fall by the seed; the low half keeps the numbers apart. */
     event->order = (random_u64(world) << 32) | (uint32_t)world->event_count++;
     event->is_pending = true;
@@ -304,6 +305,21 @@ void sim_process_end(struct loop *loop, enum sim_end how)
     loop_done(loop);
     TAILQ_REMOVE(&world->processes, process, link);
     free(process);
+}
+
+void sim_process_stall(struct loop *loop, uint64_t duration_ns)
+{
+    struct sim_process *process = sim_process_of(loop);
+    struct sim_world *world = process->world;
+    struct sim_event *event, *next;
+    assert(world->running != process);
+    process->stalled_until_ns = world->now_ns + duration_ns;
+    RB_FOREACH_SAFE (event, sim_event_tree, &world->events, next) {
+        if (event->process != process || event->time_ns >= process->stalled_until_ns)
+            continue;
+        sim_event_cancel(world, event);
+        sim_event_add(process, event, 0); /* behind where we are */
+    }
 }
 
 /* --- media --- */

@@ -400,6 +400,33 @@ static void test_posts(void)
     pair_stop(&p);
 }
 
+/* A connection that always has something to send still takes them, as they leave. */
+static void test_posts_busy(void)
+{
+    enum { ROUNDS = 60, EACH = 8 };
+    static struct test_call calls[ROUNDS * EACH];
+    struct pair p = pair_start(1);
+    CHECK_EQ(echo(p.client, 1, 1, 0), 0);
+    const struct net_conn *conn = rpc_peer_find(p.client->rpc, 1)->link.conn;
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        for (uint32_t j = 0; j < EACH; j++) {
+            struct test_call *call = &calls[i * EACH + j];
+            call_init(call, p.client, 1, OP_ECHO, i);
+            call_start(call, ECHO_BYTES_MAX);
+        }
+        post(&p, i, 60000);
+        while (net_conn_queued_bytes(conn) > 200 * KIB)
+            CHECK(sim_world_step(p.world));
+        CHECK(net_conn_queued_bytes(conn) > 0);
+    }
+    run_for(p.world, NS_PER_S);
+    CHECK_EQ(p.client->rpc->dropped->value, 0);
+    CHECK_EQ(p.server->note_count, ROUNDS);
+    for (uint32_t i = 0; i < ARRAY_LEN(calls); i++)
+        CHECK_EQ(call_wait(&calls[i]), 0);
+    pair_stop(&p);
+}
+
 static void test_posts_lost(void)
 {
     struct pair p = pair_start(1);
@@ -584,6 +611,31 @@ static void test_own_silence(void)
     pair_stop(&p);
 }
 
+/* A process that stood still finds its answers waiting; it must look at them first. */
+static void test_stall(void)
+{
+    for (uint64_t seed = 1; seed <= 20; seed++) {
+        struct pair p = pair_start(seed);
+        CHECK_EQ(echo(p.client, 1, 1, 0), 0);
+        const struct rpc_link *link = &rpc_peer_find(p.client->rpc, 1)->link;
+        while (link->pinged_ns == 0)
+            CHECK(sim_world_step(p.world));
+        uint64_t begun_ns = sim_world_now_ns(p.world);
+        sim_process_stall(p.client->loop, NS_PER_S * 19 / 10);
+        run_for(p.world, 5 * NS_PER_S);
+        CHECK(link->pinged_ns == 0 || link->pinged_ns > begun_ns + NS_PER_S);
+        CHECK_EQ(p.client->down_count, 0);
+        /* The others do not wait for ever. */
+        sim_process_stall(p.client->loop, 10 * NS_PER_S);
+        run_for(p.world, LOST_NS);
+        CHECK(TAILQ_EMPTY(&p.server->rpc->incoming));
+        run_for(p.world, 20 * NS_PER_S);
+        CHECK_EQ(p.client->down_count, 1);
+        CHECK_EQ(p.client->up_count, 2);
+        pair_stop(&p);
+    }
+}
+
 /* --- the end of an rpc --- */
 
 static void test_destroy(void)
@@ -714,12 +766,14 @@ int main(void)
     test_reconnect();
     test_cancel();
     test_posts();
+    test_posts_busy();
     test_posts_lost();
     test_refusals();
     test_nobody();
     test_wrong_node();
     test_starved();
     test_own_silence();
+    test_stall();
     test_destroy();
     test_orphans();
     test_wait();
