@@ -63,6 +63,18 @@ static_assert((uint64_t)EXTENT_BLOCKS * BLOCK_SIZE >= RETAINED_BYTES_DISK,
 #define TASK_STACKS_SYSTEM    64U                       /* of these, not for guests */
 #define TASK_STACK_BYTES      (64 * KIB)                /* more under sanitizers */
 
+/* --- connections between nodes, of one net --- */
+#define NET_OPENING_MAX       64U                       /* accepted, not yet proven */
+#define NET_OPEN_MS           5000U                     /* for a handshake */
+#define NET_NOBODIES_MAX      64U                       /* without a certificate */
+#define NET_NOBODY_MS         60000U                    /* then they must go */
+#define NET_LOOKUPS_MAX       16U                       /* names looked up at once */
+#define NET_ADDRESSES_MAX     8U                        /* of a name, tried in turn */
+#define NET_LISTENERS_MAX     16U
+#define NET_INPUT_BYTES       (64 * KIB)                /* read from a socket at once */
+#define NET_OUTPUT_BYTES      (256 * KIB)               /* sealed ahead of the kernel */
+#define NET_GRACE_S           (30 * 86400U)             /* for a certificate's end */
+
 /* --- disk I/O --- */
 #define AIO_DEPTH             512U                      /* in the kernel at once */
 #define FILE_IOV_MAX          260U                      /* vectors of one operation */

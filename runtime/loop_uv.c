@@ -24,6 +24,8 @@
 #include <time.h>
 #include <uv.h>
 
+#include "runtime/net_internal.h"
+
 #define ROUNDS_NS    (50 * NS_PER_US)
 #define RANDOM_BYTES 256U /* one getrandom of at most this much is never interrupted */
 
@@ -365,6 +367,7 @@ static const struct loop_ops real_ops = {
     .arm = arm,
     .file_open = file_aio_open,
     .kv_open = kv_leveldb_open,
+    .net_create = net_tls_create,
     .plug = file_aio_plug,
     .unplug = file_aio_unplug,
 };

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One TLS session without a socket: bytes in, bytes out. All of OpenSSL that a connection
+ * needs is behind this. Must not be called on a task, but for the two that only free.
+ */
+#ifndef PARALLAX_RUNTIME_NET_SESSION_INTERNAL_H
+#define PARALLAX_RUNTIME_NET_SESSION_INTERNAL_H
+
+#include "runtime/net.h"
+
+#define SESSION_RECORD_BYTES (16 * KIB) /* plaintext of one TLS record */
+/* What encrypting one record's worth may give at most, with all there is around it. */
+#define SESSION_SEALED_MAX (SESSION_RECORD_BYTES + 1 * KIB)
+
+/* Credentials in OpenSSL's form; sessions keep the one they began with. */
+struct session_context;
+int session_context_create(const struct net_options *options,
+                           const struct net_credentials *credentials,
+                           struct session_context **ret, struct error *err);
+struct session_context *session_context_get(struct session_context *context);
+void session_context_put(struct session_context *context); /* NULL is allowed */
+bool session_context_is_nobody(const struct session_context *context);
+
+struct ssl_st;
+
+struct session {
+    struct session_context *context;
+    struct ssl_st *ssl;
+    uint64_t asked_node;      /* that the peer must be; 0: any */
+    struct net_identity peer; /* once the handshake is over */
+    uint64_t expired_s;       /* its certificate is that old beyond its end, by grace */
+    /* What came from the peer and was not looked at yet; set before each call. */
+    const uint8_t *in;
+    size_t in_len;
+    /* Takes all of what goes to the peer; false: the session cannot go on. */
+    bool (*out)(void *arg, const void *bytes, size_t len);
+    void *arg;
+    struct error refusal; /* what is wrong with the peer's certificate; code 0: nothing */
+};
+
+/* asked_node, out and arg are set before. -ENOMEM. */
+int session_init(struct session *session, struct session_context *context, bool is_server,
+                 struct error *err);
+void session_done(struct session *session);
+
+/* 0: it is over, and peer is proven. -EAGAIN: more must come first. -PLX_EDENIED: one
+ * side does not accept the other; -EPROTO. Also sends what there is to say of a failure.
+ */
+int session_handshake(struct session *session, struct error *err);
+/* Up to len bytes of plaintext. -EAGAIN: more must come first; -ECONNRESET: the peer has
+ * ended it; -PLX_EDENIED, -EPROTO. */
+int session_read(struct session *session, void *ret, size_t len, size_t *ret_len,
+                 struct error *err);
+/* At most SESSION_RECORD_BYTES. */
+int session_write(struct session *session, const void *bytes, size_t len,
+                  struct error *err);
+
+#endif
