@@ -57,6 +57,8 @@ static bool split(const char *text, char host[HOST_MAX], char port[8])
         return false;
     memcpy(host, text, len);
     host[len] = '\0';
+    if (strpbrk(host, "[]") != NULL)
+        return false;
     snprintf(port, 8, "%s", colon + 1);
     unsigned long number = 0;
     for (const char *at = port; *at != '\0'; at++) {

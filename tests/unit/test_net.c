@@ -148,6 +148,7 @@ static void test_limits(struct body *body)
     static uint8_t head[NET_HEAD_MAX + 1];
     pair_open(&pair, body->loop, &pki);
     struct buffer *buffer = buffer_create(pair.a.pool, NET_PAYLOAD_MAX);
+    memset(buffer->data, 1, NET_PAYLOAD_MAX);
     struct slice slices[NET_SLICES_MAX + 1];
     for (uint32_t i = 0; i < ARRAY_LEN(slices); i++)
         slices[i] = (struct slice){buffer, 0, 1};
