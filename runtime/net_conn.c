@@ -52,7 +52,7 @@ static struct tls_conn *conn_new(struct tls_net *net, const char *address,
     if (c == NULL)
         return NULL;
     net_conn_init(&c->conn, &net->net, address, handlers, arg);
-    c->context = session_context_get(net->context);
+    c->context = tls_context_get(net->context);
     c->fd = -1;
     c->work.run = conn_run;
     c->timer.fire = conn_late;
@@ -100,9 +100,9 @@ void conn_free(struct tls_conn *c)
     TAILQ_REMOVE(&net->closed, c, link);
     conn_io_done(c);
     if (c->session.ssl != NULL)
-        session_done(&c->session);
+        tls_session_done(&c->session);
     frame_in_done(&c->in);
-    session_context_put(c->context);
+    tls_context_put(c->context);
     free(c->addresses);
     free(c);
 }
@@ -230,11 +230,11 @@ static void handshake_start(struct tls_conn *c)
     c->session.out = conn_take_output;
     c->session.arg = c;
     frame_in_init(&c->in, &limits);
-    if (session_init(&c->session, c->context, c->is_accepted, &err) < 0) {
+    if (tls_session_init(&c->session, c->context, c->is_accepted, &err) < 0) {
         conn_fail(c, err.code, "%s", err.text);
         return;
     }
-    session_context_put(take(c->context));
+    tls_context_put(take(c->context));
     c->phase = CONN_HANDSHAKE;
     timer_start(net->net.loop, &c->timer, NET_OPEN_MS * NS_PER_MS);
 }

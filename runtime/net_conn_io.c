@@ -111,16 +111,16 @@ static const uint8_t *gather(struct tls_conn *c, size_t *ret_len)
     uint8_t *plain = conn_net(c)->plain;
     size_t len = 0;
     struct out_message *m = STAILQ_FIRST(&c->queue);
-    while (m != NULL && len < SESSION_RECORD_BYTES) {
+    while (m != NULL && len < TLS_RECORD_BYTES) {
         size_t piece_len;
         const uint8_t *piece = message_piece(m, &piece_len);
         if (piece == NULL) {
             m = STAILQ_NEXT(m, link);
             continue;
         }
-        size_t n = min_u64(piece_len, SESSION_RECORD_BYTES - len);
+        size_t n = min_u64(piece_len, TLS_RECORD_BYTES - len);
         m->piece_at += (uint32_t)n;
-        if (n == SESSION_RECORD_BYTES) {
+        if (n == TLS_RECORD_BYTES) {
             *ret_len = n;
             return piece;
         }
@@ -151,7 +151,7 @@ static void seal(struct tls_conn *c)
         const uint8_t *plain = gather(c, &len);
         if (len == 0)
             return;
-        if (session_write(&c->session, plain, len, &err) < 0)
+        if (tls_session_write(&c->session, plain, len, &err) < 0)
             conn_fail(c, err.code, "%s", err.text);
         c->plain_unsent += len;
         drop_gathered(c);
@@ -166,7 +166,7 @@ void conn_greet(struct tls_conn *c, enum net_frame_kind kind)
         .version = le16_of(NET_FRAME_VERSION),
         .kind = le16_of((uint16_t)kind),
     };
-    if (session_write(&c->session, &frame, sizeof frame, &err) < 0)
+    if (tls_session_write(&c->session, &frame, sizeof frame, &err) < 0)
         conn_fail(c, err.code, "%s", err.text);
 }
 
@@ -349,7 +349,7 @@ static bool read_some(struct tls_conn *c)
     if (frame_in_wants_buffer(&c->in) && !get_buffer(c))
         return false;
     uint8_t *place = frame_in_place(&c->in, &len);
-    int rc = session_read(&c->session, place, len, &got, &err);
+    int rc = tls_session_read(&c->session, place, len, &got, &err);
     if (rc == -EAGAIN)
         return false;
     if (rc == 0)
@@ -362,7 +362,7 @@ static bool read_some(struct tls_conn *c)
 static void shake_hands(struct tls_conn *c)
 {
     struct error err = {0};
-    int rc = session_handshake(&c->session, &err);
+    int rc = tls_session_handshake(&c->session, &err);
     if (rc == 0)
         conn_handshake_over(c);
     else if (rc != -EAGAIN)
@@ -391,7 +391,7 @@ static void decode(struct tls_conn *c)
 /* What the session has not taken must outlive the net's input memory. */
 static void stash_rest(struct tls_conn *c)
 {
-    struct session *session = &c->session;
+    struct tls_session *session = &c->session;
     size_t left = session->in_len;
     if (left > 0 && c->stash == NULL) {
         c->stash = malloc(left);

@@ -28,7 +28,7 @@
 #define CHAIN_BYTES_MAX (16 * KIB) /* certificates a peer may show */
 #define AUTHORITIES_MAX 8U         /* certificates of CAs in one text */
 
-struct session_context {
+struct tls_context {
     uint32_t refs;
     SSL_CTX *ssl;
     BIO_METHOD *bio;
@@ -42,7 +42,7 @@ struct session_context {
 
 static int bio_read(BIO *bio, char *ret, size_t len, size_t *ret_len)
 {
-    struct session *session = BIO_get_data(bio);
+    struct tls_session *session = BIO_get_data(bio);
     BIO_clear_retry_flags(bio);
     if (session->in_len == 0) {
         BIO_set_retry_read(bio);
@@ -58,7 +58,7 @@ static int bio_read(BIO *bio, char *ret, size_t len, size_t *ret_len)
 
 static int bio_write(BIO *bio, const char *bytes, size_t len, size_t *ret_len)
 {
-    struct session *session = BIO_get_data(bio);
+    struct tls_session *session = BIO_get_data(bio);
     BIO_clear_retry_flags(bio);
     if (!session->out(session->arg, bytes, len))
         return 0;
@@ -125,9 +125,9 @@ static STACK_OF(X509) * pinned(X509_STORE_CTX *chain, const uint8_t *digest)
     return NULL;
 }
 
-static bool check_chain(struct session *session, X509_STORE_CTX *chain)
+static bool check_chain(struct tls_session *session, X509_STORE_CTX *chain)
 {
-    const struct session_context *context = session->context;
+    const struct tls_context *context = session->context;
     STACK_OF(X509) *trusted = NULL;
     X509_STORE_CTX_set_verify_cb(chain, judge);
     if (context->has_digest) {
@@ -149,9 +149,9 @@ static bool check_chain(struct session *session, X509_STORE_CTX *chain)
     return fine;
 }
 
-static bool check_identity(struct session *session, X509 *certificate)
+static bool check_identity(struct tls_session *session, X509 *certificate)
 {
-    const struct session_context *context = session->context;
+    const struct tls_context *context = session->context;
     struct net_identity peer;
     if (!pki_identity_of(certificate, &peer)) {
         err_set(&session->refusal, -PLX_EDENIED, "its certificate names no node");
@@ -171,7 +171,7 @@ static bool check_identity(struct session *session, X509 *certificate)
     return true;
 }
 
-static void note_expired(struct session *session, const X509 *certificate)
+static void note_expired(struct tls_session *session, const X509 *certificate)
 {
     int days, seconds;
     if (ASN1_TIME_diff(&days, &seconds, X509_get0_notAfter(certificate), NULL) != 1 ||
@@ -185,7 +185,7 @@ static int check_peer(X509_STORE_CTX *chain, void *arg)
 {
     (void)arg;
     SSL *ssl = X509_STORE_CTX_get_ex_data(chain, SSL_get_ex_data_X509_STORE_CTX_idx());
-    struct session *session = SSL_get_app_data(ssl);
+    struct tls_session *session = SSL_get_app_data(ssl);
     X509 *certificate = X509_STORE_CTX_get0_cert(chain);
     if (!check_chain(session, chain))
         return 0;
@@ -275,8 +275,7 @@ static bool configure(SSL_CTX *ssl)
            SSL_CTX_set1_sigalgs_list(ssl, "ECDSA+SHA256") == 1;
 }
 
-static int context_fill(struct session_context *context,
-                        const struct net_options *options,
+static int context_fill(struct tls_context *context, const struct net_options *options,
                         const struct net_credentials *credentials, struct error *err)
 {
     context->cluster = options->self.cluster;
@@ -302,7 +301,7 @@ static int context_fill(struct session_context *context,
 struct context_call {
     const struct net_options *options;
     const struct net_credentials *credentials;
-    struct session_context *context;
+    struct tls_context *context;
     struct error *err;
     int rc;
 };
@@ -329,9 +328,9 @@ static int context_fill_aside(struct context_call *call)
     return call->rc;
 }
 
-int session_context_create(const struct net_options *options,
-                           const struct net_credentials *credentials,
-                           struct session_context **ret, struct error *err)
+int tls_context_create(const struct net_options *options,
+                       const struct net_credentials *credentials,
+                       struct tls_context **ret, struct error *err)
 {
     if ((credentials->certificate == NULL) != (credentials->key == NULL))
         return err_set(err, -PLX_EFORMAT,
@@ -339,28 +338,28 @@ int session_context_create(const struct net_options *options,
                        "certificate");
     if (credentials->authority == NULL && credentials->authority_digest == NULL)
         return err_set(err, -PLX_EFORMAT, "the cluster's CA is missing");
-    struct session_context *context = calloc(1, sizeof *context);
+    struct tls_context *context = calloc(1, sizeof *context);
     if (context == NULL)
         return err_set(err, -ENOMEM, "set up TLS: %s", err_text(ENOMEM));
     context->refs = 1;
     struct context_call call = {options, credentials, context, err, 0};
     int rc = context_fill_aside(&call);
     if (rc < 0) {
-        session_context_put(context);
+        tls_context_put(context);
         return rc;
     }
     *ret = context;
     return 0;
 }
 
-struct session_context *session_context_get(struct session_context *context)
+struct tls_context *tls_context_get(struct tls_context *context)
 {
     assert(context->refs > 0);
     context->refs++;
     return context;
 }
 
-void session_context_put(struct session_context *context)
+void tls_context_put(struct tls_context *context)
 {
     if (context == NULL || --context->refs > 0)
         return;
@@ -369,15 +368,15 @@ void session_context_put(struct session_context *context)
     free(context);
 }
 
-bool session_context_is_nobody(const struct session_context *context)
+bool tls_context_is_nobody(const struct tls_context *context)
 {
     return context->is_nobody;
 }
 
 /* --- sessions --- */
 
-int session_init(struct session *session, struct session_context *context, bool is_server,
-                 struct error *err)
+int tls_session_init(struct tls_session *session, struct tls_context *context,
+                     bool is_server, struct error *err)
 {
     assert(task_current() == NULL);
     ERR_clear_error();
@@ -388,7 +387,7 @@ int session_init(struct session *session, struct session_context *context, bool 
         BIO_free(bio);
         return err_set(err, -ENOMEM, "begin TLS: %s", pki_words());
     }
-    session->context = session_context_get(context);
+    session->context = tls_context_get(context);
     session->ssl = ssl;
     BIO_set_data(bio, session);
     BIO_set_init(bio, 1);
@@ -405,10 +404,10 @@ int session_init(struct session *session, struct session_context *context, bool 
     return 0;
 }
 
-void session_done(struct session *session)
+void tls_session_done(struct tls_session *session)
 {
     SSL_free(session->ssl);
-    session_context_put(session->context);
+    tls_context_put(session->context);
     session->ssl = NULL;
     session->context = NULL;
 }
@@ -433,7 +432,7 @@ static bool is_refusal_alert(int alert)
     }
 }
 
-static int fail_text(const struct session *session, struct error *err)
+static int fail_text(const struct tls_session *session, struct error *err)
 {
     unsigned long code = ERR_peek_last_error();
     int reason = ERR_GET_LIB(code) == ERR_LIB_SSL ? ERR_GET_REASON(code) : 0;
@@ -454,7 +453,7 @@ static int fail_text(const struct session *session, struct error *err)
 }
 
 /* ret is what a call that did not succeed returned. */
-static int fail(const struct session *session, int ret, struct error *err)
+static int fail(const struct tls_session *session, int ret, struct error *err)
 {
     switch (SSL_get_error(session->ssl, ret)) {
     case SSL_ERROR_WANT_READ:
@@ -466,7 +465,7 @@ static int fail(const struct session *session, int ret, struct error *err)
     }
 }
 
-int session_handshake(struct session *session, struct error *err)
+int tls_session_handshake(struct tls_session *session, struct error *err)
 {
     assert(task_current() == NULL);
     ERR_clear_error();
@@ -480,19 +479,19 @@ int session_handshake(struct session *session, struct error *err)
     return 0;
 }
 
-int session_read(struct session *session, void *ret, size_t len, size_t *ret_len,
-                 struct error *err)
+int tls_session_read(struct tls_session *session, void *ret, size_t len, size_t *ret_len,
+                     struct error *err)
 {
     ERR_clear_error();
     int result = SSL_read_ex(session->ssl, ret, len, ret_len);
     return result == 1 ? 0 : fail(session, result, err);
 }
 
-int session_write(struct session *session, const void *bytes, size_t len,
-                  struct error *err)
+int tls_session_write(struct tls_session *session, const void *bytes, size_t len,
+                      struct error *err)
 {
     size_t written;
-    assert(len > 0 && len <= SESSION_RECORD_BYTES);
+    assert(len > 0 && len <= TLS_RECORD_BYTES);
     ERR_clear_error();
     int result = SSL_write_ex(session->ssl, bytes, len, &written);
     if (result == 1) {

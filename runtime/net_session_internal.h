@@ -8,23 +8,23 @@
 
 #include "runtime/net.h"
 
-#define SESSION_RECORD_BYTES (16 * KIB) /* plaintext of one TLS record */
+#define TLS_RECORD_BYTES (16 * KIB) /* plaintext of one TLS record */
 /* What encrypting one record's worth may give at most, with all there is around it. */
-#define SESSION_SEALED_MAX (SESSION_RECORD_BYTES + 1 * KIB)
+#define TLS_SEALED_MAX (TLS_RECORD_BYTES + 1 * KIB)
 
 /* Credentials in OpenSSL's form; sessions keep the one they began with. */
-struct session_context;
-int session_context_create(const struct net_options *options,
-                           const struct net_credentials *credentials,
-                           struct session_context **ret, struct error *err);
-struct session_context *session_context_get(struct session_context *context);
-void session_context_put(struct session_context *context); /* NULL is allowed */
-bool session_context_is_nobody(const struct session_context *context);
+struct tls_context;
+int tls_context_create(const struct net_options *options,
+                       const struct net_credentials *credentials,
+                       struct tls_context **ret, struct error *err);
+struct tls_context *tls_context_get(struct tls_context *context);
+void tls_context_put(struct tls_context *context); /* NULL is allowed */
+bool tls_context_is_nobody(const struct tls_context *context);
 
 struct ssl_st;
 
-struct session {
-    struct session_context *context;
+struct tls_session {
+    struct tls_context *context;
     struct ssl_st *ssl;
     uint64_t asked_node;      /* that the peer must be; 0: any */
     struct net_identity peer; /* once the handshake is over */
@@ -39,20 +39,20 @@ struct session {
 };
 
 /* asked_node, out and arg are set before. -ENOMEM. */
-int session_init(struct session *session, struct session_context *context, bool is_server,
-                 struct error *err);
-void session_done(struct session *session);
+int tls_session_init(struct tls_session *session, struct tls_context *context,
+                     bool is_server, struct error *err);
+void tls_session_done(struct tls_session *session);
 
 /* 0: it is over, and peer is proven. -EAGAIN: more must come first. -PLX_EDENIED: one
  * side does not accept the other; -EPROTO. Also sends what there is to say of a failure.
  */
-int session_handshake(struct session *session, struct error *err);
+int tls_session_handshake(struct tls_session *session, struct error *err);
 /* Up to len bytes of plaintext. -EAGAIN: more must come first; -ECONNRESET: the peer has
  * ended it; -PLX_EDENIED, -EPROTO. */
-int session_read(struct session *session, void *ret, size_t len, size_t *ret_len,
-                 struct error *err);
-/* At most SESSION_RECORD_BYTES. */
-int session_write(struct session *session, const void *bytes, size_t len,
-                  struct error *err);
+int tls_session_read(struct tls_session *session, void *ret, size_t len, size_t *ret_len,
+                     struct error *err);
+/* At most TLS_RECORD_BYTES. */
+int tls_session_write(struct tls_session *session, const void *bytes, size_t len,
+                      struct error *err);
 
 #endif

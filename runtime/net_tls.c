@@ -31,7 +31,7 @@ static void net_free(struct tls_net *net)
     assert(TAILQ_EMPTY(&net->conns) && TAILQ_EMPTY(&net->closed));
     assert(net->opening_count == 0 && net->nobody_count == 0);
     lookups_destroy(net->lookups);
-    session_context_put(net->context);
+    tls_context_put(net->context);
     free(net->input);
     free(net->plain);
     free(net->output);
@@ -176,7 +176,7 @@ static int tls_listen(struct net *net, const char *address, uint16_t *ret_port,
 {
     struct tls_net *tls = tls_net_of(net);
     union net_address at;
-    if (session_context_is_nobody(tls->context))
+    if (tls_context_is_nobody(tls->context))
         return err_set(err, -PLX_EDENIED, "listen on %s: without a certificate", address);
     if (tls->listener_count >= NET_LISTENERS_MAX)
         return err_set(err, -PLX_ELIMIT, "listen on %s: %s", address,
@@ -207,11 +207,11 @@ static int tls_set_credentials(struct net *net, const struct net_credentials *cr
                                struct error *err)
 {
     struct tls_net *tls = tls_net_of(net);
-    struct session_context *context;
-    int rc = session_context_create(&net->options, credentials, &context, err);
+    struct tls_context *context;
+    int rc = tls_context_create(&net->options, credentials, &context, err);
     if (rc < 0)
         return rc;
-    session_context_put(tls->context);
+    tls_context_put(tls->context);
     tls->context = context;
     return 0;
 }
@@ -256,14 +256,14 @@ int net_tls_create(const struct net_options *options, struct net **ret, struct e
     net->accept_timer.fire = accept_again;
     net->lookups = lookups_create();
     net->input = malloc(NET_INPUT_BYTES);
-    net->plain = malloc(SESSION_RECORD_BYTES);
+    net->plain = malloc(TLS_RECORD_BYTES);
     net->output = malloc(OUT_CAP);
     int rc;
     if (net->lookups == NULL || net->input == NULL || net->plain == NULL ||
         net->output == NULL)
         rc = err_set(err, -ENOMEM, "net: %s", err_text(ENOMEM));
     else
-        rc = session_context_create(options, &options->credentials, &net->context, err);
+        rc = tls_context_create(options, &options->credentials, &net->context, err);
     if (rc < 0) {
         net_free(net);
         return rc;

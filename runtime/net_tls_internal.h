@@ -30,13 +30,13 @@
 #include "runtime/net_session_internal.h"
 
 /* Beyond NET_OUTPUT_BYTES: what one record more gives, and what TLS has to say itself. */
-#define OUT_CAP (NET_OUTPUT_BYTES + SESSION_SEALED_MAX + 64 * KIB)
+#define OUT_CAP (NET_OUTPUT_BYTES + TLS_SEALED_MAX + 64 * KIB)
 
 TAILQ_HEAD(tls_conn_list, tls_conn);
 
 struct tls_net {
     struct net net;
-    struct session_context *context;
+    struct tls_context *context;
     struct lookups *lookups;
     SLIST_HEAD(, tls_listener) listeners;
     uint32_t listener_count;
@@ -49,7 +49,7 @@ struct tls_net {
     bool is_destroyed;         /* goes with the outermost net_leave */
     /* Used by one connection at a time, during a step. */
     uint8_t *input;  /* NET_INPUT_BYTES */
-    uint8_t *plain;  /* SESSION_RECORD_BYTES */
+    uint8_t *plain;  /* TLS_RECORD_BYTES */
     uint8_t *output; /* OUT_CAP */
     size_t out_len;
     uint64_t complained_ns; /* of a refused newcomer, in the log */
@@ -74,8 +74,7 @@ struct tls_conn {
     enum conn_phase phase;
     bool is_accepted, is_nobody;
     bool counts_as_opening, counts_as_nobody;
-    struct session_context
-        *context; /* of the time it was made; until the session has it */
+    struct tls_context *context; /* of the time it was made; until the session has it */
     int fd;
     struct watch *watch;
     struct work work;
@@ -87,7 +86,7 @@ struct tls_conn {
     union net_address *addresses; /* to try, until one answered */
     uint32_t address_at, address_count;
 
-    struct session session;
+    struct tls_session session;
     struct frame_in in;
     bool has_input; /* decoding stopped before the end of what has come */
     uint8_t *stash; /* of it, what the session has not taken */

@@ -462,7 +462,7 @@ static void test_silence(struct body *body)
 /* A client on a thread of its own, with blocking calls. */
 struct rogue {
     pthread_t thread;
-    struct session_context *context;
+    struct tls_context *context;
     const char *address;
     const void *bytes;
     size_t len;
@@ -483,7 +483,7 @@ static bool rogue_out(void *arg, const void *bytes, size_t len)
     return true;
 }
 
-static bool rogue_more(int fd, struct session *session, uint8_t *area, size_t cap)
+static bool rogue_more(int fd, struct tls_session *session, uint8_t *area, size_t cap)
 {
     ssize_t n = recv(fd, area, cap, 0);
     session->in = area;
@@ -494,27 +494,27 @@ static bool rogue_more(int fd, struct session *session, uint8_t *area, size_t ca
 static void *rogue_main(void *arg)
 {
     struct rogue *rogue = arg;
-    struct session session = {.out = rogue_out};
+    struct tls_session session = {.out = rogue_out};
     static uint8_t area[16384];
     struct net_frame hello;
     size_t got;
     int fd = stranger(rogue->address), rc;
     session.arg = &fd;
-    CHECK_EQ(session_init(&session, rogue->context, false, NULL), 0);
-    while ((rc = session_handshake(&session, NULL)) == -EAGAIN)
+    CHECK_EQ(tls_session_init(&session, rogue->context, false, NULL), 0);
+    while ((rc = tls_session_handshake(&session, NULL)) == -EAGAIN)
         CHECK(rogue_more(fd, &session, area, sizeof area));
     CHECK_EQ(rc, 0);
-    while ((rc = session_read(&session, &hello, sizeof hello, &got, NULL)) == -EAGAIN)
+    while ((rc = tls_session_read(&session, &hello, sizeof hello, &got, NULL)) == -EAGAIN)
         CHECK(rogue_more(fd, &session, area, sizeof area));
     CHECK_EQ(rc, 0);
     CHECK_EQ(got, sizeof hello);
     CHECK_EQ(le16_get(hello.kind), NET_FRAME_HELLO);
-    CHECK_EQ(session_write(&session, rogue->bytes, rogue->len, NULL), 0);
+    CHECK_EQ(tls_session_write(&session, rogue->bytes, rogue->len, NULL), 0);
     shutdown(fd, SHUT_WR);
     while (rogue_more(fd, &session, area, sizeof area))
         ;
     close(fd);
-    session_done(&session);
+    tls_session_done(&session);
     __atomic_store_n(&rogue->is_over, true, __ATOMIC_RELEASE);
     return NULL;
 }
@@ -525,7 +525,7 @@ static async void rogue_sends(struct body *body, const void *bytes, size_t len, 
 {
     struct net_options one = side_options(&a, body->loop, &pki, 1);
     struct rogue rogue = {.address = b.address, .bytes = bytes, .len = len};
-    CHECK_EQ(session_context_create(&one, &one.credentials, &rogue.context, NULL), 0);
+    CHECK_EQ(tls_context_create(&one, &one.credentials, &rogue.context, NULL), 0);
     memset(b.ends, 0, sizeof b.ends);
     b.end_count = 0;
     CHECK_EQ(pthread_create(&rogue.thread, NULL, rogue_main, &rogue), 0);
@@ -534,7 +534,7 @@ static async void rogue_sends(struct body *body, const void *bytes, size_t len, 
     while (!__atomic_load_n(&rogue.is_over, __ATOMIC_ACQUIRE))
         task_sleep_ns(NS_PER_MS);
     pthread_join(rogue.thread, NULL);
-    session_context_put(rogue.context);
+    tls_context_put(rogue.context);
     if (far->code != code || strstr(far->why, words) == NULL)
         fprintf(stderr, "%s: %s\n", words, far->why);
     CHECK_EQ(far->code, code);
