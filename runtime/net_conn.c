@@ -24,25 +24,23 @@
 #define KEEPALIVE_IDLE_S  10
 #define KEEPALIVE_EVERY_S 5
 #define KEEPALIVE_COUNT   3
-#define SOCKET_SILENT_MS  20000U /* for what was sent to be confirmed */
 #define DAY_S             86400U
 
 static void conn_run(struct work *work);
 static void conn_late(struct timer *timer);
 static void conn_ready(void *arg, unsigned events);
 
-/* These make it faster, or its end known sooner; it works without. */
+/* These make it faster, or its end known sooner; it works without. Not TCP_USER_TIMEOUT:
+ * it would also break the connection of a peer that does not read for a while. */
 void socket_prepare(int fd)
 {
     int on = 1, idle = KEEPALIVE_IDLE_S, every = KEEPALIVE_EVERY_S;
     int count = KEEPALIVE_COUNT;
-    unsigned silent_ms = SOCKET_SILENT_MS;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every, sizeof every);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
-    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &silent_ms, sizeof silent_ms);
 }
 
 static struct tls_conn *conn_new(struct tls_net *net, const char *address,

@@ -285,7 +285,7 @@ static void send_all(struct tls_conn *c)
 
 static bool reading_waits(const struct tls_conn *c)
 {
-    return c->conn.is_paused || c->buffer_waiter.posted;
+    return (c->conn.is_paused && c->phase == CONN_OPEN) || c->buffer_waiter.posted;
 }
 
 /* Called from inside somebody's buffer_put: takes the buffer and leaves the rest to the
@@ -302,14 +302,14 @@ void conn_buffer_freed(struct work *waiter)
         loop_post(net->loop, &c->work);
 }
 
-/* The payload that begins needs a place; without one reading waits. */
+/* The payload that begins needs a place; without one reading waits, unless there is
+ * nothing that could be put back. */
 static bool get_buffer(struct tls_conn *c)
 {
     struct buffer_pool *pool = c->conn.net->options.buffers;
     c->in.payload = buffer_create(pool, c->in.payload_len);
-    if (c->in.payload == NULL && c->in.payload_len > buffer_pool_limit_bytes(pool))
-        conn_fail(c, -EPROTO, "a payload of %u bytes; the pool has less",
-                  c->in.payload_len);
+    if (c->in.payload == NULL && buffer_pool_used_bytes(pool) == 0)
+        conn_fail(c, -ENOMEM, "no memory for a payload of %u bytes", c->in.payload_len);
     else if (c->in.payload == NULL)
         buffer_pool_wait(pool, &c->buffer_waiter);
     return c->in.payload != NULL;

@@ -10,7 +10,8 @@
  * end: clocks are for people, and a cluster whose renewal is stuck must not stop. One
  * that is not valid yet is taken: our CA has signed it, so the clock is wrong.
  *
- * TLS 1.3 only, no tickets, no resumption, no early data.
+ * TLS 1.3 only, no tickets, no resumption, no early data. OpenSSL does not change keys by
+ * itself: tls_session_write does, long before one has sealed too much.
  */
 #include "runtime/net_session_internal.h"
 
@@ -493,6 +494,12 @@ int tls_session_write(struct tls_session *session, const void *bytes, size_t len
     size_t written;
     assert(len > 0 && len <= TLS_RECORD_BYTES);
     ERR_clear_error();
+    if (session->key_records >= TLS_KEY_RECORDS) {
+        if (SSL_key_update(session->ssl, SSL_KEY_UPDATE_NOT_REQUESTED) != 1)
+            return fail_text(session, err);
+        session->key_records = 0;
+    }
+    session->key_records++;
     int result = SSL_write_ex(session->ssl, bytes, len, &written);
     if (result == 1) {
         assert(written == len);

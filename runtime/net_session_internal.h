@@ -21,6 +21,9 @@ struct tls_context *tls_context_get(struct tls_context *context);
 void tls_context_put(struct tls_context *context); /* NULL is allowed */
 bool tls_context_is_nobody(const struct tls_context *context);
 
+/* Records sealed with one key; then the next key. RFC 8446, 5.5, allows 24 million. */
+#define TLS_KEY_RECORDS (4U * 1024 * 1024)
+
 struct ssl_st;
 
 struct tls_session {
@@ -29,6 +32,7 @@ struct tls_session {
     uint64_t asked_node;      /* that the peer must be; 0: any */
     struct net_identity peer; /* once the handshake is over */
     uint64_t expired_s;       /* its certificate is that old beyond its end, by grace */
+    uint32_t key_records;     /* sealed with the current key; TLS_KEY_RECORDS */
     /* What came from the peer and was not looked at yet; set before each call. */
     const uint8_t *in;
     size_t in_len;

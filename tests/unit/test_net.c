@@ -239,6 +239,24 @@ static void test_pause(struct body *body)
     pair_close(&pair);
 }
 
+/* Who is paused from the start opens all the same. */
+static void test_pause_before_open(struct body *body)
+{
+    side_start(&pair.a, body->loop, &pki, 1);
+    side_start(&pair.b, body->loop, &pki, 2);
+    struct end *near = &pair.near, *far = &pair.b.ends[0];
+    *near = (struct end){0};
+    end_connect(near, &pair.a, pair.b.address, 2);
+    net_conn_pause(near->conn, true);
+    WAIT_UNTIL(near->opened == 1 && far->opened == 1);
+    send_text(far, "one");
+    task_sleep_ns(20 * NS_PER_MS);
+    CHECK_EQ(near->received, 0);
+    net_conn_pause(near->conn, false);
+    WAIT_UNTIL(near->received == 1);
+    pair_close(&pair);
+}
+
 static void pause_always(struct end *end)
 {
     net_conn_pause(end->conn, true);
@@ -497,6 +515,7 @@ int main(void)
         test_both_directions,
         test_backlog,
         test_pause,
+        test_pause_before_open,
         test_pause_each,
         test_pool_is_empty,
         test_close_while_waiting,

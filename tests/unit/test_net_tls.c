@@ -338,6 +338,30 @@ static void test_bad_credentials(struct body *body)
     expect_bad(body, &bad, "names no node");
 }
 
+/* A key that has sealed much is changed, and nothing is lost by it. */
+static void test_next_key(struct body *body)
+{
+    struct net_options one = options_of(&a, body, &pki, 1);
+    struct net_options other = options_of(&b, body, &pki, 2);
+    side_start_with(&a, &one);
+    side_start_with(&b, &other);
+    near = (struct end){0};
+    end_connect(&near, &a, b.address, 2);
+    WAIT_UNTIL(near.opened == 1);
+    struct tls_session *session =
+        &container_of(near.conn, struct tls_conn, conn)->session;
+    struct net_send send = {"x", 1, NULL, 0};
+    session->key_records = TLS_KEY_RECORDS - 2;
+    for (uint32_t i = 1; i <= 5; i++) {
+        CHECK_EQ(end_send(&near, &send), 0);
+        WAIT_UNTIL(b.ends[0].received == i);
+    }
+    CHECK_EQ(session->key_records, 3);
+    CHECK_EQ(end_send(&b.ends[0], &send), 0);
+    WAIT_UNTIL(near.received == 1);
+    stop_both();
+}
+
 /* Who joins knows nothing but the digest. */
 static void test_joining(struct body *body)
 {
@@ -584,6 +608,28 @@ static void test_rogues(struct body *body)
     side_stop(&b);
 }
 
+/* A payload for which there never will be room. */
+static void test_pool_too_small(struct body *body)
+{
+    struct net_options one = options_of(&a, body, &pki, 1);
+    b = (struct side){.pool = buffer_pool_create(64 * KIB)};
+    struct net_options other = side_options(&b, body->loop, &pki, 2);
+    side_start_with(&a, &one);
+    side_start_with(&b, &other);
+    near = (struct end){0};
+    end_connect(&near, &a, b.address, 2);
+    WAIT_UNTIL(near.opened == 1);
+    struct buffer *buffer = buffer_create(a.pool, 65 * KIB);
+    memset(buffer->data, 0, 65 * KIB);
+    struct slice slice = {buffer, 0, 65 * KIB};
+    struct net_send send = {"x", 1, &slice, 1};
+    CHECK_EQ(end_send(&near, &send), 0);
+    WAIT_UNTIL(near.closed == 1 && b.ends[0].closed == 1);
+    CHECK_EQ(b.ends[0].code, -ENOMEM);
+    buffer_put(buffer);
+    stop_both();
+}
+
 /* --- addresses --- */
 
 static async void expect_unreachable(const char *address, int code)
@@ -679,9 +725,11 @@ int main(void)
         test_times,
         test_renewal,
         test_bad_credentials,
+        test_next_key,
         test_joining,
         test_garbage,
         test_rogues,
+        test_pool_too_small,
         test_addresses,
         test_any_address,
         test_silence,
