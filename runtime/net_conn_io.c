@@ -296,6 +296,7 @@ void conn_buffer_freed(struct work *waiter)
     struct net *net = c->conn.net;
     assert(frame_in_wants_buffer(&c->in));
     c->in.payload = buffer_create(net->options.buffers, c->in.payload_len);
+    c->conn.is_starved = c->in.payload == NULL;
     if (c->in.payload == NULL)
         buffer_pool_wait(net->options.buffers, waiter);
     else
@@ -308,10 +309,12 @@ static bool get_buffer(struct tls_conn *c)
 {
     struct buffer_pool *pool = c->conn.net->options.buffers;
     c->in.payload = buffer_create(pool, c->in.payload_len);
-    if (c->in.payload == NULL && buffer_pool_used_bytes(pool) == 0)
+    if (c->in.payload == NULL && buffer_pool_used_bytes(pool) == 0) {
         conn_fail(c, -ENOMEM, "no memory for a payload of %u bytes", c->in.payload_len);
-    else if (c->in.payload == NULL)
+    } else if (c->in.payload == NULL) {
+        c->conn.is_starved = true;
         buffer_pool_wait(pool, &c->buffer_waiter);
+    }
     return c->in.payload != NULL;
 }
 

@@ -108,8 +108,8 @@ struct rpc_call {
      * -ETIMEDOUT, -EHOSTUNREACH (forgotten, never sent), -ENOMEM (never sent),
      * -PLX_EDENIED, -PLX_ELIMIT (never sent: RPC_QUEUED_MAX), -ECANCELED; with node 0
      * also why no connection could be made, -ECONNREFUSED and others (never sent). A
-     * node's calls wait for it while it cannot be reached, except that -PLX_EDENIED says
-     * that somebody else was found at its address.
+     * node's calls wait for it while it cannot be reached, until their time is over;
+     * -PLX_EDENIED says then that somebody answered, who is not it or does not let us in.
      * The server's rpc answers -ENOSYS (no such operation), -EMSGSIZE, -ENOMEM, -EPROTO
      * and -PLX_EDENIED by itself. */
     int result;

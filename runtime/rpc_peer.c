@@ -99,8 +99,12 @@ static void call_end_soon(struct call_state *state, int result)
 static void call_timer(struct timer *timer)
 {
     struct call_state *state = container_of(timer, struct call_state, timer);
-    bool is_ending = state->phase == CALL_ENDING;
-    call_finish(state, is_ending ? call_of(state)->result : -ETIMEDOUT);
+    int result = -ETIMEDOUT;
+    if (state->phase == CALL_ENDING)
+        result = call_of(state)->result;
+    else if (state->phase == CALL_QUEUED && state->peer->last_code == -PLX_EDENIED)
+        result = -PLX_EDENIED; /* it could not come in time, and this is why */
+    call_finish(state, result);
 }
 
 void rpc_cancel(struct rpc *rpc, struct rpc_call *call)
@@ -273,8 +277,8 @@ static void peer_ended(struct rpc_peer *peer, int code, const char *why)
     bool was_open = peer->phase == PEER_OPEN;
     peer_unlink(peer);
     if (was_open || code != peer->last_code)
-        log_info(rpc->loop, "node %llu at %s: %s: %s", (unsigned long long)peer->node,
-                 peer->address, was_open ? "connection lost" : "cannot connect", why);
+        log_info(rpc->loop, "node %llu: %s: %s", (unsigned long long)peer->node,
+                 was_open ? "connection lost" : "cannot connect", why);
     peer->last_code = code;
     trace(rpc->loop, "rpc.ended", peer->node, was_open, (uint64_t) - (int64_t)code);
     if (was_open && loop_now_ns(rpc->loop) - peer->opened_ns >= SOUND_NS)
@@ -282,7 +286,7 @@ static void peer_ended(struct rpc_peer *peer, int code, const char *why)
     if (!peer->is_single)
         peer_pause(peer);
     peer_drop_sent(peer);
-    if (peer->is_single || (!was_open && code == -PLX_EDENIED))
+    if (peer->is_single)
         peer_fail_queued(peer, code);
     if (was_open && !peer->is_single && rpc->options.peer_changed != NULL)
         rpc->options.peer_changed(rpc->options.arg, peer->node, false);
@@ -290,8 +294,10 @@ static void peer_ended(struct rpc_peer *peer, int code, const char *why)
 
 void rpc_peer_lost(struct rpc_peer *peer, int code, const char *why)
 {
+    char text[NET_ADDRESS_MAX + 100];
+    snprintf(text, sizeof text, "%s: %s", peer->address, why);
     net_conn_close(peer->link.conn);
-    peer_ended(peer, code, why);
+    peer_ended(peer, code, text);
 }
 
 static void peer_opened(void *arg, struct net_conn *conn)

@@ -77,8 +77,9 @@ static void server_opened(void *arg, struct net_conn *conn)
 static void server_closed(void *arg, struct net_conn *conn, int code, const char *why)
 {
     struct rpc_incoming *in = arg;
-    log_debug(in->link.rpc->loop, "connection from %s has ended: %s (%s)",
-              net_conn_address(conn), why, err_name(code));
+    (void)conn;
+    log_debug(in->link.rpc->loop, "node %llu: its connection has ended: %s (%s)",
+              (unsigned long long)in->link.peer->node, why, err_name(code));
     incoming_free(in);
 }
 

@@ -58,8 +58,8 @@ enum sim_end { SIM_KILL, SIM_POWER_CUT };
 /* Ends a process where it stands, running none of its code; `loop` is gone after it. */
 void sim_process_end(struct loop *loop, enum sim_end how);
 
-/* A process stands still for so long, as a machine that is paused: nothing of it runs, and
- * then all that was due at once, in any order. */
+/* A process stands still for so long, as a machine that is paused: nothing of it runs,
+ * and then all that was due at once, in any order. */
 void sim_process_stall(struct loop *loop, uint64_t duration_ns);
 
 /* Cuts the power of media that no process has open: those whose path starts with

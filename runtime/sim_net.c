@@ -30,6 +30,7 @@
 #include <stdio.h>
 
 #include "runtime/crc32c.h"
+#include "runtime/net_format.h"
 #include "runtime/net_internal.h"
 #include "runtime/sim_internal.h"
 #include "runtime/trace.h"
@@ -43,10 +44,10 @@
 #define STEP_MAX_NS  (2 * NS_PER_US)
 #define PROBE_MIN_NS (100 * NS_PER_MS)
 #define PROBE_MAX_NS (300 * NS_PER_MS)
-#define STARVED_NS   (10 * NS_PER_MS)
 #define STUCK_MIN_NS NS_PER_S
 #define STUCK_MAX_NS (10 * NS_PER_S)
 #define PORT_FIRST   20000U
+#define WHY_MAX      100U
 
 /* The payload of a packet that has not left yet. */
 struct content {
@@ -61,8 +62,7 @@ enum packet_kind { PACKET_MESSAGE, PACKET_WELCOME, PACKET_END };
 
 struct packet {
     enum packet_kind kind;
-    int code; /* of an end */
-    const char *why;
+    int code; /* of an end; `bytes` say why */
     uint64_t arrive_ns;
     uint32_t head_len, payload_len;
     struct content *content; /* NULL: gathered behind the head, or none */
@@ -289,19 +289,25 @@ static void lose_some(struct sim_conn *to)
     deliver_arm(to);
 }
 
+/* Something may leave, or must be dropped. */
+static void leave_arm(struct sim_conn *c)
+{
+    if (!TAILQ_EMPTY(&c->out) && !c->leave.is_pending)
+        sim_event_add(c->process, &c->leave, step_ns(c->process->world));
+}
+
 /* The peer is no more; this is the last that comes from it. What the end has not sent yet
  * is dropped by its `leave`. */
 static void end_add(struct sim_conn *to, int code, const char *why)
 {
     to->peer = NULL;
     to->is_broken = true; /* N3 */
-    struct packet *p = packet_create(PACKET_END, 0);
+    struct packet *p = packet_create(PACKET_END, strlen(why) + 1);
     p->code = code;
-    p->why = why;
+    memcpy(p->bytes, why, strlen(why) + 1);
     packet_add(to, p);
     sim_event_cancel(to->process->world, &to->probe);
-    if (!to->leave.is_pending)
-        sim_event_add(to->process, &to->leave, step_ns(to->process->world));
+    leave_arm(to);
 }
 
 /* Both ends lose some of what is on its way to them. */
@@ -365,16 +371,18 @@ static void conn_free(struct sim_conn *c)
 static void conn_closed(struct sim_conn *c, int code, const char *why)
 {
     struct content_list contents = STAILQ_HEAD_INITIALIZER(contents);
+    char text[NET_ADDRESS_MAX + WHY_MAX];
+    snprintf(text, sizeof text, "%s: %s", c->base.address, why);
     trace(&c->process->loop, "sim.net.closed", c->number, (uint64_t) - (int64_t)code, 0);
     buffer_pool_wait_cancel(c->base.net->options.buffers, &c->room);
     conn_unlink(c, &contents);
-    c->base.handlers->closed(c->base.arg, &c->base, code, why);
+    c->base.handlers->closed(c->base.arg, &c->base, code, text);
     free(c);
     contents_put(&contents);
 }
 
 /* Nobody was told of a server's end before it was accepted. */
-static void peer_leave(struct sim_conn *c, int code, const char *why)
+static void peer_end(struct sim_conn *c, int code, const char *why)
 {
     struct sim_conn *peer = c->peer;
     if (peer == NULL)
@@ -388,14 +396,25 @@ static void peer_leave(struct sim_conn *c, int code, const char *why)
     }
 }
 
-static void close_conn(struct net_conn *conn)
+static void leave_peer(struct sim_conn *c)
 {
-    struct sim_conn *c = sim_conn_of(conn);
     /* A kernel that has unread bytes resets, which may overtake what was sent. */
     if (c->peer != NULL && !c->peer->is_accepting && !TAILQ_EMPTY(&c->in))
         lose_some(c->peer);
-    peer_leave(c, -ECONNRESET, "the other side has closed the connection");
+    peer_end(c, -ECONNRESET, "it has closed the connection");
+}
+
+static void close_conn(struct net_conn *conn)
+{
+    struct sim_conn *c = sim_conn_of(conn);
+    leave_peer(c);
     conn_free(c);
+}
+
+static void conn_fail(struct sim_conn *c, int code, const char *why)
+{
+    leave_peer(c);
+    conn_closed(c, code, why);
 }
 
 /* --- steps --- */
@@ -426,7 +445,7 @@ static void starve(struct sim_conn *c)
 {
     struct buffer_pool *pool = c->base.net->options.buffers;
     if (buffer_pool_used_bytes(pool) == 0) {
-        sim_event_add(c->process, &c->deliver, STARVED_NS);
+        conn_fail(c, -ENOMEM, "no memory for a payload");
     } else {
         c->base.is_starved = true;
         buffer_pool_wait(pool, &c->room);
@@ -441,8 +460,7 @@ static void window_open(struct sim_conn *c, const struct packet *p)
         return;
     assert(peer->peer == c && peer->window_bytes >= packet_bytes(p)); /* N1 */
     peer->window_bytes -= packet_bytes(p);
-    if (!TAILQ_EMPTY(&peer->out) && !peer->leave.is_pending)
-        sim_event_add(peer->process, &peer->leave, step_ns(peer->process->world));
+    leave_arm(peer);
 }
 
 static void push_out(struct sim_conn *c, struct content_list *ret_contents)
@@ -477,11 +495,16 @@ static void leave_run(struct sim_event *event)
 
 static void opened(struct sim_conn *c)
 {
-    struct content_list contents = STAILQ_HEAD_INITIALIZER(contents);
     c->base.is_open = true;
-    push_out(c, &contents);
+    leave_arm(c);
     c->base.handlers->opened(c->base.arg, &c->base); /* c may be gone */
-    contents_put(&contents);
+}
+
+/* Nodes prove who they are; others may say little. */
+static bool is_allowed(const struct sim_conn *c, const struct packet *p)
+{
+    return c->base.peer.node != 0 || (p->head_len <= NET_NOBODY_HEAD_MAX &&
+                                      p->payload_len <= NET_NOBODY_PAYLOAD_MAX);
 }
 
 static void deliver_run(struct sim_event *event)
@@ -491,7 +514,13 @@ static void deliver_run(struct sim_event *event)
     struct slice payload;
     assert(p->arrive_ns <= c->process->world->now_ns);
     if (p->kind == PACKET_END) {
-        conn_closed(c, p->code, p->why);
+        TAILQ_REMOVE(&c->in, p, link);
+        conn_closed(c, p->code, (const char *)p->bytes);
+        free(p);
+        return;
+    }
+    if (p->kind == PACKET_MESSAGE && !is_allowed(c, p)) {
+        conn_fail(c, -EPROTO, "it sends more than it may without a certificate");
         return;
     }
     if (!payload_of(c, p, &payload)) {
@@ -518,33 +547,36 @@ static void stuck_run(struct sim_event *event)
     struct sim_conn *c = container_of(event, struct sim_conn, stuck);
     struct sim_conn *peer = c->peer;
     if (peer != NULL && peer->is_accepting) {
-        peer_leave(c, 0, NULL);
+        peer_end(c, 0, NULL);
     } else if (peer != NULL) {
         peer->peer = NULL;
         peer->is_silent = true;
         peer->lost_number = 0; /* whoever is there now does not know it */
     }
-    conn_closed(c, -ETIMEDOUT, "the other side does not answer");
+    conn_closed(c, -ETIMEDOUT, "it does not answer");
 }
 
 /* --- connecting --- */
 
-static const char *denial(const struct sim_net *client, const struct sim_net *server,
-                          uint64_t asked_node)
+/* Why the two do not talk to each other; false: they do. */
+static bool is_denied(const struct sim_net *client, const struct sim_net *server,
+                      uint64_t asked_node, char ret[WHY_MAX])
 {
     const struct net_identity *from = &client->base.options.self;
     const struct net_identity *to = &server->base.options.self;
+    bool is_same = uid_equal(from->cluster, to->cluster);
     if (to->node == 0)
-        return "the other side is no node";
-    if (!client->is_any_cluster && !uid_equal(from->cluster, to->cluster))
-        return "the other side belongs to another cluster";
-    if (asked_node != 0 && asked_node != to->node)
-        return "another node answers there";
-    if (from->node == 0 && !server->base.options.allow_nobody)
-        return "the other side wants a certificate";
-    if (from->node != 0 && !uid_equal(from->cluster, to->cluster))
-        return "the other side belongs to another cluster";
-    return NULL;
+        snprintf(ret, WHY_MAX, "it is no node");
+    else if (!is_same && (from->node != 0 || !client->is_any_cluster))
+        snprintf(ret, WHY_MAX, "it belongs to another cluster");
+    else if (asked_node != 0 && asked_node != to->node)
+        snprintf(ret, WHY_MAX, "it is node %llu, not %llu", (unsigned long long)to->node,
+                 (unsigned long long)asked_node);
+    else if (from->node == 0 && !server->base.options.allow_nobody)
+        snprintf(ret, WHY_MAX, "it wants a certificate");
+    else
+        return false;
+    return true;
 }
 
 static void accept_run(struct sim_event *event)
@@ -552,17 +584,13 @@ static void accept_run(struct sim_event *event)
     struct sim_conn *c = container_of(event, struct sim_conn, accept);
     struct sim_conn *client = c->peer;
     struct net *net = c->base.net;
-    const char *why = denial(net_of(client), net_of(c), client->asked_node);
-    int code = -PLX_EDENIED;
-    if (why == NULL &&
-        !net->options.accepted(net->options.arg, &c->base, &c->base.handlers,
-                               &c->base.arg)) {
-        why = "the other side has closed the connection";
-        code = -ECONNRESET;
-    }
+    char why[WHY_MAX] = "it does not let us in";
+    bool is_fine = !is_denied(net_of(client), net_of(c), client->asked_node, why) &&
+                   net->options.accepted(net->options.arg, &c->base, &c->base.handlers,
+                                         &c->base.arg);
     c->is_accepting = false;
-    if (why != NULL) {
-        peer_leave(c, code, why);
+    if (!is_fine) {
+        peer_end(c, -PLX_EDENIED, why);
         conn_free(c);
         return;
     }
@@ -627,14 +655,14 @@ static void probe_run(struct sim_event *event)
     /* Nobody is told of a connection before an answer has come back once. */
     if (is_blocked_out(c) || (!c->is_silent && is_blocked_in(c)) || !answers) {
         if (world->now_ns - c->probed_ns >= SIM_NET_STUCK_NS)
-            conn_closed(c, -ETIMEDOUT, "the other side does not answer");
+            conn_closed(c, -ETIMEDOUT, "it does not answer");
         else
             probe_arm(c);
         return;
     }
     stuck_arm(c);
     if (c->is_silent)
-        end_add(c, -ECONNRESET, "the other side does not know the connection");
+        end_add(c, -ECONNRESET, "it does not know the connection");
     else if (listener == NULL || listener->net == NULL)
         end_add(c, -ECONNREFUSED, "nobody listens there");
     else
@@ -697,10 +725,8 @@ static int send_message(struct net_conn *conn, const struct net_send *send)
     conn->queued_bytes += packet_bytes(p);
     if (c->is_silent)
         probe_arm(c);
-    struct content_list contents = STAILQ_HEAD_INITIALIZER(contents);
     if (conn->is_open)
-        push_out(c, &contents);
-    contents_put(&contents);
+        leave_arm(c);
     return 0;
 }
 
@@ -836,7 +862,7 @@ static void conn_abandon(struct sim_conn *c, enum sim_end how)
         peer->is_silent = how == SIM_POWER_CUT;
         peer->lost_number = c->process->number;
         if (how == SIM_KILL)
-            end_add(peer, -ECONNRESET, "the other side has closed the connection");
+            end_add(peer, -ECONNRESET, "it has closed the connection");
         else if (has_unread || !TAILQ_EMPTY(&peer->out) || !peer->base.is_open)
             probe_arm(peer);
     }

@@ -533,7 +533,7 @@ int main(void)
     };
     test_pki_create(&pki, CLUSTER_UID);
     for (size_t i = 0; i < ARRAY_LEN(bodies); i++)
-        run_on_real(bodies[i]);
+        run_on_both(bodies[i]);
     test_pki_free(&pki);
     return 0;
 }
