@@ -24,7 +24,7 @@
 #define ANSWER_BYTES_MAX (RPC_INFLIGHT_MAX * (NET_PAYLOAD_MAX + NET_HEAD_MAX))
 #define NOBODY_BYTES_MAX (1 * MIB)
 
-static struct request_state *state_of(struct rpc_request *request)
+static struct request_state *request_state_of(struct rpc_request *request)
 {
     return (void *)request->priv;
 }
@@ -135,7 +135,7 @@ static struct rpc_request *request_create(struct rpc_incoming *in,
         .payload = payload,
         .rpc = in->link.rpc,
     };
-    *state_of(request) = (struct request_state){
+    *request_state_of(request) = (struct request_state){
         .incoming = in,
         .peer = in->link.peer,
         .call = head->call,
@@ -182,7 +182,7 @@ static void request_begin(struct rpc_incoming *in, const struct rpc_head *head,
         request_free(request);
         return;
     }
-    TAILQ_INSERT_TAIL(&in->requests, state_of(request), link);
+    TAILQ_INSERT_TAIL(&in->requests, request_state_of(request), link);
     in->request_count++;
     in->link.peer->requests++;
     rpc_incoming_throttle(in);
@@ -250,7 +250,7 @@ bool rpc_server_accepted(void *arg, struct net_conn *conn,
 /* Takes it out of everything; returns where its answer goes, or NULL. */
 static struct rpc_incoming *request_end(struct rpc_request *request)
 {
-    struct request_state *state = state_of(request);
+    struct request_state *state = request_state_of(request);
     struct rpc_incoming *in = state->incoming;
     if (in != NULL) {
         TAILQ_REMOVE(&in->requests, state, link);
@@ -273,7 +273,7 @@ void rpc_answer(struct rpc_request *request, int code, const void *bytes, size_t
         .kind = RPC_KIND_ANSWER,
         .op = request->op->number,
         .code = code,
-        .call = state_of(request)->call,
+        .call = request_state_of(request)->call,
         .rest = bytes,
         .rest_len = len,
     };
