@@ -101,6 +101,13 @@ static void send_text(struct end *end, const char *text)
 
 /* --- the bodies --- */
 
+/* Pays for what a process does once. */
+static void test_first(struct body *body)
+{
+    pair_open(&pair, body->loop, &pki);
+    pair_close(&pair);
+}
+
 static void test_open(struct body *body)
 {
     side_start(&pair.a, body->loop, &pki, 1);
@@ -509,6 +516,7 @@ static void test_kept_payloads(struct body *body)
 int main(void)
 {
     static void (*const bodies[])(struct body * body) = {
+        test_first,
         test_open,
         test_sizes,
         test_limits,

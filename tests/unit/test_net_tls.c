@@ -81,6 +81,14 @@ static void expect_open(uint64_t node)
     memset(b.ends, 0, sizeof b.ends);
 }
 
+/* Pays for what a process does once. */
+static void test_first(struct body *body)
+{
+    static struct pair pair;
+    pair_open(&pair, body->loop, &pki);
+    pair_close(&pair);
+}
+
 /* --- who is refused --- */
 
 static void test_server_of_other_authority(struct body *body)
@@ -716,6 +724,7 @@ static void run_with_digest(struct body *body)
 int main(void)
 {
     static void (*const bodies[])(struct body * body) = {
+        test_first,
         test_server_of_other_authority,
         test_client_of_other_authority,
         test_other_cluster,
