@@ -122,7 +122,8 @@ struct rpc_call {
     void *priv[16];
 };
 void rpc_start(struct rpc *rpc, struct rpc_call *call);
-/* Its answer will be dropped; done is called with -ECANCELED, from inside. */
+/* Only of a call whose done was not called yet: its answer will be dropped; done is
+ * called with -ECANCELED, from inside. */
 void rpc_cancel(struct rpc *rpc, struct rpc_call *call);
 /* The same for a task. The answer's head is copied to `ret` (replaced; writer_done it);
  * NULL: not wanted. Payloads are dropped unless ret_payload takes them. Returns the

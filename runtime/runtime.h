@@ -14,7 +14,9 @@
 #include "runtime/log.h"
 #include "runtime/loop.h"
 #include "runtime/metrics.h"
+#include "runtime/net.h"
 #include "runtime/plant.h"
+#include "runtime/rpc.h"
 #include "runtime/task.h"
 #include "runtime/trace.h"
 

@@ -299,10 +299,14 @@ static void test_pool_is_empty(struct body *body)
     for (uint32_t i = 0; i < COUNT; i++)
         send_numbered(&pair.near, pair.a.pool, i);
     WAIT_UNTIL(pair.far->received == 1); /* which has no payload */
+    while (net_conn_is_reading(pair.far->conn))
+        task_sleep_ns(NS_PER_MS);
     task_sleep_ns(50 * NS_PER_MS);
     CHECK_EQ(pair.far->received, 1);
+    CHECK(net_conn_is_reading(pair.near.conn));
     buffer_put(all[0]);
     WAIT_UNTIL(pair.far->received == COUNT);
+    CHECK(net_conn_is_reading(pair.far->conn));
     for (uint32_t i = 1; i < ARRAY_LEN(all); i++)
         buffer_put(all[i]);
     pair_close(&pair);
