@@ -30,7 +30,9 @@
     X(LIMIT, 4113, "a limit is reached", EAGAIN)                                         \
     X(NAME, 4114, "not a valid name", EINVAL)                                            \
     X(BUSY, 4115, "in use", EBUSY)                                                       \
-    X(DENIED, 4116, "not allowed", EACCES)
+    X(DENIED, 4116, "not allowed", EACCES)                                               \
+    X(NOLEADER, 4117, "the cluster has no leader", EAGAIN)                               \
+    X(UNKNOWN, 4118, "outcome is not known", EIO)
 
 enum {
 #define X(name, number, text, guest) PLX_E##name = number,
