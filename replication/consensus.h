@@ -61,7 +61,7 @@ struct consensus_tuning {
     uint32_t trailing_entries; /* that are kept behind a snapshot; 256 */
     uint64_t snapshot_bytes;   /* of the log, the same; 8 MiB */
     uint32_t piece_bytes;      /* of a snapshot in the store; 1 MiB */
-    uint32_t append_bytes;     /* of entries in one message; 1 MiB */
+    uint32_t append_bytes;     /* of entries in one message; 192 KiB */
     uint32_t install_ms;       /* before a snapshot is sent again; 10 s */
     uint32_t wait_ms;          /* of a submit or barrier; 5 s */
 };

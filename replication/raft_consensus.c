@@ -31,7 +31,7 @@ static const struct consensus_tuning DEFAULTS = {
     .trailing_entries = 256,
     .snapshot_bytes = 8 * MIB,
     .piece_bytes = (uint32_t)MIB,
-    .append_bytes = (uint32_t)MIB,
+    .append_bytes = 192 * 1024,
     .install_ms = 10000,
     .wait_ms = 5000,
 };

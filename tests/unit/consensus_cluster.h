@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Several simulated nodes that agree, a network of packets between them, and a model that
+ * Several simulated nodes that agree, a network of packets between them (or calls, as the
+ * daemon has them, over the simulated network), and a model that
  * knows what must never be: two leaders of a term, two votes in one, a term that was told
  * and is forgotten, two commands at one index, a command that counts twice, one that was
  * acknowledged and is gone.
@@ -11,7 +12,7 @@
 #ifndef PARALLAX_TESTS_UNIT_CONSENSUS_CLUSTER_H
 #define PARALLAX_TESTS_UNIT_CONSENSUS_CLUSTER_H
 
-#include "replication/consensus.h"
+#include "replication/consensus_rpc.h"
 #include "runtime/sim.h"
 #include "tests/unit/check.h"
 
@@ -36,6 +37,9 @@ struct node {
     struct task_call call;
     struct kv *kv;
     struct consensus *consensus; /* NULL: not open */
+    struct buffer_pool *pool;    /* with calls */
+    struct rpc *rpc;
+    struct consensus_rpc *binding;
     bool is_first, is_open, has_failed;
     int open_rc;
     struct error open_error;
@@ -50,6 +54,7 @@ struct cluster {
     struct consensus_tuning tuning;
     uint32_t pad_bytes; /* more in each snapshot */
     /* the network */
+    bool has_calls; /* set before nodes start; loss and the like is the world's then */
     bool is_blocked[NODES_MAX + 1][NODES_MAX + 1]; /* from, to */
     uint32_t loss_ppm, twice_ppm, late_ppm;
     uint64_t packets, largest_packet;
@@ -246,6 +251,10 @@ static inline void cluster_split(struct cluster *cl, uint32_t mask)
     for (uint32_t a = 1; a <= NODES_MAX; a++)
         for (uint32_t b = 1; b <= NODES_MAX; b++)
             cl->is_blocked[a][b] = (mask >> a & 1) != (mask >> b & 1);
+    if (cl->has_calls)
+        for (uint32_t a = 1; a <= NODES_MAX; a++)
+            for (uint32_t b = 1; b <= NODES_MAX; b++)
+                sim_net_block(cl->world, a, b, cl->is_blocked[a][b]);
 }
 
 static inline void cluster_heal(struct cluster *cl)
@@ -289,6 +298,72 @@ static inline void node_failed(void *arg, const char *why)
     n->has_failed = true;
 }
 
+/* --- calls --- */
+
+static inline void handle_post(void *arg, struct rpc_request *request)
+{
+    consensus_rpc_post(((struct node *)arg)->binding, request);
+}
+
+static inline void handle_part(void *arg, struct rpc_request *request)
+{
+    consensus_rpc_part(((struct node *)arg)->binding, request);
+}
+
+static const struct rpc_op op_post = {.number = CONSENSUS_RPC_POST,
+                                      .name = "consensus",
+                                      .is_one_way = true,
+                                      .head_max = CONSENSUS_POST_MAX,
+                                      .handle = handle_post};
+static const struct rpc_op op_part = {.number = CONSENSUS_RPC_PART,
+                                      .name = "consensus part",
+                                      .head_max = CONSENSUS_PART_HEAD_BYTES,
+                                      .payload_max = CONSENSUS_PART_MAX,
+                                      .handle = handle_part};
+static const struct rpc_op *const consensus_ops[] = {&op_post, &op_part, NULL};
+
+/* Counts what goes out as the other network does. */
+static inline void send_by_call(void *arg, uint64_t node, const void *bytes, size_t len)
+{
+    struct node *from = arg;
+    struct consensus_link link = consensus_rpc_link(from->binding);
+    from->cluster->packets++;
+    if (len > from->cluster->largest_packet)
+        from->cluster->largest_packet = len;
+    note_promises(from->cluster, from->id, node, bytes, len);
+    link.send(link.arg, node, bytes, len);
+}
+
+static inline int calls_open(struct node *n, struct error *err)
+{
+    char address[32];
+    int rc = 0;
+    struct rpc_options options = {.loop = n->loop,
+                                  .self = {.cluster = {{1}}, .node = n->id},
+                                  .ops = consensus_ops,
+                                  .arg = n};
+    n->pool = options.buffers = buffer_pool_create(32 * MIB);
+    CHECK(n->pool != NULL);
+    CHECK_EQ(rpc_create(&options, &n->rpc, err), 0);
+    CHECK_EQ(consensus_rpc_create(n->loop, n->rpc, n->pool, &n->binding), 0);
+    for (uint32_t i = 1; i <= NODES_MAX; i++) {
+        snprintf(address, sizeof address, "node%u:1", i);
+        if (i == n->id)
+            rc = rpc_listen(n->rpc, address, NULL, err); /* may be made to fail */
+        else
+            CHECK_EQ(rpc_set_address(n->rpc, i, address), 0);
+    }
+    return rc;
+}
+
+static inline void calls_close(struct node *n)
+{
+    consensus_rpc_destroy(n->binding);
+    rpc_destroy(n->rpc);
+    CHECK_EQ(buffer_pool_used_bytes(n->pool), 0);
+    buffer_pool_destroy(n->pool);
+}
+
 static inline void node_main(struct task_call *call)
 {
     struct node *n = container_of(call, struct node, call);
@@ -309,9 +384,15 @@ static inline void node_main(struct task_call *call)
             rc = 0;
     }
     options.kv = n->kv;
+    if (rc == 0 && n->cluster->has_calls) {
+        rc = calls_open(n, &err);
+        options.link.send = send_by_call;
+    }
     struct consensus *consensus = NULL;
     if (rc == 0)
         rc = consensus_open(&options, &consensus, &err);
+    if (rc == 0 && n->cluster->has_calls)
+        consensus_rpc_attach(n->binding, consensus);
     if (rc == 0)
         CHECK(consensus_term(consensus) >= n->cluster->told_term[n->id]);
     n->consensus = consensus;
@@ -324,6 +405,7 @@ static inline void node_start(struct node *n)
 {
     CHECK(n->loop == NULL);
     n->loop = sim_process_create(n->cluster->world);
+    sim_process_set_host(n->loop, (uint32_t)n->id);
     if (getenv("TEST_LOG") != NULL)
         log_set_fd(loop_log(n->loop), 2);
     n->boots++;
@@ -523,7 +605,11 @@ static inline void op_main(struct task_call *call)
         break;
     case OP_CLOSE:
         op->node->consensus = NULL;
+        if (op->node->cluster->has_calls)
+            consensus_rpc_attach(op->node->binding, NULL);
         consensus_close(c);
+        if (op->node->cluster->has_calls)
+            calls_close(op->node);
         kv_close(op->node->kv);
         op->rc = 0;
         break;

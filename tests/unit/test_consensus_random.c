@@ -110,6 +110,22 @@ static void start_missing(struct life *life)
     }
 }
 
+static void block_one(struct cluster *cl)
+{
+    uint32_t from = 1 + (uint32_t)chance(cl, cl->count);
+    uint32_t to = 1 + (uint32_t)chance(cl, cl->count);
+    cl->is_blocked[from][to] = true;
+    if (cl->has_calls)
+        sim_net_block(cl->world, from, to, true);
+}
+
+static void heal(struct cluster *cl)
+{
+    cluster_heal(cl);
+    sim_world_faults(cl->world)->net_reset_ppm = 0;
+    sim_world_faults(cl->world)->net_stuck_ppm = 0;
+}
+
 static void make_trouble(struct life *life)
 {
     struct cluster *cl = life->cl;
@@ -133,18 +149,20 @@ static void make_trouble(struct life *life)
         cluster_split(cl, (uint32_t)chance(cl, 1U << (cl->count + 1)));
         break;
     case 6:
-        cl->is_blocked[1 + chance(cl, cl->count)][1 + chance(cl, cl->count)] = true;
+        block_one(cl);
         break;
     case 7:
     case 13:
-        cluster_heal(cl);
+        heal(cl);
         break;
     case 8:
         cl->loss_ppm = (uint32_t)chance(cl, 300000);
+        sim_world_faults(cl->world)->net_reset_ppm = (uint32_t)chance(cl, 10000);
         break;
     case 9:
         cl->twice_ppm = (uint32_t)chance(cl, 300000);
         cl->late_ppm = (uint32_t)chance(cl, 100000);
+        sim_world_faults(cl->world)->net_stuck_ppm = (uint32_t)chance(cl, 10000);
         break;
     case 10:
         sim_fail_nth_io(cl->world, (int64_t)chance(cl, 40));
@@ -169,7 +187,7 @@ static bool all_open(struct cluster *cl, void *arg)
 static void recover(struct life *life)
 {
     struct cluster *cl = life->cl;
-    cluster_heal(cl);
+    heal(cl);
     sim_fail_nth_io(cl->world, -1);
     sim_world_faults(cl->world)->stuck_ppm = 0;
     start_missing(life);
@@ -195,6 +213,9 @@ static void live(uint64_t seed, bool is_loud)
     cl->tuning.append_bytes = 100 + (uint32_t)chance(cl, 4000);
     cl->tuning.wait_ms = 1500;
     cl->pad_bytes = (uint32_t)chance(cl, 12000);
+    cl->has_calls = chance(cl, 3) == 0;
+    sim_world_faults(cl->world)->net_latency_min_ns = 50 * NS_PER_US;
+    sim_world_faults(cl->world)->net_latency_max_ns = NS_PER_MS;
     for (uint32_t i = 1; i <= cl->count; i++)
         node_open(&cl->nodes[i]);
     for (uint32_t i = 2; i <= cl->count; i++)
@@ -210,9 +231,10 @@ static void live(uint64_t seed, bool is_loud)
     }
     recover(&life);
     if (is_loud)
-        printf("seed %llu: %u nodes, %llu commands, %llu reads, %llu+%llu changes, "
+        printf("seed %llu: %u nodes%s, %llu commands, %llu reads, %llu+%llu changes, "
                "%llu kills, %llu cuts, %llu failures, %llu packets, %.1f s\n",
-               (unsigned long long)seed, cl->count, (unsigned long long)cl->max_count,
+               (unsigned long long)seed, cl->count,
+               cl->has_calls ? " with calls" : "", (unsigned long long)cl->max_count,
                (unsigned long long)life.reads, (unsigned long long)life.changes,
                (unsigned long long)life.refused, (unsigned long long)life.kills,
                (unsigned long long)life.cuts, (unsigned long long)life.failures,
