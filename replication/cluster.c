@@ -198,6 +198,7 @@ static void apply_inflight(struct cluster *cluster)
         STAILQ_REMOVE_HEAD(&cluster->inflight, link);
         cluster_state_apply(cluster->state, submission->index, submission->bytes.bytes,
                             submission->bytes.len, &submission->result);
+        submission->result.index = submission->index;
         cluster->log_bytes += submission->bytes.len;
         metric_add(cluster->commands, 1);
         trace(cluster->loop, "cluster_apply", submission->index,

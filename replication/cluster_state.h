@@ -286,6 +286,7 @@ struct cluster_result {
     int code;                   /* 0 or why it was refused; the state did not change */
     uint64_t id;                /* disk, version or first extent, by op */
     uint64_t epoch;             /* LEASE_TAKE */
+    uint64_t index;             /* of the command in the log; not encoded */
     char text[160];             /* for people, if code */
 };
 

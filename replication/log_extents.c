@@ -228,12 +228,14 @@ static uint32_t wanted_ahead(const struct disk_log *log)
     return is_busy ? EXTENTS_AHEAD : 1;
 }
 
-static async int create_on_members(struct disk_log *log, struct tail_extent *tail)
+static async int create_on_members(struct disk_log *log, struct tail_extent *tail,
+                                   uint64_t index)
 {
     int rc = 0;
     for (uint32_t i = 0; rc == 0 && i < tail->member_count; i++) {
         rc = tail->members[i]->ops->create(tail->members[i], tail->extent, log->disk,
-                                           tail->epoch, tail->nonce, log->slabs_hint);
+                                           tail->epoch, tail->nonce, log->slabs_hint,
+                                           index);
         if (rc != 0)
             log_member_failed(tail, i, rc);
     }
@@ -256,7 +258,7 @@ static int add_opened(struct disk_log *log, struct address first, uint32_t count
     return 0;
 }
 
-static async int create_opened(struct disk_log *log)
+static async int create_opened(struct disk_log *log, uint64_t index)
 {
     struct tail_extent *tail;
     int rc = 0;
@@ -266,7 +268,7 @@ static async int create_opened(struct disk_log *log)
             continue;
         /* Nothing else takes an extent of this phase off the list meanwhile. */
         if (rc == 0)
-            rc = create_on_members(log, tail);
+            rc = create_on_members(log, tail, index);
         if (rc != 0) {
             tail_decide(tail, 0);
             continue;
@@ -305,7 +307,7 @@ static async int open_some(struct disk_log *log, uint32_t count)
     if (rc != 0)
         return rc;
     trace(log->loop, "log open extents", log->disk, result.id, count);
-    return create_opened(log);
+    return create_opened(log, result.index);
 }
 
 /* True: there is no point in trying again. */

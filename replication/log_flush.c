@@ -131,6 +131,7 @@ static void sync_tail(struct tail_extent *tail)
         *op = (struct sync_op){.tail = tail,
                                .round = log->round,
                                .sync.extent = tail->extent,
+                               .sync.epoch = tail->epoch,
                                .sync.done = sync_done};
         tail->ops++;
         log->owed++;

@@ -12,6 +12,7 @@
 
 #include "blockstore/store.h"
 #include "replication/cluster_state.h"
+#include "runtime/rpc.h"
 
 struct replica;
 
@@ -23,6 +24,7 @@ struct replica_append {
 
 struct replica_sync {
     struct address extent;     /* everything of it whose append is done becomes durable */
+    uint64_t epoch;            /* under which it was created */
     struct store_sync store;
     void (*done)(struct replica_sync *sync);
     int result;
@@ -35,8 +37,10 @@ struct replica_read {
 };
 
 struct replica_ops {
+    /* index: of the command that opened the extent; the member must have applied it. */
     async int (*create)(struct replica *replica, struct address extent, uint64_t disk,
-                        uint64_t epoch, uint64_t nonce, uint32_t slabs_hint);
+                        uint64_t epoch, uint64_t nonce, uint32_t slabs_hint,
+                        uint64_t index);
     void (*append)(struct replica *replica, struct replica_append *append);
     void (*sync)(struct replica *replica, struct replica_sync *sync);
     async int (*stop)(struct replica *replica, struct address extent,
@@ -73,5 +77,8 @@ struct replica_directory {
 
 /* The store in this process. NULL: no memory. */
 struct replica *replica_local_create(struct store *store, uint64_t node);
+/* The store of another node, if it still is this one. NULL: no memory. */
+struct replica *replica_remote_create(struct rpc *rpc, uint64_t node,
+                                      struct uid incarnation);
 
 #endif

@@ -14,8 +14,9 @@ static struct store *store_of(struct replica *replica)
 
 static async int local_create(struct replica *replica, struct address extent,
                               uint64_t disk, uint64_t epoch, uint64_t nonce,
-                              uint32_t slabs_hint)
+                              uint32_t slabs_hint, uint64_t index)
 {
+    (void)index; /* it was applied in this process */
     return store_create_extent(store_of(replica), extent, disk, epoch, nonce, slabs_hint);
 }
 

@@ -113,8 +113,9 @@ static inline uint64_t fake_latency(struct fake_member *member)
 
 static inline async int fake_create(struct replica *replica, struct address extent,
                                     uint64_t disk, uint64_t epoch, uint64_t nonce,
-                                    uint32_t slabs_hint)
+                                    uint32_t slabs_hint, uint64_t index)
 {
+    (void)index;
     struct fake_member *member = fake_of(replica);
     CHECK(slabs_hint >= 1 && slabs_hint <= EXTENT_SLABS);
     if (fake_is_lost(member))

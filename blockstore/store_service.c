@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The service that offers a store to other nodes.
+ *
+ * Happy path: a request becomes a job. Appends, syncs and reads go to the store at once,
+ * without a task, in the order they came in; what has several steps gets a task. The
+ * answer ends the job. An append's blocks go to the device from the buffer they came in.
+ *
+ * What can fail: a head of another length, or of another store, is refused before
+ * anything is done. No memory for a job: -ENOMEM, and nothing was done. Everything else
+ * is the store's own answer.
+ *
+ * On close new requests are refused, and those under way are waited for; then the rpc
+ * ends, and after it the service. Answers may find no connection any more, which is the
+ * rpc's business.
+ */
+#include "blockstore/store_service.h"
+
+#include "blockstore/store_rpc_format.h"
+
+#define JOBS_KEPT 64U /* for reuse */
+
+struct job {
+    struct store_service *service;
+    struct rpc_request *request;
+    const struct operation *operation;
+    struct address extent;
+    struct task_call task;
+    struct store_append append;
+    struct store_sync sync;
+    struct store_read read;
+    struct slice slice;
+    struct iovec iov;
+    SLIST_ENTRY(job) link;
+};
+
+struct operation {
+    void (*direct)(struct job *job);        /* either starts it ... */
+    async void (*on_task)(struct job *job); /* ... or does all of it */
+};
+
+struct store_service {
+    struct store_service_options options;
+    struct uid incarnation;
+    bool is_closing;
+    uint32_t job_count;
+    struct waitlist idle;
+    SLIST_HEAD(, job) kept;
+    uint32_t kept_count;
+};
+
+/* --- jobs --- */
+
+static void job_end(struct job *job, int code, const void *head, size_t len,
+                    const struct slice *payload)
+{
+    struct store_service *service = job->service;
+    rpc_answer(job->request, code, head, len, payload, payload != NULL ? 1 : 0);
+    buffer_put(take(job->slice.buffer));
+    if (service->kept_count < JOBS_KEPT) {
+        service->kept_count++;
+        SLIST_INSERT_HEAD(&service->kept, job, link);
+    } else {
+        free(job);
+    }
+    if (--service->job_count == 0)
+        waitlist_wake_all(&service->idle);
+}
+
+static struct job *job_alloc(struct store_service *service)
+{
+    struct job *job = SLIST_FIRST(&service->kept);
+    if (job == NULL)
+        return malloc(sizeof *job);
+    SLIST_REMOVE_HEAD(&service->kept, link);
+    service->kept_count--;
+    return job;
+}
+
+static void task_main(struct task_call *call)
+{
+    struct job *job = container_of(call, struct job, task);
+    job->operation->on_task(job);
+}
+
+/* What every request must be. */
+static int check_request(const struct store_service *service,
+                         const struct rpc_request *request)
+{
+    struct store_rpc_target target;
+    if (request->head_len != request->op->head_max)
+        return -PLX_EFORMAT;
+    if (service->is_closing)
+        return -ESHUTDOWN;
+    memcpy(&target, request->head, sizeof target);
+    if (!uid_equal(target.incarnation, service->incarnation))
+        return -PLX_EMISSING;
+    return le64_get(target.extent) % EXTENT_BLOCKS == 0 ? 0 : -PLX_EFORMAT;
+}
+
+/* --- append, sync, read --- */
+
+static void append_done(struct store_append *append)
+{
+    job_end(container_of(append, struct job, append), append->result, NULL, 0, NULL);
+}
+
+static void serve_append(struct job *job)
+{
+    struct store_rpc_append head;
+    memcpy(&head, job->request->head, sizeof head);
+    if (job->slice.buffer == NULL || job->slice.len % BLOCK_SIZE != 0 ||
+        le32_get(head.block) >= EXTENT_BLOCKS) {
+        job_end(job, -PLX_EFORMAT, NULL, 0, NULL);
+        return;
+    }
+    job->append = (struct store_append){
+        .extent = job->extent,
+        .epoch = le64_get(head.epoch),
+        .block = le32_get(head.block),
+        .slices = &job->slice,
+        .slice_count = 1,
+        .use_reserve = (le32_get(head.flags) & STORE_RPC_USE_RESERVE) != 0,
+        .done = append_done,
+    };
+    store_append(job->service->options.store, &job->append);
+}
+
+static void sync_done(struct store_sync *sync)
+{
+    job_end(container_of(sync, struct job, sync), sync->result, NULL, 0, NULL);
+}
+
+static void serve_sync(struct job *job)
+{
+    struct store *store = job->service->options.store;
+    struct store_rpc_sync head;
+    struct extent_info info;
+    memcpy(&head, job->request->head, sizeof head);
+    int rc = store_extent_info(store, job->extent, &info);
+    if (rc == 0 && info.state != EXTENT_OPEN)
+        rc = -PLX_ESTOPPED;
+    if (rc == 0 && info.epoch != le64_get(head.epoch))
+        rc = -PLX_EEPOCH;
+    if (rc != 0) {
+        job_end(job, rc, NULL, 0, NULL);
+        return;
+    }
+    job->sync.done = sync_done;
+    store_sync(store, &job->sync);
+}
+
+static void read_done(struct store_read *read)
+{
+    struct job *job = container_of(read, struct job, read);
+    job_end(job, read->result, NULL, 0, read->result == 0 ? &job->slice : NULL);
+}
+
+static void serve_read(struct job *job)
+{
+    struct store_rpc_read head;
+    memcpy(&head, job->request->head, sizeof head);
+    uint32_t block = le32_get(head.block), count = le32_get(head.count);
+    if (job->slice.buffer != NULL || count == 0 || count > STORE_RPC_READ_BLOCKS ||
+        block >= EXTENT_BLOCKS || count > EXTENT_BLOCKS - block) {
+        job_end(job, -PLX_EFORMAT, NULL, 0, NULL);
+        return;
+    }
+    uint32_t bytes = count * (uint32_t)BLOCK_SIZE;
+    struct buffer *buffer = buffer_create(job->service->options.buffers, bytes);
+    if (buffer == NULL) {
+        job_end(job, -PLX_ELIMIT, NULL, 0, NULL);
+        return;
+    }
+    job->slice = (struct slice){.buffer = buffer, .len = bytes};
+    job->iov = (struct iovec){.iov_base = buffer->data, .iov_len = bytes};
+    job->read = (struct store_read){.address = address_plus(job->extent, block),
+                                    .count = count,
+                                    .iov = &job->iov,
+                                    .iov_count = 1,
+                                    .done = read_done};
+    store_read(job->service->options.store, &job->read);
+}
+
+/* --- what has several steps --- */
+
+static async void serve_create(struct job *job)
+{
+    const struct store_service_options *options = &job->service->options;
+    struct store_rpc_create head;
+    memcpy(&head, job->request->head, sizeof head);
+    uint64_t disk = le64_get(head.disk), epoch = le64_get(head.epoch);
+    uint32_t slabs = le32_get(head.slabs_hint);
+    if (slabs == 0 || slabs > EXTENT_SLABS) {
+        job_end(job, -PLX_EFORMAT, NULL, 0, NULL);
+        return;
+    }
+    int rc = options->admit(options->arg, job->extent, disk, epoch,
+                            le64_get(head.index));
+    if (rc == 0)
+        rc = store_create_extent(options->store, job->extent, disk, epoch,
+                                 le64_get(head.nonce), slabs);
+    job_end(job, rc, NULL, 0, NULL);
+}
+
+static async void serve_stop(struct job *job)
+{
+    uint32_t length = 0;
+    bool restart_scanned = false;
+    int rc = store_stop_extent(job->service->options.store, job->extent, &length,
+                               &restart_scanned);
+    struct store_rpc_stopped answer = {.length = le32_of(length),
+                                       .restart_scanned = restart_scanned};
+    job_end(job, rc, &answer, rc == 0 ? sizeof answer : 0, NULL);
+}
+
+static async void serve_finalize(struct job *job)
+{
+    struct store_rpc_finalize head;
+    memcpy(&head, job->request->head, sizeof head);
+    uint32_t length = le32_get(head.length);
+    int rc = -PLX_EFORMAT;
+    if (length <= EXTENT_BLOCKS)
+        rc = store_finalize_extent(job->service->options.store, job->extent, length);
+    job_end(job, rc, NULL, 0, NULL);
+}
+
+static async void serve_trim_headers(struct job *job)
+{
+    int rc = store_trim_headers(job->service->options.store, job->extent);
+    job_end(job, rc == -PLX_EMISSING ? 0 : rc, NULL, 0, NULL);
+}
+
+/* --- headers --- */
+
+struct page {
+    struct job *job;
+    uint32_t seen, skip, count;
+    bool more;
+};
+
+/* A header is a block that ends in zeros and its checksum: these go without saying. */
+static int add_header(void *arg, const struct header *head, const struct entry *entries,
+                      const struct roll_entry *rolls)
+{
+    struct page *page = arg;
+    struct slice *slice = &page->job->slice;
+    uint8_t block[BLOCK_SIZE];
+    if (page->seen++ < page->skip)
+        return 0;
+    if (head->kind == HEADER_ROLL)
+        roll_encode(head, rolls, block);
+    else
+        header_encode(head, entries, block);
+    uint32_t len = BLOCK_SIZE - (uint32_t)sizeof(le32);
+    while (len > 0 && block[len - 1] == 0)
+        len--;
+    le32 prefix = le32_of(len + (uint32_t)sizeof(le32));
+    if (slice->len + sizeof prefix + len + sizeof(le32) > slice->buffer->capacity) {
+        page->more = true;
+        return -PLX_ELIMIT;
+    }
+    uint8_t *at = slice_data(*slice) + slice->len;
+    memcpy(at, &prefix, sizeof prefix);
+    memcpy(at + sizeof prefix, block, len);
+    memcpy(at + sizeof prefix + len, block + BLOCK_SIZE - sizeof(le32), sizeof(le32));
+    slice->len += (uint32_t)sizeof prefix + len + (uint32_t)sizeof(le32);
+    page->count++;
+    return 0;
+}
+
+static async void serve_walk(struct job *job)
+{
+    const struct store_service_options *options = &job->service->options;
+    struct store_rpc_walk head;
+    memcpy(&head, job->request->head, sizeof head);
+    struct page page = {.job = job, .skip = le32_get(head.skip)};
+    uint32_t end = 0;
+    job->slice = (struct slice){
+        .buffer = buffer_create(options->buffers, BUFFER_BYTES_MAX)};
+    if (job->slice.buffer == NULL) {
+        job_end(job, -PLX_ELIMIT, NULL, 0, NULL);
+        return;
+    }
+    int rc = store_walk_headers(options->store, job->extent, add_header, &page, &end);
+    if (page.more)
+        rc = 0;
+    struct store_rpc_headers answer = {.count = le32_of(page.count),
+                                       .end = le32_of(end),
+                                       .more = page.more,
+                                       .code = le32_of((uint32_t)-rc)};
+    job_end(job, 0, &answer, sizeof answer, page.count > 0 ? &job->slice : NULL);
+}
+
+/* --- the table --- */
+
+#define OP(NUMBER, NAME, TYPE, PAYLOAD)                                                  \
+    {                                                                                    \
+        .number = STORE_RPC_##NUMBER, .name = "store " NAME,                             \
+        .head_max = sizeof(struct TYPE), .payload_max = (PAYLOAD)                        \
+    }
+
+const struct rpc_op store_service_ops[STORE_SERVICE_OPS] = {
+    OP(CREATE, "create", store_rpc_create, 0),
+    OP(APPEND, "append", store_rpc_append, BUFFER_BYTES_MAX),
+    OP(SYNC, "sync", store_rpc_sync, 0),
+    OP(STOP, "stop", store_rpc_target, 0),
+    OP(FINALIZE, "finalize", store_rpc_finalize, 0),
+    OP(TRIM_HEADERS, "trim headers", store_rpc_target, 0),
+    OP(WALK, "walk", store_rpc_walk, 0),
+    OP(READ, "read", store_rpc_read, 0),
+};
+
+static const struct operation OPERATIONS[STORE_SERVICE_OPS] = {
+    [STORE_RPC_CREATE - STORE_RPC_CREATE] = {.on_task = serve_create},
+    [STORE_RPC_APPEND - STORE_RPC_CREATE] = {.direct = serve_append},
+    [STORE_RPC_SYNC - STORE_RPC_CREATE] = {.direct = serve_sync},
+    [STORE_RPC_STOP - STORE_RPC_CREATE] = {.on_task = serve_stop},
+    [STORE_RPC_FINALIZE - STORE_RPC_CREATE] = {.on_task = serve_finalize},
+    [STORE_RPC_TRIM_HEADERS - STORE_RPC_CREATE] = {.on_task = serve_trim_headers},
+    [STORE_RPC_WALK - STORE_RPC_CREATE] = {.on_task = serve_walk},
+    [STORE_RPC_READ - STORE_RPC_CREATE] = {.direct = serve_read},
+};
+
+void store_service_handle(struct store_service *service, struct rpc_request *request)
+{
+    uint32_t which = request->op->number - STORE_RPC_CREATE;
+    assert(which < STORE_SERVICE_OPS);
+    int rc = check_request(service, request);
+    struct job *job = rc == 0 ? job_alloc(service) : NULL;
+    if (job == NULL) {
+        rpc_answer(request, rc != 0 ? rc : -ENOMEM, NULL, 0, NULL, 0);
+        return;
+    }
+    struct store_rpc_target target;
+    memcpy(&target, request->head, sizeof target);
+    *job = (struct job){.service = service,
+                        .request = request,
+                        .operation = &OPERATIONS[which],
+                        .extent = {le64_get(target.extent)},
+                        .slice = request->payload};
+    request->payload.buffer = NULL;
+    service->job_count++;
+    if (job->operation->direct != NULL) {
+        job->operation->direct(job);
+        return;
+    }
+    job->task = (struct task_call){
+        .main = task_main, .name = "store service", .system = true};
+    task_start(service->options.loop, &job->task);
+}
+
+/* --- the whole --- */
+
+int store_service_create(const struct store_service_options *options,
+                         struct store_service **ret_service)
+{
+    struct store_service *service = calloc(1, sizeof *service);
+    if (service == NULL)
+        return -ENOMEM;
+    struct store_usage usage;
+    store_usage(options->store, &usage);
+    service->options = *options;
+    service->incarnation = usage.incarnation;
+    waitlist_init(&service->idle);
+    SLIST_INIT(&service->kept);
+    *ret_service = service;
+    return 0;
+}
+
+async void store_service_stop(struct store_service *service)
+{
+    service->is_closing = true;
+    while (service->job_count > 0)
+        waitlist_wait(&service->idle);
+}
+
+void store_service_destroy(struct store_service *service)
+{
+    struct job *job;
+    if (service == NULL)
+        return;
+    assert(service->job_count == 0);
+    while ((job = SLIST_FIRST(&service->kept)) != NULL) {
+        SLIST_REMOVE_HEAD(&service->kept, link);
+        free(job);
+    }
+    free(service);
+}
