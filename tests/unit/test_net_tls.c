@@ -3,6 +3,7 @@
  * peers that do not keep to the rules. */
 #include <arpa/inet.h>
 #include <malloc.h>
+#include <netdb.h>
 #include <pthread.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -668,13 +669,20 @@ static void test_addresses(struct body *body)
     CHECK_EQ(net_listen(b.net, b.address, &port, &err), -EADDRINUSE);
     CHECK(strstr(err.text, b.address) != NULL);
     CHECK_EQ(net_listen(b.net, "localhost:0", &port, NULL), -EINVAL);
-    /* A name, looked up on a thread. */
+    /* A name, looked up on a thread; a bare root may know none, not even this one. */
+    struct addrinfo *found = NULL;
     near = (struct end){0};
     snprintf(b.address, sizeof b.address, "localhost:%s", strchr(a.address, ':') + 1);
     end_connect(&near, &a, b.address, 1);
-    WAIT_UNTIL(near.opened == 1 && a.end_count == 1);
-    end_close(&near);
-    WAIT_UNTIL(a.ends[0].closed == 1);
+    if (getaddrinfo("localhost", NULL, NULL, &found) == 0) {
+        freeaddrinfo(found);
+        WAIT_UNTIL(near.opened == 1 && a.end_count == 1);
+        end_close(&near);
+        WAIT_UNTIL(a.ends[0].closed == 1);
+    } else {
+        WAIT_UNTIL(near.closed == 1);
+        CHECK(strstr(near.why, "localhost") != NULL);
+    }
     /* Cancelled at any time; the thread ends when it can. */
     for (uint32_t i = 0; i < 4; i++) {
         struct end end = {0};
