@@ -316,10 +316,10 @@ void log_roll_forced(struct disk_log *log, int cause);
  * opened ahead on it is not used. */
 void log_member_failed(struct tail_extent *tail, uint32_t member, int code);
 /* Members for a new extent, without those that failed lately; if too few are left, those
- * whose failure is longest ago are taken all the same. 0: too few. ret_avoid: the nodes
- * that were done without. */
-uint32_t log_choose(struct disk_log *log, struct replica *ret_members[REPLICAS_MAX],
-                    uint64_t ret_avoid[REPLICAS_MAX], uint32_t *ret_avoid_count);
+ * whose failure is longest ago are taken all the same. ret_avoid: the nodes that were
+ * done without. */
+struct chosen log_choose(struct disk_log *log, uint64_t ret_avoid[REPLICAS_MAX],
+                         uint32_t *ret_avoid_count);
 /* No roll helps: the epoch is over, or its only store is out of service. */
 bool tail_failure_is_final(const struct tail_extent *tail, int code);
 /* Decides its final length: what is flushed of it. */

@@ -244,7 +244,7 @@ static async int create_on_members(struct disk_log *log, struct tail_extent *tai
 
 /* The extents that the command opened, listed from now on, whatever becomes of them. */
 static int add_opened(struct disk_log *log, struct address first, uint32_t count,
-                      struct replica *const members[], uint32_t member_count)
+                      const struct chosen *chosen)
 {
     for (uint32_t i = 0; i < count; i++) {
         struct address extent = {first.v + (uint64_t)i * EXTENT_BLOCKS};
@@ -252,8 +252,8 @@ static int add_opened(struct disk_log *log, struct address first, uint32_t count
         if (tail == NULL)
             return -ENOMEM;
         tail->nonce = loop_random_u64(log->loop);
-        tail->member_count = member_count;
-        memcpy(tail->members, members, member_count * sizeof *members);
+        tail->member_count = chosen->count;
+        memcpy(tail->members, chosen->members, sizeof tail->members);
     }
     return 0;
 }
@@ -287,23 +287,22 @@ static async int open_some(struct disk_log *log, uint32_t count)
         cluster_disk_by_id(cluster_state(log->cluster), log->disk);
     if (disk == NULL)
         return -PLX_EEPOCH;
-    struct replica *members[REPLICAS_MAX];
     uint64_t avoid[REPLICAS_MAX];
     uint32_t avoid_count;
-    uint32_t member_count = log_choose(log, members, avoid, &avoid_count);
-    if (member_count == 0)
+    struct chosen chosen = log_choose(log, avoid, &avoid_count);
+    if (chosen.count == 0)
         return -EHOSTUNREACH;
     struct cluster_command command = {.op = CLUSTER_EXTENT_OPEN,
                                       .count = count,
-                                      .member_count = (uint8_t)member_count};
-    for (uint32_t i = 0; i < member_count; i++)
-        command.members[i] = members[i]->node;
+                                      .member_count = (uint8_t)chosen.count};
+    for (uint32_t i = 0; i < chosen.count; i++)
+        command.members[i] = chosen.members[i]->node;
     log_finals_fill(log, PROPOSER_OPENER, disk->checkpoint.covers, &command);
     struct cluster_result result;
     int rc = cluster_submit(log->cluster, &command, &result);
     log_finals_settle(log, PROPOSER_OPENER, rc == 0);
     if (rc == 0)
-        rc = add_opened(log, (struct address){result.id}, count, members, member_count);
+        rc = add_opened(log, (struct address){result.id}, count, &chosen);
     if (rc != 0)
         return rc;
     trace(log->loop, "log open extents", log->disk, result.id, count);
@@ -315,7 +314,6 @@ static bool open_failed(struct disk_log *log, int rc)
 {
     switch (rc) {
     case -PLX_EEPOCH:
-    case -PLX_EPRECONDITION:
     case -PLX_EMISSING:
         log_go_down(log, -PLX_EEPOCH);
         return true;

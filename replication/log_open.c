@@ -53,13 +53,12 @@ static struct replica *find_alone(struct replica_directory *directory, uint64_t 
 }
 
 /* There is nobody else, so nobody is avoided. */
-static uint32_t choose_alone(struct replica_directory *directory, uint64_t disk,
-                             const uint64_t *avoid, uint32_t avoid_count,
-                             struct replica *ret_members[REPLICAS_MAX])
+static struct chosen choose_alone(struct replica_directory *directory, uint64_t disk,
+                                  const uint64_t *avoid, uint32_t avoid_count)
 {
+    struct disk_log *log = container_of(directory, struct disk_log, alone);
     (void)disk, (void)avoid, (void)avoid_count;
-    ret_members[0] = container_of(directory, struct disk_log, alone)->local;
-    return 1;
+    return (struct chosen){.members = {log->local}, .count = 1, .group = 1};
 }
 
 /* --- the log --- */

@@ -184,18 +184,16 @@ static uint32_t list_avoided(const struct disk_log *log, uint64_t ret_nodes[REPL
     return count;
 }
 
-uint32_t log_choose(struct disk_log *log, struct replica *ret_members[REPLICAS_MAX],
-                    uint64_t ret_avoid[REPLICAS_MAX], uint32_t *ret_avoid_count)
+struct chosen log_choose(struct disk_log *log, uint64_t ret_avoid[REPLICAS_MAX],
+                         uint32_t *ret_avoid_count)
 {
-    struct replica_directory *directory = log->directory;
+    struct replica_directory *from = log->directory;
     uint32_t avoid_count = list_avoided(log, ret_avoid);
-    uint32_t count = directory->choose(directory, log->disk, ret_avoid, avoid_count,
-                                       ret_members);
-    while (count == 0 && avoid_count > 0)
-        count = directory->choose(directory, log->disk, ret_avoid, --avoid_count,
-                                  ret_members);
+    struct chosen chosen = from->choose(from, log->disk, ret_avoid, avoid_count);
+    while (chosen.count == 0 && avoid_count > 0)
+        chosen = from->choose(from, log->disk, ret_avoid, --avoid_count);
     *ret_avoid_count = avoid_count;
-    return count;
+    return chosen;
 }
 
 static bool has_any_of(const struct tail_extent *tail, const uint64_t *nodes,
@@ -214,10 +212,9 @@ static bool has_any_of(const struct tail_extent *tail, const uint64_t *nodes,
 static void skip_ahead(struct disk_log *log)
 {
     struct tail_extent *tail;
-    struct replica *members[REPLICAS_MAX];
     uint64_t avoid[REPLICAS_MAX];
     uint32_t count;
-    (void)log_choose(log, members, avoid, &count);
+    (void)log_choose(log, avoid, &count);
     TAILQ_FOREACH(tail, &log->tails, link)
     {
         if (tail->phase == TAIL_AHEAD && has_any_of(tail, avoid, count))

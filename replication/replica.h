@@ -61,6 +61,14 @@ struct replica {
     uint64_t node;
 };
 
+/* The members that a new extent should have, and the group they are taken from. */
+struct chosen {
+    struct replica *members[REPLICAS_MAX]; /* the nearest first */
+    uint32_t count;       /* 0: not as many are in reach as there must be */
+    uint16_t group;
+    uint64_t group_epoch; /* EXTENT_OPEN is refused if the group has another by then */
+};
+
 /*
  * Where logs find members, one for each process. What it answers stays valid as long as
  * the directory, whatever becomes of the node: a member that is gone answers errors.
@@ -68,11 +76,9 @@ struct replica {
 struct replica_directory {
     /* NULL: there is no such node, or it was declared lost. */
     struct replica *(*find)(struct replica_directory *directory, uint64_t node);
-    /* The members that a new extent of this disk should have, the nearest first, none of
-     * them in `avoid`. 0: not as many are in reach as there must be. */
-    uint32_t (*choose)(struct replica_directory *directory, uint64_t disk,
-                       const uint64_t *avoid, uint32_t avoid_count,
-                       struct replica *ret_members[REPLICAS_MAX]);
+    /* For a new extent of this disk; none of its members is in `avoid`. */
+    struct chosen (*choose)(struct replica_directory *directory, uint64_t disk,
+                            const uint64_t *avoid, uint32_t avoid_count);
 };
 
 /* The store in this process. NULL: no memory. */

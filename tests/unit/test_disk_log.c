@@ -583,21 +583,22 @@ static struct replica *find_member(struct replica_directory *directory, uint64_t
     return node >= 1 && node <= member_count(t) ? &t->members[node - 1].replica : NULL;
 }
 
-static uint32_t choose_members(struct replica_directory *directory, uint64_t disk,
-                               const uint64_t *avoid, uint32_t avoid_count,
-                               struct replica *ret_members[REPLICAS_MAX])
+static struct chosen choose_members(struct replica_directory *directory, uint64_t disk,
+                                    const uint64_t *avoid, uint32_t avoid_count)
 {
     struct test *t = container_of(directory, struct test, directory);
-    uint32_t count = 0;
+    struct chosen chosen = {.group = 1};
     CHECK_EQ(disk, t->disk);
     for (uint32_t i = 0; i < member_count(t); i++) {
         bool is_avoided = false;
         for (uint32_t j = 0; j < avoid_count; j++)
             is_avoided |= avoid[j] == t->members[i].replica.node;
         if (!is_avoided)
-            ret_members[count++] = &t->members[i].replica;
+            chosen.members[chosen.count++] = &t->members[i].replica;
     }
-    return count >= min_u32(MEMBERS_MIN, member_count(t)) ? count : 0;
+    if (chosen.count < min_u32(MEMBERS_MIN, member_count(t)))
+        chosen.count = 0;
+    return chosen;
 }
 
 /* One member is silent at a time, and none is restarted while it is. */
