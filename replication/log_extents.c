@@ -231,11 +231,16 @@ static uint32_t wanted_ahead(const struct disk_log *log)
 static async int create_on_members(struct disk_log *log, struct tail_extent *tail,
                                    uint64_t index)
 {
+    struct replica_create create = {.extent = tail->extent,
+                                    .disk = log->disk,
+                                    .epoch = tail->epoch,
+                                    .nonce = tail->nonce,
+                                    .slabs_hint = log->slabs_hint,
+                                    .index = index,
+                                    .limit_ns = NS_PER_S};
     int rc = 0;
     for (uint32_t i = 0; rc == 0 && i < tail->member_count; i++) {
-        rc = tail->members[i]->ops->create(tail->members[i], tail->extent, log->disk,
-                                           tail->epoch, tail->nonce, log->slabs_hint,
-                                           index);
+        rc = tail->members[i]->ops->create(tail->members[i], &create);
         if (rc != 0)
             log_member_failed(tail, i, rc);
     }

@@ -52,6 +52,11 @@ static struct replica *find_alone(struct replica_directory *directory, uint64_t 
     return node == log->node ? log->local : NULL;
 }
 
+static bool in_reach_alone(struct replica_directory *directory, uint64_t node)
+{
+    return find_alone(directory, node) != NULL;
+}
+
 /* There is nobody else, so nobody is avoided. */
 static struct chosen choose_alone(struct replica_directory *directory, uint64_t disk,
                                   const uint64_t *avoid, uint32_t avoid_count)
@@ -100,7 +105,8 @@ static struct disk_log *log_create(const struct log_options *options)
         free(log);
         return NULL;
     }
-    log->alone = (struct replica_directory){.find = find_alone, .choose = choose_alone};
+    log->alone = (struct replica_directory){
+        .find = find_alone, .in_reach = in_reach_alone, .choose = choose_alone};
     log->directory = &log->alone;
     return log;
 }

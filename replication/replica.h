@@ -20,6 +20,7 @@ struct replica_append {
     struct store_append store; /* the caller sets extent, epoch, block, slices ... */
     void (*done)(struct replica_append *append);
     int result;
+    void *call;                /* the member's own, while it is under way */
 };
 
 struct replica_sync {
@@ -28,6 +29,7 @@ struct replica_sync {
     struct store_sync store;
     void (*done)(struct replica_sync *sync);
     int result;
+    void *call;
 };
 
 struct replica_read {
@@ -36,13 +38,25 @@ struct replica_read {
     int result;
 };
 
+struct replica_create {
+    struct address extent;
+    uint64_t disk, epoch, nonce;
+    uint32_t slabs_hint;
+    uint64_t index;            /* of the command that opened the extent; the member must
+                                * have applied it */
+    uint64_t limit_ns;         /* for a member that does not answer */
+};
+
 struct replica_ops {
-    /* index: of the command that opened the extent; the member must have applied it. */
-    async int (*create)(struct replica *replica, struct address extent, uint64_t disk,
-                        uint64_t epoch, uint64_t nonce, uint32_t slabs_hint,
-                        uint64_t index);
+    async int (*create)(struct replica *replica, const struct replica_create *what);
     void (*append)(struct replica *replica, struct replica_append *append);
     void (*sync)(struct replica *replica, struct replica_sync *sync);
+    /* Gives one up whose done was not called yet: done is called with -ECANCELED, from
+     * inside, and it may be carried out all the same. What a store in this process has
+     * begun cannot be given up: then nothing happens, and done is called when it is. Of
+     * what was given up the slices may be read until their buffers are released. */
+    void (*cancel_append)(struct replica *replica, struct replica_append *append);
+    void (*cancel_sync)(struct replica *replica, struct replica_sync *sync);
     async int (*stop)(struct replica *replica, struct address extent,
                       uint32_t *ret_length, bool *ret_restart_scanned);
     /* Stops first, if need be. Length 0 deletes; so does an absent extent then. */
@@ -76,6 +90,8 @@ struct chosen {
 struct replica_directory {
     /* NULL: there is no such node, or it was declared lost. */
     struct replica *(*find)(struct replica_directory *directory, uint64_t node);
+    /* Does it answer, as far as is known? A guess, and costs nothing. */
+    bool (*in_reach)(struct replica_directory *directory, uint64_t node);
     /* For a new extent of this disk; none of its members is in `avoid`. */
     struct chosen (*choose)(struct replica_directory *directory, uint64_t disk,
                             const uint64_t *avoid, uint32_t avoid_count);

@@ -12,12 +12,11 @@ static struct store *store_of(struct replica *replica)
     return container_of(replica, struct replica_local, replica)->store;
 }
 
-static async int local_create(struct replica *replica, struct address extent,
-                              uint64_t disk, uint64_t epoch, uint64_t nonce,
-                              uint32_t slabs_hint, uint64_t index)
+/* The command was applied in this process. */
+static async int local_create(struct replica *replica, const struct replica_create *what)
 {
-    (void)index; /* it was applied in this process */
-    return store_create_extent(store_of(replica), extent, disk, epoch, nonce, slabs_hint);
+    return store_create_extent(store_of(replica), what->extent, what->disk, what->epoch,
+                               what->nonce, what->slabs_hint);
 }
 
 static void append_done(struct store_append *store)
@@ -45,6 +44,16 @@ static void local_sync(struct replica *replica, struct replica_sync *sync)
 {
     sync->store.done = sync_done;
     store_sync(store_of(replica), &sync->store);
+}
+
+static void local_cancel_append(struct replica *replica, struct replica_append *append)
+{
+    (void)replica, (void)append;
+}
+
+static void local_cancel_sync(struct replica *replica, struct replica_sync *sync)
+{
+    (void)replica, (void)sync;
 }
 
 static async int local_stop(struct replica *replica, struct address extent,
@@ -105,6 +114,8 @@ static const struct replica_ops LOCAL_OPS = {
     .create = local_create,
     .append = local_append,
     .sync = local_sync,
+    .cancel_append = local_cancel_append,
+    .cancel_sync = local_cancel_sync,
     .stop = local_stop,
     .finalize = local_finalize,
     .trim_headers = local_trim_headers,

@@ -88,31 +88,37 @@ static void *call_done(struct rpc_call *done)
 
 /* --- what takes a task --- */
 
-/* A call whose answer is its code. */
-static async int call_wait(struct replica_remote *remote, enum store_rpc_op op,
-                           const void *head, size_t head_len, struct writer *ret,
-                           struct slice *ret_payload)
+static async int call_wait_limit(struct replica_remote *remote, enum store_rpc_op op,
+                                 const void *head, size_t head_len, uint64_t limit_ns,
+                                 struct writer *ret, struct slice *ret_payload)
 {
     struct rpc_call call = {.node = remote->replica.node,
                             .op = (uint16_t)op,
                             .head = head,
                             .head_len = (uint32_t)head_len,
-                            .timeout_ns = TASK_TIMEOUT_NS};
+                            .timeout_ns = limit_ns};
     return rpc_wait(remote->rpc, &call, ret, ret_payload);
 }
 
-static async int remote_create(struct replica *replica, struct address extent,
-                               uint64_t disk, uint64_t epoch, uint64_t nonce,
-                               uint32_t slabs_hint, uint64_t index)
+/* A call whose answer is its code. */
+static async int call_wait(struct replica_remote *remote, enum store_rpc_op op,
+                           const void *head, size_t head_len, struct writer *ret,
+                           struct slice *ret_payload)
+{
+    return call_wait_limit(remote, op, head, head_len, TASK_TIMEOUT_NS, ret, ret_payload);
+}
+
+static async int remote_create(struct replica *replica, const struct replica_create *what)
 {
     struct replica_remote *remote = remote_of(replica);
-    struct store_rpc_create head = {.target = target_of(remote, extent),
-                                    .disk = le64_of(disk),
-                                    .epoch = le64_of(epoch),
-                                    .nonce = le64_of(nonce),
-                                    .index = le64_of(index),
-                                    .slabs_hint = le32_of(slabs_hint)};
-    return call_wait(remote, STORE_RPC_CREATE, &head, sizeof head, NULL, NULL);
+    struct store_rpc_create head = {.target = target_of(remote, what->extent),
+                                    .disk = le64_of(what->disk),
+                                    .epoch = le64_of(what->epoch),
+                                    .nonce = le64_of(what->nonce),
+                                    .index = le64_of(what->index),
+                                    .slabs_hint = le32_of(what->slabs_hint)};
+    return call_wait_limit(remote, STORE_RPC_CREATE, &head, sizeof head, what->limit_ns,
+                           NULL, NULL);
 }
 
 static void append_done(struct rpc_call *call)
@@ -139,6 +145,7 @@ static void remote_append(struct replica *replica, struct replica_append *append
         append->done(append);
         return;
     }
+    append->call = call;
     call->call = (struct rpc_call){.node = replica->node,
                                    .op = STORE_RPC_APPEND,
                                    .head = &head,
@@ -169,6 +176,7 @@ static void remote_sync(struct replica *replica, struct replica_sync *sync)
         sync->done(sync);
         return;
     }
+    sync->call = call;
     call->call = (struct rpc_call){.node = replica->node,
                                    .op = STORE_RPC_SYNC,
                                    .head = &head,
@@ -176,6 +184,18 @@ static void remote_sync(struct replica *replica, struct replica_sync *sync)
                                    .timeout_ns = SYNC_TIMEOUT_NS,
                                    .done = sync_done};
     rpc_start(remote->rpc, &call->call);
+}
+
+static void remote_cancel_append(struct replica *replica, struct replica_append *append)
+{
+    struct remote_call *call = append->call;
+    rpc_cancel(remote_of(replica)->rpc, &call->call);
+}
+
+static void remote_cancel_sync(struct replica *replica, struct replica_sync *sync)
+{
+    struct remote_call *call = sync->call;
+    rpc_cancel(remote_of(replica)->rpc, &call->call);
 }
 
 static async int remote_stop(struct replica *replica, struct address extent,
@@ -370,6 +390,8 @@ static const struct replica_ops REMOTE_OPS = {
     .create = remote_create,
     .append = remote_append,
     .sync = remote_sync,
+    .cancel_append = remote_cancel_append,
+    .cancel_sync = remote_cancel_sync,
     .stop = remote_stop,
     .finalize = remote_finalize,
     .trim_headers = remote_trim_headers,

@@ -111,27 +111,25 @@ static inline uint64_t fake_latency(struct fake_member *member)
 
 /* --- operations --- */
 
-static inline async int fake_create(struct replica *replica, struct address extent,
-                                    uint64_t disk, uint64_t epoch, uint64_t nonce,
-                                    uint32_t slabs_hint, uint64_t index)
+static inline async int fake_create(struct replica *replica,
+                                    const struct replica_create *create)
 {
-    (void)index;
     struct fake_member *member = fake_of(replica);
-    CHECK(slabs_hint >= 1 && slabs_hint <= EXTENT_SLABS);
+    CHECK(create->slabs_hint >= 1 && create->slabs_hint <= EXTENT_SLABS);
     if (fake_is_lost(member))
         return -ETIMEDOUT;
     task_sleep_ns(fake_latency(member));
     if (member->is_broken)
         return -PLX_EFAILED;
-    if (fake_find(member->medium, extent) != NULL)
+    if (fake_find(member->medium, create->extent) != NULL)
         return -PLX_EEXISTS;
     if (member->medium->used_blocks >= member->medium->limit_blocks)
         return -PLX_EFULL;
     if (fake_fails(member, member->create_error_ppm))
         return -EIO;
-    struct fake_extent *e = fake_add(member->medium, extent, disk);
-    e->epoch = epoch;
-    e->nonce = nonce;
+    struct fake_extent *e = fake_add(member->medium, create->extent, create->disk);
+    e->epoch = create->epoch;
+    e->nonce = create->nonce;
     task_sleep_ns(fake_latency(member));
     return 0;
 }

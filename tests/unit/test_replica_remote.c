@@ -190,8 +190,8 @@ static void fill(uint8_t *bytes, uint32_t blocks, uint64_t number)
 }
 
 /* The roll record (blocks 0), or the next batch. */
-static void append(struct test *t, struct address extent, uint32_t blocks,
-                   struct burst *burst)
+static struct near_append *append(struct test *t, struct address extent, uint32_t blocks,
+                                  struct burst *burst)
 {
     struct near_append *mine = calloc(1, sizeof *mine);
     struct entry entries[BATCH_BLOCKS];
@@ -229,6 +229,7 @@ static void append(struct test *t, struct address extent, uint32_t blocks,
     burst->pending++;
     t->end += 1 + blocks;
     t->replica->ops->append(t->replica, &mine->append);
+    return mine;
 }
 
 static async int append_some(struct test *t, struct address extent, uint32_t blocks,
@@ -237,7 +238,7 @@ static async int append_some(struct test *t, struct address extent, uint32_t blo
     struct burst burst;
     burst_begin(&burst);
     for (uint32_t i = 0; i < times; i++)
-        append(t, extent, blocks, &burst);
+        (void)append(t, extent, blocks, &burst);
     return burst_end(&burst);
 }
 
@@ -289,7 +290,10 @@ static async int create(struct test *t, struct address extent)
 {
     t->end = t->previous_crc = 0;
     t->head_count = 0;
-    return t->replica->ops->create(t->replica, extent, DISK, EPOCH, NONCE, 1, INDEX);
+    struct replica_create create = {.extent = extent, .disk = DISK, .epoch = EPOCH,
+                                    .nonce = NONCE, .slabs_hint = 1, .index = INDEX,
+                                    .limit_ns = 5 * NS_PER_S};
+    return t->replica->ops->create(t->replica, &create);
 }
 
 struct heads {
@@ -456,6 +460,42 @@ static async void lost(struct test *t)
     }
 }
 
+/* Appends and a sync are given up at once: on their way, or to nobody. */
+static void given_up(struct test *t)
+{
+    struct burst burst;
+    struct near_append *appends[10];
+    uint32_t length, before;
+    bool scanned;
+    const struct replica_ops *far = t->replica->ops;
+    CHECK_EQ(create(t, EXTENT(1)), 0);
+    CHECK_EQ(append_some(t, EXTENT(1), 0, 1), 0);
+    before = t->end;
+    sim_net_block(t->world, USER_NODE, STORE_NODE, sim_world_random(t->world, 2) == 0);
+    burst_begin(&burst);
+    for (uint32_t i = 0; i < 10; i++)
+        appends[i] = append(t, EXTENT(1), 16, &burst);
+    struct near_sync mine = {
+        .sync = {.extent = EXTENT(1), .epoch = EPOCH, .done = near_sync_done}};
+    event_init(&mine.over);
+    far->sync(t->replica, &mine.sync);
+    task_sleep_ns(sim_world_random(t->world, NS_PER_MS));
+    uint64_t begun_ns = loop_now_ns(t->body.loop);
+    uint32_t owed = burst.pending - 1;
+    for (uint32_t i = 10 - owed; i < 10; i++)
+        far->cancel_append(t->replica, &appends[i]->append);
+    if (!mine.over.is_set)
+        far->cancel_sync(t->replica, &mine.sync);
+    int rc = burst_end(&burst);
+    CHECK(owed == 0 ? rc == 0 : rc == -ECANCELED);
+    CHECK(mine.over.is_set);
+    CHECK(mine.sync.result == 0 || mine.sync.result == -ECANCELED);
+    CHECK_EQ(loop_now_ns(t->body.loop), begun_ns);
+    sim_net_open_all(t->world);
+    CHECK_EQ(far->stop(t->replica, EXTENT(1), &length, &scanned), 0);
+    CHECK(length >= before + (10 - owed) * 17 && (length - before) % 17 == 0);
+}
+
 /* A service that closes answers what it has begun, and refuses the rest. */
 static async void closed(struct test *t)
 {
@@ -464,7 +504,7 @@ static async void closed(struct test *t)
     CHECK_EQ(append_some(t, EXTENT(1), 0, 1), 0);
     burst_begin(&burst);
     for (uint32_t i = 0; i < 30; i++)
-        append(t, EXTENT(1), 16, &burst);
+        (void)append(t, EXTENT(1), 16, &burst);
     task_sleep_ns(sim_world_random(t->world, 2 * NS_PER_MS));
     t->far.call = (struct task_call){.main = far_close_main, .name = "close"};
     task_start(t->far.loop, &t->far.call);
@@ -538,6 +578,7 @@ int main(void)
         run(refused, seed);
         run(restarted, seed);
         run(lost, seed);
+        run(given_up, seed);
         run(closed, seed);
     }
     run(pages, 1);
