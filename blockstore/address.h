@@ -39,6 +39,11 @@ static inline uint16_t address_group(struct address a)
     return (uint16_t)(a.v >> 48);
 }
 
+static inline uint64_t address_sequence(struct address a)
+{
+    return a.v >> 14 & EXTENT_SEQUENCE_MAX;
+}
+
 static inline uint32_t address_block(struct address a)
 {
     return (uint32_t)(a.v & (EXTENT_BLOCKS - 1));

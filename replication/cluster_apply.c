@@ -46,6 +46,9 @@ static int apply_disk_create(struct apply *apply)
         rc = apply_check_size(apply, command->name, command->size_bytes);
     if (rc != 0)
         return rc;
+    const struct cluster_pool *pool = apply_pool(apply, DEFAULT_POOL);
+    if (pool == NULL)
+        return -PLX_EMISSING;
     if ((command->flags & ~(unsigned)DISK_IMPORTING) != 0)
         return apply_refuse(apply, -EINVAL, "disk %s: unknown flags", command->name);
     /* An import may learn the size as it goes. */
@@ -57,6 +60,7 @@ static int apply_disk_create(struct apply *apply)
     struct cluster_disk *disk = cluster_disk_create(command->name);
     disk->id = state->next_disk++;
     disk->flags = command->flags;
+    disk->pool = pool->id;
     disk->size_bytes = command->size_bytes;
     disk->created_wall_ns = command->wall_ns;
     disk->head_generation = 1;
@@ -192,7 +196,7 @@ static int apply_quota_set(struct apply *apply)
 static const struct operation OPERATIONS[] = {
     [CLUSTER_INIT] = {"init", F_CLUSTER | F_NODE | F_STORE | F_WALL, LIFE_NO_DISK,
                       LEASE_NONE, apply_init},
-    [CLUSTER_DISK_CREATE] = {"disk create", F_NAME | F_SIZE | F_FLAGS | F_WALL,
+    [CLUSTER_DISK_CREATE] = {"disk create", F_NAME | F_SIZE | F_FLAGS | F_WALL | F_POOL,
                              LIFE_NO_DISK, LEASE_NONE, apply_disk_create},
     [CLUSTER_DISK_RENAME] = {"disk rename", F_NAME | F_NEW_NAME, LIFE_NO_DISK, LEASE_NONE,
                              apply_disk_rename},
@@ -208,7 +212,7 @@ static const struct operation OPERATIONS[] = {
                              LIFE_LIVE, LEASE_HELD, apply_lease_close},
     [CLUSTER_EXTENT_OPEN] = {"extent open",
                              F_DISK | F_EPOCH | F_COUNT | F_FLUSHED | F_MEMBERS |
-                                 F_FINALS,
+                                 F_FINALS | F_GROUP,
                              LIFE_LIVE, LEASE_HELD, apply_extent_open},
     [CLUSTER_CUT] = {"cut", F_DISK | F_EPOCH | F_NUMBER | F_FLUSHED | F_FINALS, LIFE_LIVE,
                      LEASE_HELD, apply_cut},
@@ -223,8 +227,8 @@ static const struct operation OPERATIONS[] = {
                           LIFE_LIVE, LEASE_HELD, apply_snapshot},
     [CLUSTER_SNAPSHOT_ABANDON] = {"snapshot abandon", F_DISK | F_EPOCH | F_MARKER,
                                   LIFE_LIVE, LEASE_HELD, apply_snapshot_abandon},
-    [CLUSTER_CLONE] = {"clone", F_VERSION | F_NAME | F_COUNT | F_WALL, LIFE_NO_DISK,
-                       LEASE_NONE, apply_clone},
+    [CLUSTER_CLONE] = {"clone", F_VERSION | F_NAME | F_COUNT | F_WALL | F_POOL,
+                       LIFE_NO_DISK, LEASE_NONE, apply_clone},
     [CLUSTER_ROLLBACK] = {"rollback", F_DISK | F_VERSION | F_EPOCH, LIFE_LIVE, LEASE_FREE,
                           apply_rollback},
     [CLUSTER_SNAPSHOT_RM] = {"snapshot rm", F_DISK | F_VERSIONS, LIFE_LIVE, LEASE_NONE,
@@ -253,6 +257,28 @@ static const struct operation OPERATIONS[] = {
                            apply_quota_set},
     [CLUSTER_NODE_SET] = {"node set", F_STORE | F_NAME | F_NEW_NAME | F_SIZE | F_WALL,
                           LIFE_NO_DISK, LEASE_NONE, apply_node_set},
+    [CLUSTER_NODE_STATE] = {"node state", F_NODE | F_OLD_FLAGS | F_FLAGS, LIFE_NO_DISK,
+                            LEASE_NONE, apply_node_state},
+    [CLUSTER_NODE_GONE] = {"node gone", F_NODE | F_FORCE, LIFE_NO_DISK, LEASE_NONE,
+                           apply_node_gone},
+    [CLUSTER_POOL_SET] = {"pool set", F_NAME | F_COPIES | F_FLAGS, LIFE_NO_DISK,
+                          LEASE_NONE, apply_pool_set},
+    [CLUSTER_DISK_POOL] = {"disk pool", F_DISK | F_POOL, LIFE_LIVE, LEASE_NONE,
+                           apply_disk_pool},
+    [CLUSTER_GROUP_ADD] = {"group add", F_POOL | F_MEMBERS, LIFE_NO_DISK, LEASE_NONE,
+                           apply_group_add},
+    [CLUSTER_GROUP_SET] = {"group set", F_GROUP | F_NUMBER | F_MEMBERS, LIFE_NO_DISK,
+                           LEASE_NONE, apply_group_set},
+    [CLUSTER_GROUP_WHOLE] = {"group whole", F_GROUP | F_NODE | F_NUMBER, LIFE_NO_DISK,
+                             LEASE_NONE, apply_group_whole},
+    [CLUSTER_TOKEN_ADD] = {"token add", F_DIGEST | F_WALL | F_UNTIL, LIFE_NO_DISK,
+                           LEASE_NONE, apply_token_add},
+    [CLUSTER_NODE_JOIN] = {"node join",
+                           F_STORE | F_NAME | F_NEW_NAME | F_SIZE | F_WALL | F_FLAGS |
+                               F_DIGEST,
+                           LIFE_NO_DISK, LEASE_NONE, apply_node_join},
+    [CLUSTER_AUTHORITY] = {"authority", F_AUTHORITY, LIFE_NO_DISK, LEASE_NONE,
+                           apply_authority},
 };
 
 static_assert(ARRAY_LEN(OPERATIONS) == CLUSTER_OP_LAST + 1, "every operation has a row");
@@ -264,10 +290,23 @@ const struct operation *cluster_operation(unsigned op)
     return &OPERATIONS[op];
 }
 
-static int check_owner(struct apply *apply, uint64_t allowed)
+/* Has the owner's node any of the flags? */
+static bool owner_is(const struct apply *apply, unsigned any_flag)
+{
+    const struct cluster_node *node = cluster_node_by_id(apply->state,
+                                                         apply->disk->owner);
+    return node != NULL && (node->flags & any_flag) != 0;
+}
+
+/* Stopping an extent fences whoever held the lease, so it may be taken from a node that
+ * is just not in reach; but not from one that can be asked for it. */
+static int check_owner(struct apply *apply, enum lease_need need)
 {
     const struct cluster_disk *disk = apply->disk;
-    if (disk->owner == 0 || disk->owner == allowed)
+    if (disk->owner == 0)
+        return 0;
+    if (need == LEASE_TAKING && (disk->owner == apply->command->node ||
+                                 owner_is(apply, NODE_DOWN | NODE_OUT | NODE_GONE)))
         return 0;
     return apply_refuse(apply, -PLX_EOWNED, "disk %s: served by node %llu", disk->name,
                         (unsigned long long)disk->owner);
@@ -293,12 +332,15 @@ static int check_lease(struct apply *apply, enum lease_need need)
     int rc = 0;
     /* Who holds the lease is told first: it is the better reason than the epoch. */
     if (need == LEASE_FREE || need == LEASE_TAKING)
-        rc = check_owner(apply, need == LEASE_TAKING ? apply->command->node : 0);
+        rc = check_owner(apply, need);
     if (rc == 0 && need != LEASE_NONE)
         rc = check_epoch(apply);
     if (rc == 0 && need == LEASE_HELD && apply->disk->owner == 0)
         return apply_refuse(apply, -PLX_EEPOCH, "disk %s: the lease was given up",
                             apply->disk->name);
+    if (rc == 0 && need == LEASE_HELD && owner_is(apply, NODE_GONE))
+        return apply_refuse(apply, -PLX_EEPOCH, "disk %s: node %llu was declared lost",
+                            apply->disk->name, (unsigned long long)apply->disk->owner);
     return rc;
 }
 

@@ -19,9 +19,9 @@ static struct log_extent *extent_find(const struct cluster_disk *disk,
 /* An extent that some disk once had on its list. */
 static bool extent_known(const struct cluster_state *state, struct address extent)
 {
-    uint64_t sequence = extent.v >> 14 & EXTENT_SEQUENCE_MAX;
-    return address_group(extent) == 1 && address_block(extent) == 0 && sequence >= 1 &&
-           sequence < state->next_sequence;
+    uint64_t sequence = address_sequence(extent);
+    return cluster_group_by_id(state, address_group(extent)) != NULL &&
+           address_block(extent) == 0 && sequence >= 1 && sequence < state->next_sequence;
 }
 
 /* What is wrong with one length in itself and against the state; NULL: nothing. */
@@ -133,11 +133,17 @@ uint64_t disk_known_number(const struct cluster_disk *disk)
     return known;
 }
 
+static bool node_is_there(const struct apply *apply, uint64_t id)
+{
+    const struct cluster_node *node = cluster_node_by_id(apply->state, id);
+    return node != NULL && (node->flags & NODE_GONE) == 0;
+}
+
 int apply_lease_take(struct apply *apply)
 {
     struct cluster_disk *disk = apply->disk;
     uint64_t node = apply->command->node;
-    if (!cluster_node_known(apply->state, node))
+    if (!node_is_there(apply, node))
         return apply_refuse(apply, -PLX_EPRECONDITION, "disk %s: there is no node %llu",
                             disk->name, (unsigned long long)node);
     disk->owner = node;
@@ -172,7 +178,7 @@ static int check_members(struct apply *apply)
         return apply_refuse(apply, -EINVAL, "disk %s: an empty write set", name);
     for (unsigned i = 0; i < command->member_count; i++) {
         uint64_t node = command->members[i];
-        if (!cluster_node_known(apply->state, node))
+        if (!node_is_there(apply, node))
             return apply_refuse(apply, -PLX_EPRECONDITION,
                                 "disk %s: there is no node %llu", name,
                                 (unsigned long long)node);
@@ -186,15 +192,21 @@ static int check_members(struct apply *apply)
     return 0;
 }
 
+static uint16_t open_group(const struct cluster_command *command)
+{
+    return command->group == 0 ? 1 : command->group;
+}
+
 static void extent_append(struct cluster_state *state, struct cluster_disk *disk,
                           const struct cluster_command *command)
 {
     disk->extents = cluster_grow(disk->extents, &disk->extent_cap, disk->extent_count + 1,
                                  sizeof *disk->extents);
     struct log_extent *extent = &disk->extents[disk->extent_count++];
-    *extent = (struct log_extent){.extent = address_of(1, state->next_sequence++, 0),
-                                  .epoch = disk->epoch,
-                                  .member_count = command->member_count};
+    *extent = (struct log_extent){
+        .extent = address_of(open_group(command), state->next_sequence++, 0),
+        .epoch = disk->epoch,
+        .member_count = command->member_count};
     for (unsigned i = 0; i < command->member_count; i++)
         extent->members[i] = command->members[i];
 }
@@ -206,6 +218,8 @@ int apply_extent_open(struct apply *apply)
     uint32_t count = apply->command->count;
     uint32_t left, open;
     int rc = check_members(apply);
+    if (rc == 0 && apply->command->group != 0)
+        rc = apply_check_open_group(apply);
     if (rc == 0)
         rc = finals_check(apply, disk->checkpoint.covers, &left, &open);
     if (rc != 0)
@@ -220,9 +234,11 @@ int apply_extent_open(struct apply *apply)
         return apply_refuse(apply, -PLX_ELIMIT, "disk %s: extent numbers are used up",
                             disk->name);
     finals_apply(apply);
-    apply->result->id = address_of(1, state->next_sequence, 0).v;
+    apply->result->id = address_of(open_group(apply->command), state->next_sequence, 0).v;
     for (uint32_t i = 0; i < count; i++)
         extent_append(state, disk, apply->command);
+    if (apply->command->group != 0)
+        apply_mark_left_out(apply);
     return 0;
 }
 

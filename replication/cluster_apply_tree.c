@@ -182,14 +182,19 @@ int apply_clone(struct apply *apply)
     int rc = check_clones(apply, version);
     if (rc != 0)
         return rc;
+    struct cluster_disk *source = cluster_disk_find(state, version->disk);
+    const struct cluster_pool *pool = apply_pool(apply, source->pool);
+    if (pool == NULL)
+        return -PLX_EMISSING;
     apply->result->id = state->next_disk;
-    cluster_disk_find(state, version->disk)->flags |= DISK_SHARED;
+    source->flags |= DISK_SHARED;
     for (uint32_t i = 0; i < command->count; i++) {
         char name[DISK_NAME_MAX + 1];
         bool fits = clone_name(command, i, name);
         assert(fits);
         struct cluster_disk *disk = cluster_disk_create(name);
         disk->id = state->next_disk++;
+        disk->pool = pool->id;
         disk->size_bytes = version->size_bytes;
         disk->created_wall_ns = command->wall_ns;
         disk->head_generation = version->generation + 1;

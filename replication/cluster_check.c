@@ -189,8 +189,9 @@ static int check_version(struct check *check, const struct cluster_version *vers
 static int check_extent(struct check *check, const struct cluster_disk *disk,
                         const struct log_extent *extent)
 {
-    uint64_t sequence = extent->extent.v >> 14 & EXTENT_SEQUENCE_MAX;
-    if (address_group(extent->extent) != 1 || address_block(extent->extent) != 0 ||
+    uint64_t sequence = address_sequence(extent->extent);
+    if (cluster_group_by_id(check->state, address_group(extent->extent)) == NULL ||
+        address_block(extent->extent) != 0 ||
         sequence == 0 || sequence >= check->state->next_sequence)
         return wrong(check, "disk %s: extent %llx was never opened", disk->name,
                      (unsigned long long)extent->extent.v);
@@ -218,7 +219,8 @@ static int check_log(struct check *check, const struct cluster_disk *disk)
     for (uint32_t i = 0; i < disk->extent_count; i++) {
         const struct log_extent *extent = &disk->extents[i];
         if (i > 0 &&
-            (extent[-1].extent.v >= extent->extent.v || extent[-1].epoch > extent->epoch))
+            (address_sequence(extent[-1].extent) >= address_sequence(extent->extent) ||
+             extent[-1].epoch > extent->epoch))
             return wrong(check, "disk %s: its extents are out of order", disk->name);
         int rc = check_extent(check, disk, extent);
         if (rc != 0)
@@ -313,6 +315,8 @@ static int check_disk(struct check *check, const struct cluster_disk *disk)
     if ((disk->flags & ~(unsigned)DISK_FLAGS_ALL) != 0 ||
         disk->size_bytes > DISK_BYTES_MAX || disk->size_bytes % SECTOR_BYTES != 0)
         return wrong(check, "disk %s: impossible flags or size", disk->name);
+    if (cluster_pool_by_id(check->state, disk->pool) == NULL)
+        return wrong(check, "disk %s: there is no pool %u", disk->name, disk->pool);
     if (disk->owner != 0 &&
         (disk->epoch == 0 || !cluster_node_known(check->state, disk->owner)))
         return wrong(check, "disk %s: no node %llu can own it", disk->name,
@@ -404,14 +408,8 @@ static int check_all(struct check *check)
     const struct cluster_state *state = check->state;
     if (state->node_count == 0 && (state->disk_count != 0 || state->answer_count != 0))
         return wrong(check, "disks without a cluster");
-    for (uint32_t i = 0; i < state->node_count; i++) {
-        if (state->nodes[i].id <= (i > 0 ? state->nodes[i - 1].id : 0))
-            return wrong(check, "nodes are out of order");
-        if (!cluster_text_is_plain(state->nodes[i].address) ||
-            !cluster_text_is_plain(state->nodes[i].domain))
-            return wrong(check, "node %llu: address or domain is not printable",
-                         (unsigned long long)state->nodes[i].id);
-    }
+    if (!cluster_check_nodes(state, check->text, check->cap))
+        return -PLX_EDAMAGED;
     if (state->next_disk == 0 || state->next_disk > NUMBERS_MAX ||
         state->next_version == 0 || state->next_version > NUMBERS_MAX ||
         state->next_sequence == 0 || state->next_sequence > EXTENT_SEQUENCE_MAX)

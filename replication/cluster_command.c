@@ -3,7 +3,12 @@
  * the table of operations, so encoder and decoder cannot disagree on it. */
 #include "replication/cluster_internal.h"
 
-#define COMMAND_VERSION 1U
+#define COMMAND_VERSION        2U
+#define COMMAND_VERSION_OLDEST 1U
+
+/* What version 1 did not have: fields of operations it had, and operations. */
+#define NEW_FIELDS  (F_POOL | F_GROUP)
+#define OLD_OP_LAST CLUSTER_NODE_SET
 
 void cluster_root_write(struct writer *w, const struct map_root *root)
 {
@@ -88,9 +93,43 @@ void cluster_rules_write(struct writer *w, const struct schedule_rule *rules,
     }
 }
 
+static void write_authority(struct writer *w, const struct cluster_command *command)
+{
+    assert(command->certificate_len <= AUTHORITY_BYTES_MAX &&
+           command->key_len <= AUTHORITY_BYTES_MAX - command->certificate_len);
+    write_u16(w, (uint16_t)command->certificate_len);
+    write_bytes(w, command->certificate, command->certificate_len);
+    write_u16(w, (uint16_t)command->key_len);
+    write_bytes(w, command->key, command->key_len);
+}
+
+/* The numbers and identities that version 1 did not have. */
+static void write_newer(struct writer *w, const struct cluster_command *command,
+                        uint64_t fields)
+{
+    if (fields & F_OLD_FLAGS)
+        write_u32(w, command->old_flags);
+    if (fields & F_POOL)
+        write_u32(w, command->pool);
+    if (fields & F_GROUP) {
+        write_u16(w, command->group);
+        write_u64(w, command->group_epoch);
+    }
+    if (fields & F_COPIES) {
+        write_u8(w, command->copies);
+        write_u8(w, command->min_copies);
+    }
+    if (fields & F_FORCE)
+        write_u8(w, command->force);
+    if (fields & F_DIGEST)
+        write_bytes(w, command->digest, sizeof command->digest);
+    if (fields & F_UNTIL)
+        write_u64(w, command->until_wall_ns);
+}
+
 /* The fields that are one number or identity. */
 static void write_plain(struct writer *w, const struct cluster_command *command,
-                        unsigned fields)
+                        uint64_t fields)
 {
     if (fields & F_DISK)
         write_u64(w, command->disk);
@@ -132,13 +171,14 @@ static void write_plain(struct writer *w, const struct cluster_command *command,
         write_u64(w, command->quota_bytes);
     if (fields & F_TRASH_KEEP)
         write_u64(w, command->trash_keep_s);
+    write_newer(w, command, fields);
 }
 
 void cluster_command_encode(const struct cluster_command *command, struct writer *w)
 {
     const struct operation *operation = cluster_operation(command->op);
     assert(operation != NULL);
-    unsigned fields = operation->fields;
+    uint64_t fields = operation->fields;
     write_u8(w, COMMAND_VERSION);
     write_u8(w, (uint8_t)command->op);
     write_u16(w, 0);
@@ -164,6 +204,8 @@ void cluster_command_encode(const struct cluster_command *command, struct writer
         write_version_ids(w, command);
     if (fields & F_RULES)
         cluster_rules_write(w, command->rules, command->rule_count);
+    if (fields & F_AUTHORITY)
+        write_authority(w, command);
 }
 
 static void read_members(struct reader *r, struct cluster_command *command)
@@ -249,7 +291,46 @@ uint32_t cluster_rules_read(struct reader *r,
     return r->bad ? 0 : count;
 }
 
-static void read_plain(struct reader *r, struct decoded_command *ret, unsigned fields)
+/* The text stays where it is. */
+static void read_authority(struct reader *r, struct cluster_command *command)
+{
+    command->certificate_len = read_u16(r);
+    command->certificate = (const char *)read_bytes(r, command->certificate_len);
+    command->key_len = read_u16(r);
+    command->key = (const char *)read_bytes(r, command->key_len);
+    if (command->certificate_len + command->key_len > AUTHORITY_BYTES_MAX)
+        r->bad = true;
+}
+
+static void read_newer(struct reader *r, struct cluster_command *command, uint64_t fields)
+{
+    if (fields & F_OLD_FLAGS)
+        command->old_flags = read_u32(r);
+    if (fields & F_POOL)
+        command->pool = read_u32(r);
+    if (fields & F_GROUP) {
+        command->group = read_u16(r);
+        command->group_epoch = read_u64(r);
+    }
+    if (fields & F_COPIES) {
+        command->copies = read_u8(r);
+        command->min_copies = read_u8(r);
+    }
+    if (fields & F_FORCE) {
+        uint8_t force = read_u8(r);
+        r->bad = r->bad || force > 1;
+        command->force = force == 1;
+    }
+    if (fields & F_DIGEST) {
+        const uint8_t *digest = read_bytes(r, sizeof command->digest);
+        if (digest != NULL)
+            memcpy(command->digest, digest, sizeof command->digest);
+    }
+    if (fields & F_UNTIL)
+        command->until_wall_ns = read_u64(r);
+}
+
+static void read_plain(struct reader *r, struct decoded_command *ret, uint64_t fields)
 {
     struct cluster_command *command = &ret->command;
     if (fields & F_DISK)
@@ -292,6 +373,7 @@ static void read_plain(struct reader *r, struct decoded_command *ret, unsigned f
         command->quota_bytes = read_u64(r);
     if (fields & F_TRASH_KEEP)
         command->trash_keep_s = read_u64(r);
+    read_newer(r, command, fields);
 }
 
 int cluster_command_decode(const void *bytes, size_t len, struct decoded_command *ret)
@@ -305,12 +387,15 @@ int cluster_command_decode(const void *bytes, size_t len, struct decoded_command
         return -PLX_ENEWER;
     unsigned op = read_u8(&r);
     const struct operation *operation = cluster_operation(op);
-    if (read_u16(&r) != 0 || version != COMMAND_VERSION || operation == NULL)
+    if (read_u16(&r) != 0 || version < COMMAND_VERSION_OLDEST || operation == NULL ||
+        (version == COMMAND_VERSION_OLDEST && op > OLD_OP_LAST))
         return -PLX_EFORMAT;
     command->op = (enum cluster_op)op;
     command->client = read_u64(&r);
     command->sequence = read_u64(&r);
-    unsigned fields = operation->fields;
+    uint64_t fields = operation->fields;
+    if (version == COMMAND_VERSION_OLDEST)
+        fields &= ~NEW_FIELDS;
     read_plain(&r, ret, fields);
     if (fields & F_MEMBERS)
         read_members(&r, command);
@@ -333,5 +418,7 @@ int cluster_command_decode(const void *bytes, size_t len, struct decoded_command
         command->rules = ret->rules;
         command->rule_count = cluster_rules_read(&r, ret->rules);
     }
+    if (fields & F_AUTHORITY)
+        read_authority(&r, command);
     return r.bad || r.left != 0 ? -PLX_EFORMAT : 0;
 }

@@ -7,11 +7,16 @@
  *   cluster_query.c       what follows from the tables
  *   cluster_apply.c       the table of operations; disks and settings
  *   cluster_apply_nodes.c the cluster itself and its nodes
+ *   cluster_apply_join.c  tokens, nodes that join by one, the authority
+ *   cluster_apply_pools.c pools
+ *   cluster_apply_groups.c  groups and who is whole in them
  *   cluster_apply_log.c   leases, extents, cuts, checkpoints, dead lists
  *   cluster_apply_tree.c  snapshots, clones, rollback
  *   cluster_apply_remove.c  versions and disks go away
- *   cluster_snapshot.c    the state as bytes
+ *   cluster_snapshot.c    the state as bytes: all of it; disks, versions
+ *   cluster_snapshot_nodes.c  nodes, pools, groups, tokens
  *   cluster_check.c       is it consistent?
+ *   cluster_check_nodes.c are nodes, pools, groups, tokens?
  */
 #ifndef PARALLAX_REPLICATION_CLUSTER_INTERNAL_H
 #define PARALLAX_REPLICATION_CLUSTER_INTERNAL_H
@@ -39,7 +44,14 @@ struct cluster_state {
     uint64_t created_wall_ns;
     uint64_t next_disk, next_version, next_sequence; /* never reused */
     uint32_t node_count;                             /* 0 until INIT */
-    struct cluster_node *nodes;
+    struct cluster_node *nodes;                      /* by id */
+    uint32_t pool_count, pool_cap;
+    struct cluster_pool *pools; /* by id, from 1 */
+    uint32_t group_count, group_cap;
+    struct cluster_group *groups; /* by id, from 1 */
+    uint32_t token_count;
+    struct cluster_token tokens[TOKENS_MAX]; /* oldest first */
+    struct cluster_authority authority;      /* NULLs: none */
     struct cluster_disk_ids disks_by_id;
     struct cluster_disk_names disks_by_name;
     struct cluster_version_ids versions_by_id;
@@ -54,37 +66,43 @@ struct cluster_state {
 
 /* --- cluster_command.c --- */
 
-/* What a command may carry beside op, client and sequence, in the order of encoding. */
-enum command_field {
-    F_DISK = 1 << 0,
-    F_VERSION = 1 << 1,
-    F_NODE = 1 << 2,
-    F_CLUSTER = 1 << 3,
-    F_STORE = 1 << 4,
-    F_EPOCH = 1 << 5,
-    F_NAME = 1 << 6,
-    F_NEW_NAME = 1 << 7,
-    F_SIZE = 1 << 8,
-    F_WALL = 1 << 9,
-    F_FLAGS = 1 << 10,
-    F_COUNT = 1 << 11,
-    F_GENERATION = 1 << 12,
-    F_NUMBER = 1 << 13,
-    F_FLUSHED = 1 << 14,
-    F_MARKER = 1 << 15,
-    F_NEWEST_MARKER = 1 << 16,
-    F_MEMBERS = 1 << 17,
-    F_CHECKPOINT = 1 << 18,
-    F_ROOT = 1 << 19,
-    F_ROOTS = 1 << 20,
-    F_FINALS = 1 << 21,
-    F_TRIMMED = 1 << 22,
-    F_QUOTA = 1 << 23,
-    F_TRASH_KEEP = 1 << 24,
-    F_LIST = 1 << 25,
-    F_VERSIONS = 1 << 26,
-    F_RULES = 1 << 27,
-};
+/* What a command may carry beside op, client and sequence. */
+#define F_DISK          ((uint64_t)1 << 0)
+#define F_VERSION       ((uint64_t)1 << 1)
+#define F_NODE          ((uint64_t)1 << 2)
+#define F_CLUSTER       ((uint64_t)1 << 3)
+#define F_STORE         ((uint64_t)1 << 4)
+#define F_EPOCH         ((uint64_t)1 << 5)
+#define F_NAME          ((uint64_t)1 << 6)
+#define F_NEW_NAME      ((uint64_t)1 << 7)
+#define F_SIZE          ((uint64_t)1 << 8)
+#define F_WALL          ((uint64_t)1 << 9)
+#define F_FLAGS         ((uint64_t)1 << 10)
+#define F_COUNT         ((uint64_t)1 << 11)
+#define F_GENERATION    ((uint64_t)1 << 12)
+#define F_NUMBER        ((uint64_t)1 << 13)
+#define F_FLUSHED       ((uint64_t)1 << 14)
+#define F_MARKER        ((uint64_t)1 << 15)
+#define F_NEWEST_MARKER ((uint64_t)1 << 16)
+#define F_MEMBERS       ((uint64_t)1 << 17)
+#define F_CHECKPOINT    ((uint64_t)1 << 18)
+#define F_ROOT          ((uint64_t)1 << 19)
+#define F_ROOTS         ((uint64_t)1 << 20)
+#define F_FINALS        ((uint64_t)1 << 21)
+#define F_TRIMMED       ((uint64_t)1 << 22)
+#define F_QUOTA         ((uint64_t)1 << 23)
+#define F_TRASH_KEEP    ((uint64_t)1 << 24)
+#define F_LIST          ((uint64_t)1 << 25)
+#define F_VERSIONS      ((uint64_t)1 << 26)
+#define F_RULES         ((uint64_t)1 << 27)
+#define F_OLD_FLAGS     ((uint64_t)1 << 28)
+#define F_POOL          ((uint64_t)1 << 29)
+#define F_GROUP         ((uint64_t)1 << 30) /* and its epoch */
+#define F_COPIES        ((uint64_t)1 << 31) /* and min_copies */
+#define F_FORCE         ((uint64_t)1 << 32)
+#define F_DIGEST        ((uint64_t)1 << 33)
+#define F_UNTIL         ((uint64_t)1 << 34)
+#define F_AUTHORITY     ((uint64_t)1 << 35) /* certificate and key */
 
 /* A decoded command and the memory its pointers lead to. */
 struct decoded_command {
@@ -139,7 +157,7 @@ typedef int apply_fn(struct apply *apply);
 
 struct operation {
     const char *name;
-    unsigned fields; /* enum command_field */
+    uint64_t fields; /* F_... */
     unsigned lives;  /* enum disk_life */
     enum lease_need lease;
     apply_fn *run;
@@ -155,12 +173,21 @@ int apply_refuse(struct apply *apply, int code, const char *fmt, ...) attr_print
 int apply_check_size(struct apply *apply, const char *name, uint64_t size_bytes);
 int apply_check_new_disk(struct apply *apply, const char *name);
 bool cluster_node_known(const struct cluster_state *state, uint64_t node);
+struct cluster_node *cluster_node_find(struct cluster_state *state, uint64_t id);
+/* Printable text: address and domain of a node. */
+int apply_check_node_text(struct apply *apply);
+/* The node with the command's store, made if there is none, with the command's address,
+ * domain and capacity. NULL: refused with *ret_code. */
+struct cluster_node *apply_node_of_store(struct apply *apply, int *ret_code);
 /* Printable ASCII without blanks, so that it can be shown as it is. */
 bool cluster_text_is_plain(const char *text);
 
 apply_fn apply_lease_take, apply_lease_close, apply_extent_open, apply_cut;
 apply_fn apply_checkpoint;
-apply_fn apply_init, apply_node_set;
+apply_fn apply_init, apply_node_set, apply_node_state, apply_node_gone;
+apply_fn apply_pool_set, apply_disk_pool;
+apply_fn apply_group_add, apply_group_set, apply_group_whole;
+apply_fn apply_token_add, apply_node_join, apply_authority;
 apply_fn apply_snapshot, apply_snapshot_abandon, apply_clone, apply_rollback;
 apply_fn apply_snapshot_rm, apply_collapse_begin, apply_collapse_end;
 apply_fn apply_disk_trash, apply_disk_restore, apply_disk_remove, apply_disk_purged;
@@ -179,6 +206,37 @@ void finals_apply(struct apply *apply);
 uint64_t disk_known_number(const struct cluster_disk *disk);
 /* cluster_disk_is_settled, or a refusal that says what is missing. */
 int apply_check_settled(struct apply *apply);
+
+/* --- cluster_apply_join.c --- */
+
+/* Lines of printable ASCII. */
+bool cluster_pem_is_plain(const char *text, size_t len);
+
+/* --- cluster_apply_pools.c --- */
+
+/* The pool of the command, `instead` if it names none. NULL: refused, there is no such.
+ */
+const struct cluster_pool *apply_pool(struct apply *apply, uint32_t instead);
+/* Without copies yet. */
+struct cluster_pool *cluster_pool_append(struct cluster_state *state, const char *name);
+/* The one that INIT makes, and that states without pools get. */
+void cluster_default_pool_add(struct cluster_state *state);
+
+/* --- cluster_apply_groups.c --- */
+
+struct cluster_group *cluster_group_find(struct cluster_state *state, uint16_t id);
+/* A group without members. */
+struct cluster_group *cluster_group_append(struct cluster_state *state, uint32_t pool);
+bool log_extent_has(const struct log_extent *extent, uint64_t node);
+uint32_t cluster_group_whole_count(const struct cluster_group *group);
+/* The node has become DOWN. */
+void cluster_groups_node_down(struct cluster_state *state, uint64_t node);
+/* The node is lost. */
+void cluster_groups_node_lost(struct cluster_state *state, uint64_t node);
+/* May the command open extents in its group? */
+int apply_check_open_group(struct apply *apply);
+/* It did: those left out have something missing now. */
+void apply_mark_left_out(struct apply *apply);
 
 /* --- cluster_query.c --- */
 
@@ -231,5 +289,19 @@ struct cluster_version *cluster_version_find(const struct cluster_state *state,
 const struct cluster_disk *cluster_disk_next_id(const struct cluster_state *state,
                                                 const struct cluster_disk *disk);
 void cluster_node_append(struct cluster_state *state, const struct cluster_node *node);
+/* --- cluster_snapshot_nodes.c --- */
+
+/* A count of things that take at least `least` bytes each: what cannot be there is bad,
+ * so that no loop and no table is larger than the bytes that were given. */
+uint32_t cluster_count_read(struct reader *r, uint32_t max, size_t least);
+void cluster_nodes_write(struct writer *w, const struct cluster_state *state);
+void cluster_nodes_read(struct reader *r, struct cluster_state *state, uint32_t version);
+/* After disks were read: a state of a version before 3 gets its pool and group. */
+void cluster_nodes_upgrade(struct cluster_state *state);
+
+/* --- cluster_check_nodes.c --- */
+
+/* What is wrong with nodes, pools, groups and tokens; false, and a text, if anything. */
+bool cluster_check_nodes(const struct cluster_state *state, char *text, size_t cap);
 
 #endif

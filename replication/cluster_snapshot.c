@@ -7,8 +7,9 @@
 #include "replication/cluster_internal.h"
 
 #define STATE_MAGIC          "PLXSTATE"
-#define STATE_VERSION        2U
-#define STATE_VERSION_OLDEST 1U /* nodes had no address, domain and capacity */
+#define STATE_VERSION        3U
+#define STATE_VERSION_OLDEST 1U
+#define STATE_VERSION_POOLS  3U /* since then there are pools */
 #define STATE_FEATURES_KNOWN 0U /* incompatible ones */
 #define STATE_LENGTH_OFFSET  20U
 #define STATE_HEADER_BYTES   28U
@@ -43,6 +44,7 @@ static void write_disk(struct writer *w, const struct cluster_disk *disk)
     write_u64(w, disk->id);
     write_string(w, disk->name);
     write_u32(w, disk->flags);
+    write_u32(w, disk->pool);
     write_u64(w, disk->size_bytes);
     write_u64(w, disk->created_wall_ns);
     write_u64(w, disk->owner);
@@ -97,15 +99,7 @@ static void write_version(struct writer *w, const struct cluster_version *versio
 
 static void write_tables(struct writer *w, const struct cluster_state *state)
 {
-    write_u32(w, state->node_count);
-    for (uint32_t i = 0; i < state->node_count; i++) {
-        write_u64(w, state->nodes[i].id);
-        write_uid(w, state->nodes[i].store);
-        write_u64(w, state->nodes[i].joined_wall_ns);
-        write_string(w, state->nodes[i].address);
-        write_string(w, state->nodes[i].domain);
-        write_u64(w, state->nodes[i].capacity_bytes);
-    }
+    cluster_nodes_write(w, state);
     write_u32(w, (uint32_t)state->disk_count);
     const struct cluster_disk *disk = NULL;
     while ((disk = cluster_disk_next_id(state, disk)) != NULL)
@@ -145,16 +139,6 @@ void cluster_state_encode(const struct cluster_state *state, struct writer *w)
     le64 length = le64_of(w->len - start + sizeof(le32));
     memcpy(w->bytes + start + STATE_LENGTH_OFFSET, &length, sizeof length);
     write_u32(w, crc32c(w->bytes + start, w->len - start));
-}
-
-/* A count of things that take at least `least` bytes each: what cannot be there is bad,
- * so that no loop and no table is larger than the bytes that were given. */
-static uint32_t read_count(struct reader *r, uint32_t max, size_t least)
-{
-    uint32_t count = read_u32(r);
-    if (count > max || count > r->left / least)
-        r->bad = true;
-    return r->bad ? 0 : count;
 }
 
 static bool read_bool(struct reader *r)
@@ -233,12 +217,13 @@ static void read_rules(struct reader *r, struct cluster_disk *disk)
     disk->rule_count = count;
 }
 
-static struct cluster_disk *read_disk(struct reader *r)
+static struct cluster_disk *read_disk(struct reader *r, uint32_t version)
 {
     struct cluster_disk *disk = cluster_disk_create("");
     disk->id = read_u64(r);
     read_string(r, disk->name, sizeof disk->name);
     disk->flags = read_u32(r);
+    disk->pool = version < STATE_VERSION_POOLS ? DEFAULT_POOL : read_u32(r);
     disk->size_bytes = read_u64(r);
     disk->created_wall_ns = read_u64(r);
     disk->owner = read_u64(r);
@@ -289,17 +274,16 @@ static struct cluster_version *read_version(struct reader *r)
     return version;
 }
 
-#define NODE_BYTES    32U /* the least that one of each takes */
-#define DISK_BYTES    131U
+#define DISK_BYTES    131U /* the least that one of each takes, in any version */
 #define VERSION_BYTES 64U
 #define ANSWER_BYTES  40U
 
-static void read_disks(struct reader *r, struct cluster_state *state)
+static void read_disks(struct reader *r, struct cluster_state *state, uint32_t version)
 {
-    uint32_t count = read_count(r, CLUSTER_DISKS_MAX, DISK_BYTES);
+    uint32_t count = cluster_count_read(r, CLUSTER_DISKS_MAX, DISK_BYTES);
     uint64_t last = 0;
     for (uint32_t i = 0; i < count && !r->bad; i++) {
-        struct cluster_disk *disk = read_disk(r);
+        struct cluster_disk *disk = read_disk(r, version);
         r->bad = r->bad || disk->id <= last || !cluster_disk_insert(state, disk);
         if (r->bad) {
             cluster_disk_destroy(disk);
@@ -311,7 +295,7 @@ static void read_disks(struct reader *r, struct cluster_state *state)
 
 static void read_versions(struct reader *r, struct cluster_state *state)
 {
-    uint32_t count = read_count(r, CLUSTER_VERSIONS_MAX, VERSION_BYTES);
+    uint32_t count = cluster_count_read(r, CLUSTER_VERSIONS_MAX, VERSION_BYTES);
     uint64_t last = 0;
     for (uint32_t i = 0; i < count && !r->bad; i++) {
         struct cluster_version *version = read_version(r);
@@ -326,7 +310,7 @@ static void read_versions(struct reader *r, struct cluster_state *state)
 
 static void read_answers(struct reader *r, struct cluster_state *state)
 {
-    state->answer_count = read_count(r, CLUSTER_CLIENTS_MAX, ANSWER_BYTES);
+    state->answer_count = cluster_count_read(r, CLUSTER_CLIENTS_MAX, ANSWER_BYTES);
     for (uint32_t i = 0; i < state->answer_count; i++) {
         struct cluster_answer *answer = &state->answers[i];
         answer->client = read_u64(r);
@@ -334,22 +318,6 @@ static void read_answers(struct reader *r, struct cluster_state *state)
         answer->index = read_u64(r);
         answer->id = read_u64(r);
         answer->epoch = read_u64(r);
-    }
-}
-
-static void read_nodes(struct reader *r, struct cluster_state *state, uint32_t version)
-{
-    uint32_t count = read_count(r, CLUSTER_NODES_MAX, NODE_BYTES);
-    for (uint32_t i = 0; i < count; i++) {
-        struct cluster_node node = {.id = read_u64(r)};
-        node.store = read_uid(r);
-        node.joined_wall_ns = read_u64(r);
-        if (version > 1) {
-            read_string(r, node.address, sizeof node.address);
-            read_string(r, node.domain, sizeof node.domain);
-            node.capacity_bytes = read_u64(r);
-        }
-        cluster_node_append(state, &node);
     }
 }
 
@@ -363,10 +331,12 @@ static bool read_body(struct reader *r, struct cluster_state *state, uint32_t ve
     state->next_version = read_u64(r);
     state->next_sequence = read_u64(r);
     state->trash_keep_s = read_u64(r);
-    read_nodes(r, state, version);
-    read_disks(r, state);
+    cluster_nodes_read(r, state, version);
+    read_disks(r, state, version);
     read_versions(r, state);
     read_answers(r, state);
+    if (!r->bad && version < STATE_VERSION_POOLS)
+        cluster_nodes_upgrade(state);
     return !r->bad && r->left == 0 && cluster_state_link(state);
 }
 

@@ -124,6 +124,10 @@ void cluster_state_destroy(struct cluster_state *state)
         free(version);
     }
     free(state->nodes);
+    free(state->pools);
+    free(state->groups);
+    free(state->authority.certificate);
+    free(state->authority.key);
     free(state);
 }
 
@@ -459,6 +463,11 @@ uint64_t cluster_state_node_of_store(const struct cluster_state *state, struct u
             return state->nodes[i].id;
     }
     return 0;
+}
+
+uint64_t cluster_state_next_sequence(const struct cluster_state *state)
+{
+    return state->next_sequence;
 }
 
 uint64_t cluster_disk_count(const struct cluster_state *state)

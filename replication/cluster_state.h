@@ -19,6 +19,19 @@
  * The life of a version:
  *
  *      pending -> named -> unnamed -> collapsing -> gone
+ *
+ * The life of a node, in flags:
+ *
+ *      up <-> DOWN <-> OUT          what the leader sees
+ *      DRAINING                     what people want, besides
+ *      any of these -> GONE         for ever
+ *
+ * Extents lie in groups, groups belong to pools. A member of a group is *whole*, or
+ * something may be missing on it:
+ *
+ *      not a member -> missing since an index <-> whole
+ *
+ * What leaves a group is either not whole, or all that stay are; one whole one stays.
  */
 #ifndef PARALLAX_REPLICATION_CLUSTER_STATE_H
 #define PARALLAX_REPLICATION_CLUSTER_STATE_H
@@ -28,12 +41,21 @@
 #include "blockstore/address.h"
 #include "runtime/runtime.h"
 
-#define CLUSTER_NODES_MAX    1024U
+#define CLUSTER_NODES_MAX    1024U /* that are not GONE */
+#define CLUSTER_NODE_RECORDS_MAX 4096U
+#define CLUSTER_POOLS_MAX    64U
+#define CLUSTER_GROUPS_MAX   65535U /* 16 bits of an address, and none is 0 */
+#define POOL_GROUPS_MAX      16384U
 #define CLUSTER_DISKS_MAX    100000U
 #define CLUSTER_VERSIONS_MAX 1000000U
 #define CLUSTER_CLIENTS_MAX  256U /* whose last answer is kept; least recent goes */
 #define CLONES_PER_COMMAND   10000U
 #define REPLICAS_MAX         5U
+#define POOL_COPIES_MAX      (REPLICAS_MAX - 1) /* a member more while another leaves */
+#define POOL_COPIES_DEFAULT  3U
+#define POOL_MIN_COPIES_DEFAULT 2U
+#define DEFAULT_POOL         1U
+#define DEFAULT_POOL_NAME    "default"
 #define SNAPSHOTS_PER_COMMAND 1024U /* to be removed */
 #define LISTS_MAX            64U   /* dead lists of one disk that are not trimmed yet */
 #define SCHEDULE_RULES_MAX   8U
@@ -42,6 +64,10 @@
 #define TRASH_KEEP_DEFAULT_S 86400U
 #define TRASH_KEEP_MAX_S     (3660U * 86400U) /* in ns it fits 64 bits easily */
 #define SECTOR_BYTES         512U /* sizes of disks are multiples of it */
+#define TOKENS_MAX           64U
+#define TOKEN_DIGEST_BYTES   32U
+#define TOKEN_LIFE_MAX_S     (31U * 86400U)
+#define AUTHORITY_BYTES_MAX  (16 * KIB) /* certificate and key together */
 /* Versions of one disk whose root is still to come: what a checkpoint may name. */
 #define PENDING_VERSIONS_MAX (4 * FROZEN_LAYERS_MAX)
 
@@ -53,6 +79,16 @@ struct map_root {
     uint8_t height;
 };
 
+enum node_flags {
+    NODE_DOWN = 1,     /* silent. Trims need not reach it where it is not whole */
+    NODE_OUT = 2,      /* for so long that it is replaced */
+    NODE_DRAINING = 4, /* is to have no data any more */
+    NODE_GONE = 8,     /* removed, or declared lost; for ever */
+    NODE_WITNESS = 16, /* has no store; never in a group */
+    NODE_FLAGS_ALL = 31,
+};
+#define NODE_FLAGS_SETTABLE ((unsigned)(NODE_DOWN | NODE_OUT | NODE_DRAINING))
+
 /* A host of the cluster. Its number is never given to another; a store that is replaced
  * is a new node. */
 struct cluster_node {
@@ -62,6 +98,52 @@ struct cluster_node {
     char address[DISK_NAME_MAX + 1]; /* "HOST:PORT"; "": a cluster of one needs none */
     char domain[DISK_NAME_MAX + 1];  /* failure domain; "": a domain of its own */
     uint64_t capacity_bytes;    /* of its store; 0: it has not said */
+    unsigned flags;
+};
+
+enum pool_flags {
+    POOL_BY_DOMAIN = 1, /* no two copies in one failure domain, if there are enough */
+    POOL_FLAGS_ALL = 1,
+};
+
+/* How many copies a disk has, and how far apart. */
+struct cluster_pool {
+    uint32_t id;                /* DEFAULT_POOL is always there */
+    char name[DISK_NAME_MAX + 1];
+    uint8_t copies, min_copies; /* 1 <= min_copies <= copies <= POOL_COPIES_MAX */
+    unsigned flags;
+};
+
+struct group_member {
+    uint64_t node;
+    uint64_t missing_since; /* 0: it is whole, that is, it has every extent of the group
+                               that is not dead, and nothing of it is missing. Else it
+                               may lack what came up to the command with this index */
+};
+
+/*
+ * The nodes that the extents of the group are on, final ones at least: until then it is
+ * the write set that counts. Never goes away. One member at least is whole; only a group
+ * all of whose members were declared lost has none.
+ */
+struct cluster_group {
+    uint16_t id; /* 16 bits of the addresses in it */
+    uint32_t pool;
+    uint64_t epoch; /* counts the changes of who is a member */
+    uint8_t member_count;
+    struct group_member members[REPLICAS_MAX];
+};
+
+/* What lets a host in, once. Only the digest is known here. */
+struct cluster_token {
+    uint8_t digest[TOKEN_DIGEST_BYTES];
+    uint64_t until_wall_ns;
+    uint64_t node; /* that it let in; 0: none yet */
+};
+
+/* What signs the certificates of nodes; PEM, each with a NUL behind it. */
+struct cluster_authority {
+    char *certificate, *key;
 };
 
 /* An extent of a disk's log that a take-over must look at. */
@@ -121,6 +203,7 @@ struct cluster_disk {
     uint64_t id;
     char name[DISK_NAME_MAX + 1];
     unsigned flags;
+    uint32_t pool;              /* of extents to come */
     uint64_t size_bytes;
     uint64_t created_wall_ns;
     uint64_t owner;             /* node id; 0: nobody holds the lease */
@@ -188,17 +271,24 @@ struct final_length {
 };
 
 enum cluster_op {
-    CLUSTER_INIT = 1,     /* cluster, node, store, wall_ns */
-    CLUSTER_DISK_CREATE,  /* name, size_bytes, flags, wall_ns -> id */
+    CLUSTER_INIT = 1,     /* cluster, node, store, wall_ns: and pool 1, and group 1, of
+                             which this node is the only member */
+    CLUSTER_DISK_CREATE,  /* name, size_bytes, flags, wall_ns, pool (0: 1) -> id */
     CLUSTER_DISK_RENAME,  /* name, new_name */
     CLUSTER_DISK_RESIZE,  /* disk, epoch, size_bytes */
     CLUSTER_DISK_PUBLISH, /* disk, epoch, size_bytes: no longer IMPORTING */
     CLUSTER_DISK_DISCARD, /* disk: only an IMPORTING one, without lease */
-    CLUSTER_LEASE_TAKE,   /* disk, epoch (the one expected now), node -> new epoch */
+    CLUSTER_LEASE_TAKE,   /* disk, epoch (the one expected now), node -> new epoch. From
+                             another node only if that is DOWN, OUT or GONE */
     CLUSTER_LEASE_CLOSE,  /* disk, epoch, flushed, finals: gives the lease up; all
                              extents final, unless it is IMPORTING */
-    CLUSTER_EXTENT_OPEN,  /* disk, epoch, count, members, flushed, finals -> first
-                             extent; the sequences are contiguous */
+    CLUSTER_EXTENT_OPEN,  /* disk, epoch, count, members, flushed, finals, group,
+                             group_epoch (the one expected) -> first extent; the sequences
+                             are contiguous. At least min_copies of the pool, or all that
+                             the group has if that is less, and a whole one among them.
+                             Members of the group that are left out have something
+                             missing from now on. Group 0, as in old logs: 1, without
+                             these rules */
     CLUSTER_CUT,          /* disk, epoch, number, flushed, finals: extents that finals
                              do not name stay as they are */
     CLUSTER_CHECKPOINT,   /* disk, epoch, checkpoint, root, roots, flushed, finals,
@@ -211,7 +301,8 @@ enum cluster_op {
                              refused); the head's becomes generation + 1 */
     CLUSTER_SNAPSHOT_ABANDON, /* disk, epoch, marker: a later SNAPSHOT of it is refused;
                              -PLX_EPRECONDITION: it is committed already */
-    CLUSTER_CLONE,        /* version, name, count, wall_ns -> first disk id */
+    CLUSTER_CLONE,        /* version, name, count, wall_ns, pool (0: that of the version's
+                             disk) -> first disk id */
     CLUSTER_ROLLBACK,     /* disk, epoch (expected), version: only without owner: a new
                              head under it; the disk must be settled; the log restarts.
                              The old head stays as an unnamed version without children */
@@ -239,8 +330,32 @@ enum cluster_op {
     CLUSTER_NODE_SET,     /* store, name (address), new_name (domain), size_bytes, wall_ns
                              -> node id: the node with this store is so from now on; a
                              store that no node has is a new node */
+    CLUSTER_NODE_STATE,   /* node, old_flags (expected), flags: DOWN, OUT, DRAINING. One
+                             that becomes DOWN has something missing from now on in each
+                             group that has another whole member */
+    CLUSTER_NODE_GONE,    /* node, force. Without force it must be in no group, own no
+                             disk, and be in no write set of an extent without final
+                             length. With it, it must be DOWN: it is declared lost and
+                             leaves its groups. Where no whole member is left then, all
+                             are taken for whole: what only it had is lost */
+    CLUSTER_POOL_SET,     /* name, copies, min_copies, flags -> id: made, or changed */
+    CLUSTER_DISK_POOL,    /* disk, pool: for extents to come */
+    CLUSTER_GROUP_ADD,    /* pool, members -> id: there are no extents in it, so they are
+                             whole */
+    CLUSTER_GROUP_SET,    /* group, number (the epoch expected), members -> new epoch:
+                             those who are new have everything missing. A whole one leaves
+                             only if all that stay are whole; one whole one stays */
+    CLUSTER_GROUP_WHOLE,  /* group, node, number (missing_since, as expected): it is
+                             whole. Not while an extent of the group without final length
+                             was opened without it */
+    CLUSTER_TOKEN_ADD,    /* digest, wall_ns (now), until_wall_ns */
+    CLUSTER_NODE_JOIN,    /* digest, store, name (address), new_name (domain), size_bytes,
+                             flags (WITNESS), wall_ns -> node id: as NODE_SET, but uses
+                             the token up. The same store may repeat it.
+                             -PLX_EDENIED: no such token, or not any more */
+    CLUSTER_AUTHORITY,    /* certificate, key: once */
 };
-#define CLUSTER_OP_LAST CLUSTER_NODE_SET
+#define CLUSTER_OP_LAST CLUSTER_AUTHORITY
 
 /* The root of a pending version that a checkpoint passed. */
 struct version_root {
@@ -280,11 +395,21 @@ struct cluster_command {
     const struct schedule_rule *rules;
     uint32_t rule_count;        /* at most SCHEDULE_RULES_MAX */
     uint64_t quota_bytes, trash_keep_s;
+    unsigned old_flags;
+    uint32_t pool;
+    uint16_t group;
+    uint64_t group_epoch;
+    uint8_t copies, min_copies;
+    bool force;
+    uint8_t digest[TOKEN_DIGEST_BYTES];
+    uint64_t until_wall_ns;
+    const char *certificate, *key; /* not NUL-terminated */
+    uint32_t certificate_len, key_len; /* together at most AUTHORITY_BYTES_MAX */
 };
 
 struct cluster_result {
     int code;                   /* 0 or why it was refused; the state did not change */
-    uint64_t id;                /* disk, version or first extent, by op */
+    uint64_t id;                /* disk, version, first extent, node, pool or group */
     uint64_t epoch;             /* LEASE_TAKE */
     uint64_t index;             /* of the command in the log; not encoded */
     char text[160];             /* for people, if code */
@@ -326,6 +451,28 @@ const struct cluster_node *cluster_node_by_id(const struct cluster_state *state,
                                               uint64_t id);
 const struct cluster_node *cluster_node_next(const struct cluster_state *state,
                                              const struct cluster_node *node);
+/* Can it be asked for data now? It has a store, and is neither DOWN nor OUT nor GONE. */
+bool cluster_node_is_usable(const struct cluster_node *node);
+const struct cluster_pool *cluster_pool_by_id(const struct cluster_state *state,
+                                              uint32_t id);
+const struct cluster_pool *cluster_pool_by_name(const struct cluster_state *state,
+                                                const char *name);
+const struct cluster_pool *cluster_pool_next(const struct cluster_state *state,
+                                             const struct cluster_pool *pool);
+const struct cluster_group *cluster_group_by_id(const struct cluster_state *state,
+                                                uint16_t id);
+const struct cluster_group *cluster_group_next(const struct cluster_state *state,
+                                               const struct cluster_group *group);
+uint32_t cluster_group_count(const struct cluster_state *state);
+/* NULL: the node is no member. */
+const struct group_member *cluster_group_member(const struct cluster_group *group,
+                                                uint64_t node);
+/* Every extent opened so far has a lower sequence, every later one has not. */
+uint64_t cluster_state_next_sequence(const struct cluster_state *state);
+/* NULL: the cluster has none. */
+const struct cluster_authority *cluster_authority(const struct cluster_state *state);
+const struct cluster_token *cluster_token_next(const struct cluster_state *state,
+                                               const struct cluster_token *token);
 const struct cluster_disk *cluster_disk_by_id(const struct cluster_state *state,
                                               uint64_t id);
 const struct cluster_disk *cluster_disk_by_name(const struct cluster_state *state,

@@ -39,6 +39,8 @@ static inline enum cluster_op random_op(struct random_commands *r)
         CLUSTER_CHECKPOINT,  CLUSTER_CHECKPOINT,     CLUSTER_CHECKPOINT,
         CLUSTER_SNAPSHOT,    CLUSTER_SNAPSHOT,       CLUSTER_CLONE,
         CLUSTER_SNAPSHOT_RM, CLUSTER_COLLAPSE_BEGIN, CLUSTER_COLLAPSE_BEGIN,
+        CLUSTER_EXTENT_OPEN, CLUSTER_GROUP_SET,      CLUSTER_GROUP_WHOLE,
+        CLUSTER_GROUP_WHOLE,
     };
     if (random_one_in(r, 2))
         return (enum cluster_op)OFTEN[random_below(r, ARRAY_LEN(OFTEN))];
@@ -271,6 +273,94 @@ static inline void random_disk_fields(struct random_commands *r,
         random_roots(r, disk);
 }
 
+static inline const struct cluster_node *random_node(struct random_commands *r,
+                                                     const struct cluster_state *state)
+{
+    const struct cluster_node *node = NULL, *chosen = NULL;
+    for (uint64_t n = 1; (node = cluster_node_next(state, node)) != NULL; n++)
+        chosen = random_one_in(r, n) ? node : chosen;
+    return chosen;
+}
+
+/* Some of the group's members, or all, and now and then another node. */
+static inline void random_members(struct random_commands *r,
+                                  const struct cluster_state *state,
+                                  const struct cluster_group *group, bool may_add)
+{
+    struct cluster_command *c = &r->command;
+    bool all = random_one_in(r, 2);
+    c->member_count = 0;
+    for (unsigned i = 0; i < group->member_count; i++) {
+        if (all || !random_one_in(r, 4))
+            c->members[c->member_count++] = group->members[i].node;
+    }
+    const struct cluster_node *node = random_node(r, state);
+    if (may_add && node != NULL && c->member_count < REPLICAS_MAX)
+        c->members[c->member_count++] = node->id;
+}
+
+static inline void random_group_fields(struct random_commands *r,
+                                       const struct cluster_state *state)
+{
+    struct cluster_command *c = &r->command;
+    uint64_t last = min_u32(cluster_group_count(state), 6);
+    c->group = (uint16_t)(1 + random_below(r, last + random_one_in(r, 20)));
+    const struct cluster_group *group = cluster_group_by_id(state, c->group);
+    const struct cluster_disk *disk = cluster_disk_by_id(state, c->disk);
+    if (c->op == CLUSTER_EXTENT_OPEN && disk != NULL) {
+        while (group != NULL && group->pool != disk->pool)
+            group = cluster_group_next(state, group);
+        c->group = group == NULL ? (uint16_t)random_below(r, 2) : group->id;
+    }
+    if (group == NULL)
+        return;
+    c->group_epoch = group->epoch - random_one_in(r, 20);
+    random_members(r, state, group,
+                   c->op == CLUSTER_GROUP_SET ? random_one_in(r, 2)
+                                              : random_one_in(r, 9));
+    if (c->op == CLUSTER_GROUP_SET)
+        c->number = group->epoch - random_one_in(r, 20);
+    if (c->op == CLUSTER_GROUP_WHOLE && group->member_count != 0) {
+        const struct group_member *member =
+            &group->members[random_below(r, group->member_count)];
+        c->node = member->node;
+        c->number = member->missing_since + random_one_in(r, 20);
+    }
+}
+
+/* What the commands of nodes, pools, groups and tokens need. */
+static inline void random_cluster_fields(struct random_commands *r,
+                                         const struct cluster_state *state)
+{
+    static const char PEM[] = "-----BEGIN\nabc\n";
+    struct cluster_command *c = &r->command;
+    const struct cluster_node *node = random_node(r, state);
+    c->pool = random_one_in(r, 4) ? (uint32_t)random_below(r, 6) : 0;
+    c->copies = (uint8_t)random_below(r, POOL_COPIES_MAX + 2);
+    c->min_copies = (uint8_t)random_below(r, 3);
+    c->digest[0] = (uint8_t)random_below(r, 100);
+    c->until_wall_ns = c->wall_ns + random_below(r, 1u << 28);
+    c->certificate = c->key = PEM;
+    c->certificate_len = sizeof PEM - 1;
+    c->key_len = 10 + random_one_in(r, 4);
+    if (node != NULL && (c->op == CLUSTER_NODE_STATE || c->op == CLUSTER_NODE_GONE)) {
+        c->node = node->id + random_one_in(r, 20);
+        c->old_flags = node->flags ^ random_one_in(r, 20);
+        c->flags = (unsigned)random_below(r, NODE_FLAGS_SETTABLE + 1U) |
+                   (random_one_in(r, 20) ? NODE_WITNESS : 0);
+        c->force = random_one_in(r, 2);
+    }
+    if (c->op == CLUSTER_NODE_JOIN)
+        c->flags = random_one_in(r, 6) ? NODE_WITNESS : 0;
+    if (c->op == CLUSTER_POOL_SET) {
+        snprintf(r->name, sizeof r->name, "p%u", (unsigned)random_below(r, 7));
+        c->flags = (unsigned)random_below(r, 2) + 2U * random_one_in(r, 20);
+    }
+    if (c->op == CLUSTER_GROUP_SET || c->op == CLUSTER_GROUP_WHOLE ||
+        (c->op == CLUSTER_EXTENT_OPEN && !random_one_in(r, 4)))
+        random_group_fields(r, state);
+}
+
 /* The next command; valid until the next call. */
 static inline const struct cluster_command *
 random_command(struct random_commands *r, const struct cluster_state *state)
@@ -281,7 +371,7 @@ random_command(struct random_commands *r, const struct cluster_state *state)
         .client = random_below(r, 400),
         .sequence = cluster_state_applied(state) - random_one_in(r, 20) * 3,
         .node = 1 + random_one_in(r, 20),
-        .store = {{(uint8_t)random_below(r, 6)}},
+        .store = {{(uint8_t)random_below(r, 24)}},
         .name = r->name,
         .new_name = r->new_name,
         .size_bytes = (1 + random_below(r, 64)) * MIB + random_one_in(r, 50),
@@ -320,9 +410,10 @@ random_command(struct random_commands *r, const struct cluster_state *state)
         c->disk = disk->id;
         c->epoch = disk->epoch;
     }
+    random_cluster_fields(r, state);
     if (doomed != NULL)
         c->number = doomed->checkpoint.number;
-    else if (c->op > CLUSTER_ROLLBACK)
+    else if (c->op > CLUSTER_ROLLBACK && c->op <= CLUSTER_QUOTA_SET)
         random_removal(r, state);
     return c;
 }

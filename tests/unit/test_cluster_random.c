@@ -49,6 +49,11 @@ enum situation {
     PURGED_WITH_VERSIONS,
     PURGED_HEAD,
     PURGED_LAST,
+    MEMBER_LEFT_OUT, /* of an extent's write set, and was whole before */
+    MEMBER_WHOLE,    /* that was not */
+    WHOLE_ONE_LEFT,  /* a group */
+    LOST_WITH_DATA,  /* a node, and a group had no other whole member */
+    EMPTY_GROUP_FILLED,
     SITUATIONS,
 };
 
@@ -69,6 +74,48 @@ static void note_end(const struct cluster_state *state,
     seen[ROOT_PASSED_ON] = against_head && !disk->has_root;
     seen[TOOK_OVER] = disk != NULL && disk->id != version->disk &&
                       !(disk->flags & DISK_SHARED);
+}
+
+static uint32_t whole_among(const struct cluster_group *group,
+                            const struct cluster_command *command)
+{
+    uint32_t count = 0;
+    for (unsigned i = 0; i < command->member_count; i++) {
+        const struct group_member *member = cluster_group_member(group,
+                                                                 command->members[i]);
+        count += member != NULL && member->missing_since == 0;
+    }
+    return count;
+}
+
+static uint32_t whole_of(const struct cluster_group *group)
+{
+    uint32_t count = 0;
+    for (unsigned i = 0; i < group->member_count; i++)
+        count += group->members[i].missing_since == 0;
+    return count;
+}
+
+static void note_groups(const struct cluster_state *state,
+                        const struct cluster_command *command, bool *seen)
+{
+    const struct cluster_group *group = cluster_group_by_id(state, command->group);
+    if (group != NULL && command->op == CLUSTER_EXTENT_OPEN)
+        seen[MEMBER_LEFT_OUT] = whole_among(group, command) < whole_of(group);
+    if (group != NULL && command->op == CLUSTER_GROUP_WHOLE)
+        seen[MEMBER_WHOLE] = command->number != 0;
+    if (group != NULL && command->op == CLUSTER_GROUP_SET) {
+        seen[WHOLE_ONE_LEFT] = whole_among(group, command) < whole_of(group);
+        seen[EMPTY_GROUP_FILLED] = group->member_count == 0;
+    }
+    if (command->op != CLUSTER_NODE_GONE)
+        return;
+    group = NULL;
+    while ((group = cluster_group_next(state, group)) != NULL) {
+        const struct group_member *member = cluster_group_member(group, command->node);
+        seen[LOST_WITH_DATA] |= member != NULL && member->missing_since == 0 &&
+                                whole_of(group) == 1;
+    }
 }
 
 /* What the command would be a case of, if it succeeds. */
@@ -94,6 +141,7 @@ static void note_situations(const struct cluster_state *state,
         seen[PURGED_ALL] = !(flags & DISK_SHARED) && disk->version_count == 0;
         seen[PURGED_WITH_VERSIONS] = !(flags & DISK_SHARED) && disk->version_count != 0;
     }
+    note_groups(state, command, seen);
 }
 
 static void run_stream(uint64_t seed, struct tally *tally)

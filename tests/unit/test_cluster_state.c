@@ -68,31 +68,6 @@ static void test_nodes(void)
     machine_done(&m);
 }
 
-/* A state of version 1: its only node ends with when it joined. */
-static void test_old_state(void)
-{
-    struct machine m = machine_create();
-    struct writer w = {0};
-    struct cluster_state *old = NULL;
-    struct error err = {0};
-    size_t node_end = STATE_APPLIED_OFFSET + 8 + 16 + 5 * 8 + 4 + 8 + 16 + 8;
-    size_t added = 2 + 2 + 8;
-    machine_encode(&m, &w);
-    memmove(w.bytes + node_end, w.bytes + node_end + added, w.len - node_end - added);
-    w.len -= added;
-    le32 version = le32_of(1);
-    le64 len = le64_of(w.len);
-    memcpy(w.bytes + 8, &version, sizeof version);
-    memcpy(w.bytes + 20, &len, sizeof len);
-    le32 crc = le32_of(crc32c(w.bytes, w.len - 4));
-    memcpy(w.bytes + w.len - 4, &crc, sizeof crc);
-    CHECK_EQ(cluster_state_decode(w.bytes, w.len, &old, &err), 0);
-    CHECK(cluster_state_node_of_store(old, STORE) != 0);
-    cluster_state_destroy(old);
-    writer_done(&w);
-    machine_done(&m);
-}
-
 /* A story of commands that name disks by name only: what is answered, and to people. */
 static void test_disk_names(void)
 {
@@ -687,7 +662,6 @@ int main(void)
     test_names();
     test_init();
     test_nodes();
-    test_old_state();
     test_disk_names();
     test_size();
     test_import();
