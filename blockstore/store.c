@@ -134,6 +134,7 @@ static async int format(struct loop *loop, struct file *file,
     }
     struct superblock sb = {
         .cluster = cluster,
+        .store = options->incarnation,
         .capacity_bytes = round_down_u64(capacity_bytes, SLAB_BYTES),
         .created_wall_ns = loop_wall_ns(loop),
         .generation = 1,
@@ -143,7 +144,8 @@ static async int format(struct loop *loop, struct file *file,
         sb.capacity_bytes / SLAB_BYTES > SLABS_MAX)
         return err_set(err, -EINVAL, "%s: %llu bytes cannot be a store", options->path,
                        (unsigned long long)capacity_bytes);
-    loop_random_bytes(loop, &sb.store, sizeof sb.store);
+    if (uid_equal(sb.store, (struct uid){{0}}))
+        loop_random_bytes(loop, &sb.store, sizeof sb.store);
     struct identity_format identity;
     identity_encode(&sb, &identity);
     struct kv_batch batch;

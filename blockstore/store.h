@@ -24,6 +24,7 @@ struct store_options {
     uint64_t capacity_bytes; /* create: the size (a device: 0 = all of it);
                                 open: grow to it, 0 = keep */
     struct kv *kv;           /* shared with others; the store's keys begin with e, s */
+    struct uid incarnation;  /* create: of the new store; all zeros: a random one */
     bool no_idle_work;       /* never zero-fill unwritten slabs in the background, nor
                                 compact before space is short */
 };

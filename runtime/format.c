@@ -1,8 +1,46 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Cursors over encoded bytes. */
+/* Cursors over encoded bytes, and identities as text. */
 #include "runtime/format.h"
 
 #define WRITER_CAP_FIRST 256U
+
+static_assert(UID_TEXT_LEN == 2 * sizeof(struct uid), "two digits a byte");
+
+void uid_print(struct uid uid, char ret[UID_TEXT_LEN + 1])
+{
+    static const char digits[] = "0123456789abcdef";
+    for (size_t i = 0; i < sizeof uid.b; i++) {
+        ret[2 * i] = digits[uid.b[i] >> 4];
+        ret[2 * i + 1] = digits[uid.b[i] & 15];
+    }
+    ret[UID_TEXT_LEN] = '\0';
+}
+
+static bool hex_digit(char c, uint8_t *ret)
+{
+    if (c >= '0' && c <= '9')
+        *ret = (uint8_t)(c - '0');
+    else if (c >= 'a' && c <= 'f')
+        *ret = (uint8_t)(c - 'a' + 10);
+    else
+        return false;
+    return true;
+}
+
+bool uid_parse(const char *text, size_t len, struct uid *ret)
+{
+    struct uid uid;
+    if (len != UID_TEXT_LEN)
+        return false;
+    for (size_t i = 0; i < sizeof uid.b; i++) {
+        uint8_t high, low;
+        if (!hex_digit(text[2 * i], &high) || !hex_digit(text[2 * i + 1], &low))
+            return false;
+        uid.b[i] = (uint8_t)(high << 4 | low);
+    }
+    *ret = uid;
+    return true;
+}
 
 uint8_t read_u8(struct reader *r)
 {

@@ -76,6 +76,11 @@ static inline bool uid_equal(struct uid a, struct uid b)
     return memcmp(a.b, b.b, sizeof a.b) == 0;
 }
 
+/* 32 lower-case hexadecimal digits, and back: false if it is anything else. */
+#define UID_TEXT_LEN 32U
+void uid_print(struct uid uid, char ret[UID_TEXT_LEN + 1]);
+bool uid_parse(const char *text, size_t len, struct uid *ret);
+
 /*
  * A cursor over foreign bytes. A read past the end sets `bad` and yields zeros, so a
  * decoder checks once, at its end.

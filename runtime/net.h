@@ -159,6 +159,9 @@ int net_pki_sign(const struct net_pki_pair *authority, const char *request,
 /* SHA-256 of the DER of the first certificate in the text. */
 int net_pki_digest(const char *certificate, uint8_t ret[NET_DIGEST_BYTES],
                    struct error *err);
+/* SHA-256 of any bytes. */
+int net_pki_hash(const void *bytes, size_t len, uint8_t ret[NET_DIGEST_BYTES],
+                 struct error *err);
 /* Identity and end of validity (seconds since 1970) of a certificate. */
 int net_pki_inspect(const char *certificate, struct net_identity *ret_identity,
                     uint64_t *ret_until_s, struct error *err);

@@ -146,36 +146,6 @@ void net_pki_free_key(char *key)
 
 /* --- identities --- */
 
-static void hex_of_uid(struct uid uid, char ret[33])
-{
-    for (size_t i = 0; i < sizeof uid.b; i++)
-        snprintf(ret + 2 * i, 3, "%02x", uid.b[i]);
-}
-
-static bool hex_digit(char c, uint8_t *ret)
-{
-    if (c >= '0' && c <= '9')
-        *ret = (uint8_t)(c - '0');
-    else if (c >= 'a' && c <= 'f')
-        *ret = (uint8_t)(c - 'a' + 10);
-    else
-        return false;
-    return true;
-}
-
-static bool uid_of_hex(const char *text, size_t len, struct uid *ret)
-{
-    if (len != 2 * sizeof ret->b)
-        return false;
-    for (size_t i = 0; i < sizeof ret->b; i++) {
-        uint8_t high, low;
-        if (!hex_digit(text[2 * i], &high) || !hex_digit(text[2 * i + 1], &low))
-            return false;
-        ret->b[i] = (uint8_t)(high << 4 | low);
-    }
-    return true;
-}
-
 /* Decimal, from 1, one way to write each. */
 static bool node_of(const char *text, size_t len, uint64_t *ret)
 {
@@ -194,13 +164,13 @@ static bool node_of(const char *text, size_t len, uint64_t *ret)
 /* "parallax:CLUSTER:NODE"; the text need not end with a NUL, and may contain one. */
 static bool parse_identity(const char *text, size_t len, struct net_identity *ret)
 {
-    size_t scheme = strlen(SCHEME), hex = 2 * sizeof ret->cluster.b;
+    size_t scheme = strlen(SCHEME), hex = UID_TEXT_LEN;
     struct net_identity identity;
     if (len < scheme + hex + 1 || memcmp(text, SCHEME, scheme) != 0)
         return false;
     text += scheme;
     len -= scheme;
-    if (text[hex] != ':' || !uid_of_hex(text, hex, &identity.cluster) ||
+    if (text[hex] != ':' || !uid_parse(text, hex, &identity.cluster) ||
         !node_of(text + hex + 1, len - hex - 1, &identity.node))
         return false;
     *ret = identity;
@@ -241,7 +211,7 @@ static bool authority_cluster(X509 *authority, struct uid *ret)
     const char *text = (const char *)ASN1_STRING_get0_data(name);
     size_t len = (size_t)ASN1_STRING_length(name);
     return len > prefix && memcmp(text, AUTHORITY_NAME, prefix) == 0 &&
-           uid_of_hex(text + prefix, len - prefix, ret);
+           uid_parse(text + prefix, len - prefix, ret);
 }
 
 /* --- certificates --- */
@@ -316,8 +286,8 @@ static bool extend_authority(X509 *certificate)
 
 static bool extend_node(X509 *certificate, X509 *issuer, struct net_identity identity)
 {
-    char cluster[33], uri[IDENTITY_MAX];
-    hex_of_uid(identity.cluster, cluster);
+    char cluster[UID_TEXT_LEN + 1], uri[IDENTITY_MAX];
+    uid_print(identity.cluster, cluster);
     snprintf(uri, sizeof uri, "URI:" SCHEME "%s:%" PRIu64, cluster, identity.node);
     return extend(certificate, issuer, NID_basic_constraints, "critical,CA:FALSE") &&
            extend(certificate, issuer, NID_key_usage, "critical,digitalSignature") &&
@@ -332,8 +302,8 @@ int net_pki_create_authority(struct uid cluster, struct net_pki_pair *ret,
 {
     static const char what[] = "make the cluster's CA";
     assert(task_current() == NULL);
-    char common[IDENTITY_MAX], hex[33];
-    hex_of_uid(cluster, hex);
+    char common[IDENTITY_MAX], hex[UID_TEXT_LEN + 1];
+    uid_print(cluster, hex);
     snprintf(common, sizeof common, AUTHORITY_NAME "%s", hex);
     cleanup(free_EVP_PKEY) EVP_PKEY *key = EVP_EC_gen(CURVE);
     if (key == NULL)
@@ -476,6 +446,19 @@ int net_pki_digest(const char *certificate, uint8_t ret[NET_DIGEST_BYTES],
     if (X509_digest(read, EVP_sha256(), digest, &len) != 1)
         return fail_openssl(err, "digest of a certificate");
     assert(len == NET_DIGEST_BYTES);
+    memcpy(ret, digest, NET_DIGEST_BYTES);
+    return 0;
+}
+
+int net_pki_hash(const void *bytes, size_t len, uint8_t ret[NET_DIGEST_BYTES],
+                 struct error *err)
+{
+    assert(task_current() == NULL);
+    unsigned digest_len = 0;
+    uint8_t digest[EVP_MAX_MD_SIZE];
+    if (EVP_Digest(bytes, len, digest, &digest_len, EVP_sha256(), NULL) != 1)
+        return fail_openssl(err, "digest");
+    assert(digest_len == NET_DIGEST_BYTES);
     memcpy(ret, digest, NET_DIGEST_BYTES);
     return 0;
 }

@@ -201,27 +201,13 @@ static int open_file(const struct cli *cli, struct endpoint *ret, struct error *
     return endpoint_open_destination(ret, name, 0, &options, err);
 }
 
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 static int find_cluster(const struct cli *cli, struct uid *ret, struct error *err)
 {
     cleanup(json_decrefp) json_t *status = NULL;
     int r = ask(cli, json_pack("{s:s}", "op", "status"), &status, err);
     const char *text = reply_string(status, "cluster");
-    if (r == 0 && strlen(text) != 2 * sizeof ret->b)
+    if (r == 0 && !uid_parse(text, strlen(text), ret))
         r = err_set(err, -EPROTO, "the daemon does not say which cluster it is of");
-    for (size_t i = 0; i < sizeof ret->b && r == 0; i++) {
-        int high = hex_digit(text[2 * i]), low = hex_digit(text[2 * i + 1]);
-        if (high < 0 || low < 0)
-            r = err_set(err, -EPROTO, "the daemon does not say which cluster it is of");
-        else
-            ret->b[i] = (uint8_t)(high << 4 | low);
-    }
     return r;
 }
 

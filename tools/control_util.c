@@ -39,8 +39,7 @@ json_t *control_string_or_null(const char *text)
 
 json_t *control_uid(struct uid uid)
 {
-    char text[2 * sizeof uid.b + 1];
-    for (size_t i = 0; i < sizeof uid.b; i++)
-        snprintf(text + 2 * i, 3, "%02x", uid.b[i]);
+    char text[UID_TEXT_LEN + 1];
+    uid_print(uid, text);
     return json_string(text);
 }

@@ -82,7 +82,7 @@ static void fuzz_name(const uint8_t *bytes, size_t len)
     if (!parse_identity((const char *)bytes, len, &identity))
         return;
     assert(identity.node != 0);
-    hex_of_uid(identity.cluster, hex);
+    uid_print(identity.cluster, hex);
     snprintf(text, sizeof text, SCHEME "%s:%" PRIu64, hex, identity.node);
     assert(strlen(text) == len && memcmp(text, bytes, len) == 0);
 }

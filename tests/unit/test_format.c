@@ -100,8 +100,29 @@ static void test_growth(void)
     CHECK(w.bad && w.len == 0);
 }
 
+static void test_uids(void)
+{
+    struct uid uid, same = {{0}};
+    char text[UID_TEXT_LEN + 1];
+    for (size_t i = 0; i < sizeof uid.b; i++)
+        uid.b[i] = (uint8_t)(i * 17);
+    uid_print(uid, text);
+    CHECK_STR(text, "00112233445566778899aabbccddeeff");
+    CHECK(uid_parse(text, UID_TEXT_LEN, &same));
+    CHECK(uid_equal(uid, same));
+    CHECK(!uid_parse(text, UID_TEXT_LEN - 1, &same));
+    static const char bad[] = "/:`gAF \xff";
+    for (size_t i = 0; i < sizeof bad; i++) { /* the NUL, too */
+        text[i] = bad[i];
+        CHECK(!uid_parse(text, UID_TEXT_LEN, &same));
+        uid_print(uid, text);
+    }
+    CHECK(uid_equal(uid, same));
+}
+
 int main(void)
 {
+    test_uids();
     test_round_trip();
     test_truncated();
     test_bad_strings();

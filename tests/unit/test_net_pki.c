@@ -250,8 +250,19 @@ static void test_inspect(void)
     CHECK_EQ(net_pki_digest("x", digest, NULL), -PLX_EFORMAT);
 }
 
+static void test_hash(void)
+{
+    static const uint8_t abc[] = {0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea};
+    uint8_t digest[NET_DIGEST_BYTES];
+    CHECK_EQ(net_pki_hash("abc", 3, digest, NULL), 0); /* of FIPS 180-2 */
+    CHECK(memcmp(digest, abc, sizeof abc) == 0);
+    CHECK_EQ(net_pki_hash("", 0, digest, NULL), 0);
+    CHECK_EQ(digest[0], 0xe3);
+}
+
 int main(void)
 {
+    test_hash();
     test_pki_create(&pki, CLUSTER_UID);
     test_authority();
     test_sign();

@@ -609,6 +609,23 @@ static void no_store(struct body *body)
     CHECK_EQ(try_open(&err), -ENOENT);
 }
 
+/* Who is to join a cluster says what its store will be before there is one. */
+static void given_incarnation(struct body *body)
+{
+    struct error err = {0};
+    CHECK_EQ(kv_open(body->loop, KV_PATH, true, &m->kv, &err), 0);
+    struct store_options options = {.path = STORE_PATH,
+                                    .kv = m->kv,
+                                    .capacity_bytes = 20 * MIB,
+                                    .incarnation = {{1, 2, 3}}};
+    CHECK_EQ(store_create(body->loop, &options, CLUSTER_UID, &err), 0);
+    CHECK_EQ(try_open(&err), 0);
+    struct store_usage usage;
+    store_usage(m->store, &usage);
+    CHECK(uid_equal(usage.incarnation, options.incarnation));
+    CHECK(uid_equal(usage.cluster, CLUSTER_UID));
+}
+
 /* --- */
 
 static void scenario(void (*run)(struct body *body), uint64_t slabs, bool no_idle_work)
@@ -671,5 +688,6 @@ int main(void)
     opening(bad_superblocks, true);
     opening(bad_records, true);
     opening(no_store, false);
+    opening(given_incarnation, false);
     return 0;
 }
