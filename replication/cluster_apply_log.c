@@ -118,6 +118,7 @@ void finals_apply(struct apply *apply)
         if (!final->leaves)
             continue;
         struct log_extent *end = disk->extents + disk->extent_count;
+        cluster_listed_remove(apply->state, extent->extent);
         memmove(extent, extent + 1, (size_t)(end - extent - 1) * sizeof *extent);
         disk->extent_count--;
     }
@@ -209,6 +210,8 @@ static void extent_append(struct cluster_state *state, struct cluster_disk *disk
         .member_count = command->member_count};
     for (unsigned i = 0; i < command->member_count; i++)
         extent->members[i] = command->members[i];
+    bool is_new = cluster_listed_add(state, disk->id, extent->extent);
+    assert(is_new);
 }
 
 int apply_extent_open(struct apply *apply)

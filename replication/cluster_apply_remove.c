@@ -203,7 +203,8 @@ static void purge_head(struct cluster_state *state, struct cluster_disk *disk)
     disk->flags |= DISK_HEADLESS;
     disk->has_root = false;
     disk->root = (struct map_root){.address = ADDRESS_NULL};
-    disk->extent_count = disk->cut_count = 0;
+    cluster_listed_clear(state, disk);
+    disk->cut_count = 0;
 }
 
 int apply_disk_purged(struct apply *apply)

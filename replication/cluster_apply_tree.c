@@ -255,7 +255,7 @@ int apply_rollback(struct apply *apply)
     uint64_t known = disk_known_number(disk);
     if (disk->has_root)
         keep_old_head(apply->state, disk);
-    disk->extent_count = 0;
+    cluster_listed_clear(apply->state, disk);
     disk->cut_count = 0;
     /* The root stands for every number the disk ever used. Were covers left lower, the
      * next take-over would find a gap above it and take the new log for its end. */

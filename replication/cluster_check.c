@@ -225,6 +225,11 @@ static int check_log(struct check *check, const struct cluster_disk *disk)
         int rc = check_extent(check, disk, extent);
         if (rc != 0)
             return rc;
+        uint64_t owner = 0;
+        if (cluster_listed_extent(check->state, extent->extent, &owner) != extent ||
+            owner != disk->id)
+            return wrong(check, "disk %s: extent %llx is not in the index", disk->name,
+                         (unsigned long long)extent->extent.v);
     }
     for (uint32_t i = 0; i < disk->cut_count; i++) {
         const struct cluster_cut *cut = &disk->cuts[i];
@@ -366,11 +371,15 @@ static int check_versions_of(struct check *check, const struct cluster_disk *dis
 static int check_counts(struct check *check)
 {
     const struct cluster_disk *disk = NULL;
+    uint64_t extents = 0;
     while ((disk = cluster_disk_next_id(check->state, disk)) != NULL) {
         int rc = check_versions_of(check, disk);
         if (rc != 0)
             return rc;
+        extents += disk->extent_count;
     }
+    if (extents != check->state->listed_count)
+        return wrong(check, "listed extents are miscounted");
     const struct cluster_version *version = NULL;
     while ((version = cluster_version_next(check->state, version)) != NULL) {
         const struct tally *tally = tally_find(check->versions, check->version_count,

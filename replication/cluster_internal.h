@@ -5,6 +5,7 @@
  *   cluster_command.c     commands as bytes
  *   cluster_state.c       the tables, looking things up, applying one command
  *   cluster_query.c       what follows from the tables
+ *   cluster_listed.c      which disk lists an extent
  *   cluster_apply.c       the table of operations; disks and settings
  *   cluster_apply_nodes.c the cluster itself and its nodes
  *   cluster_apply_join.c  tokens, nodes that join by one, the authority
@@ -30,6 +31,14 @@ RB_HEAD(cluster_disk_ids, cluster_disk);
 RB_HEAD(cluster_disk_names, cluster_disk);
 RB_HEAD(cluster_version_ids, cluster_version);
 RB_HEAD(cluster_version_names, cluster_version);
+
+/* An extent that a disk lists. */
+struct cluster_listed {
+    struct address extent;
+    uint64_t disk;
+    RB_ENTRY(cluster_listed) by_extent;
+};
+RB_HEAD(cluster_listed_tree, cluster_listed);
 
 /* The last accepted command of a client, and what it was answered. */
 struct cluster_answer {
@@ -57,6 +66,8 @@ struct cluster_state {
     struct cluster_version_ids versions_by_id;
     struct cluster_version_names versions_by_name;
     uint64_t disk_count, version_count;
+    struct cluster_listed_tree listed; /* derived: extents of all disks' lists */
+    uint64_t listed_count;
     uint64_t trash_keep_s;
     struct cluster_version_list spare; /* derived; see cluster_spare_next */
     uint64_t spare_count;
@@ -246,6 +257,16 @@ void cluster_trash_name(uint64_t disk, char ret_name[DISK_NAME_MAX + 1]);
 /* Why COLLAPSE_BEGIN would be refused; NULL: nothing stands in its way. */
 const char *cluster_collapse_obstacle(const struct cluster_state *state,
                                       const struct cluster_version *version);
+
+/* --- cluster_listed.c: keeps the index; the disk's own list is the caller's --- */
+
+/* False: it is listed already. */
+bool cluster_listed_add(struct cluster_state *state, uint64_t disk,
+                        struct address extent);
+void cluster_listed_remove(struct cluster_state *state, struct address extent);
+/* Takes all extents off the disk's list. */
+void cluster_listed_clear(struct cluster_state *state, struct cluster_disk *disk);
+void cluster_listed_done(struct cluster_state *state);
 
 /* --- cluster_state.c: changing the tables; these cannot fail --- */
 

@@ -290,6 +290,8 @@ static void read_disks(struct reader *r, struct cluster_state *state, uint32_t v
             return;
         }
         last = disk->id;
+        for (uint32_t j = 0; j < disk->extent_count && !r->bad; j++)
+            r->bad = !cluster_listed_add(state, disk->id, disk->extents[j].extent);
     }
 }
 

@@ -103,6 +103,7 @@ struct cluster_state *cluster_state_create(void)
     RB_INIT(&state->disks_by_name);
     RB_INIT(&state->versions_by_id);
     RB_INIT(&state->versions_by_name);
+    RB_INIT(&state->listed);
     TAILQ_INIT(&state->spare);
     state->next_disk = state->next_version = state->next_sequence = 1;
     state->trash_keep_s = TRASH_KEEP_DEFAULT_S;
@@ -123,6 +124,7 @@ void cluster_state_destroy(struct cluster_state *state)
         RB_REMOVE(cluster_version_ids, &state->versions_by_id, version);
         free(version);
     }
+    cluster_listed_done(state);
     free(state->nodes);
     free(state->pools);
     free(state->groups);
@@ -317,6 +319,7 @@ void cluster_disk_set_parent(struct cluster_state *state, struct cluster_disk *d
 void cluster_disk_remove(struct cluster_state *state, struct cluster_disk *disk)
 {
     assert(disk->version_count == 0);
+    cluster_listed_clear(state, disk);
     cluster_disk_set_parent(state, disk, 0);
     RB_REMOVE(cluster_disk_ids, &state->disks_by_id, disk);
     RB_REMOVE(cluster_disk_names, &state->disks_by_name, disk);

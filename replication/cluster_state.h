@@ -467,6 +467,10 @@ uint32_t cluster_group_count(const struct cluster_state *state);
 /* NULL: the node is no member. */
 const struct group_member *cluster_group_member(const struct cluster_group *group,
                                                 uint64_t node);
+/* The extent that this address lies in, if some disk lists it; NULL: none does. ret_disk
+ * may be NULL. */
+const struct log_extent *cluster_listed_extent(const struct cluster_state *state,
+                                               struct address extent, uint64_t *ret_disk);
 /* Every extent opened so far has a lower sequence, every later one has not. */
 uint64_t cluster_state_next_sequence(const struct cluster_state *state);
 /* NULL: the cluster has none. */

@@ -262,6 +262,33 @@ static void test_extents(void)
     machine_done(&m);
 }
 
+/* Which disk lists an extent, whatever block of it is asked for. */
+static void test_listed(void)
+{
+    struct machine m = machine_create();
+    uint64_t a = machine_disk(&m, "a"), b = machine_disk(&m, "b"), disk = 0;
+    struct address first = machine_extent(&m, a), second = machine_extent(&m, b);
+    CHECK(cluster_listed_extent(m.state, address_plus(first, 9), &disk) ==
+          &disk_of(&m, "a")->extents[0]);
+    CHECK_EQ(disk, a);
+    CHECK(cluster_listed_extent(m.state, second, NULL) == &disk_of(&m, "b")->extents[0]);
+    CHECK(cluster_listed_extent(m.state, address_of(1, 3, 0), &disk) == NULL);
+    struct final_length final = {.extent = first, .length = 0, .leaves = true};
+    CHECK_EQ(RUN(&m, .op = CLUSTER_LEASE_CLOSE, .disk = a, .epoch = 1, .finals = &final,
+                 .final_count = 1),
+             0);
+    CHECK(cluster_listed_extent(m.state, first, NULL) == NULL);
+    struct writer w = {0};
+    struct cluster_state *again;
+    cluster_state_encode(m.state, &w);
+    CHECK_EQ(cluster_state_decode(w.bytes, w.len, &again, NULL), 0);
+    CHECK(cluster_listed_extent(again, second, &disk) != NULL);
+    CHECK_EQ(disk, b);
+    cluster_state_destroy(again);
+    writer_done(&w);
+    machine_done(&m);
+}
+
 static void test_finals(void)
 {
     struct machine m = machine_create();
@@ -667,6 +694,7 @@ int main(void)
     test_import();
     test_lease();
     test_extents();
+    test_listed();
     test_finals();
     test_cuts();
     test_many_cuts();
