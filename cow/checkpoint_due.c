@@ -60,7 +60,7 @@ static void start_next(struct host *host)
 void checkpoint_request(struct disk *disk)
 {
     if (disk->checkpoint_wanted || disk->checkpoint_error || disk->down ||
-        disk->state != DISK_OPEN || disk->host->closing)
+        disk->state != DISK_OPEN || disk->door_closed || disk->host->closing)
         return;
     disk->checkpoint_wanted = true;
     disk->users++; /* stays open until it has run */

@@ -277,6 +277,14 @@ static void cut_ends(struct changes *changes, uint64_t offset_bytes, uint64_t le
     }
 }
 
+/* Of a disk that another host owns: any of it may be. */
+static void all_changed(uint64_t len_bytes, struct disk_change_range *ret_ranges,
+                        uint32_t *ret_count)
+{
+    ret_ranges[0] = (struct disk_change_range){.len_bytes = len_bytes, .changed = true};
+    *ret_count = 1;
+}
+
 async int disk_changed_since(struct disk *disk, uint64_t version, uint64_t offset_bytes,
                              uint64_t len_bytes, struct disk_change_range *ret_ranges,
                              uint32_t max, uint32_t *ret_count)
@@ -289,12 +297,21 @@ async int disk_changed_since(struct disk *disk, uint64_t version, uint64_t offse
     if (max == 0 || len_bytes == 0 || !add_u64(offset_bytes, len_bytes, &end_bytes) ||
         end_bytes > disk->size_bytes)
         return -EINVAL;
+    uint32_t stance = disk->stance;
+    if (disk->is_remote) {
+        all_changed(len_bytes, ret_ranges, ret_count);
+        return 0;
+    }
     /* An open snapshot is not collapsed as it is. */
     pin_take(pins, &base, PIN_VERSION, version);
     reclaim_pin_head(disk->host, &self, disk->id);
     int rc = collect(disk, version, div_up_u64(end_bytes, BLOCK_SIZE), &changes);
     pin_release(pins, &base);
     pin_release(pins, &self);
+    if (disk->is_remote || disk->stance != stance) { /* meanwhile */
+        all_changed(len_bytes, ret_ranges, ret_count);
+        return 0;
+    }
     if (rc < 0)
         return rc;
     cut_ends(&changes, offset_bytes, len_bytes);

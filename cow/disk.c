@@ -18,6 +18,11 @@ uint64_t disk_size_bytes(const struct disk *disk)
     return disk->size_bytes;
 }
 
+uint32_t disk_opened(const struct disk *disk)
+{
+    return disk->stance;
+}
+
 bool disk_is_read_only(const struct disk *disk)
 {
     return disk->version != 0;
@@ -119,6 +124,9 @@ static int check(const struct disk *disk, const struct disk_io *io)
         return 0;
     if (io->op != DISK_READ && disk_is_read_only(disk))
         return -EROFS;
+    /* It went to another host and came back for somebody else. */
+    if (io->op != DISK_READ && !disk->is_remote && io->opened < disk->oldest)
+        return -PLX_EEPOCH;
     if (!add_u64(io->offset_bytes, io->len_bytes, &end) || end > disk->size_bytes)
         return io->op == DISK_WRITE || io->op == DISK_ZERO ? -ENOSPC : -EINVAL;
     if ((io->op == DISK_READ || io->op == DISK_WRITE) && io->len_bytes > 0) {
@@ -130,6 +138,34 @@ static int check(const struct disk *disk, const struct disk_io *io)
     if (disk->io_count >= DISK_IO_INFLIGHT_MAX)
         return -PLX_ELIMIT;
     return 0;
+}
+
+static void start(struct disk *disk, struct disk_io *io)
+{
+    io->first = io->offset_bytes / BLOCK_SIZE;
+    io->end = div_up_u64(io->offset_bytes + io->len_bytes, BLOCK_SIZE);
+    if (disk->is_remote)
+        remote_submit(disk, io);
+    else if (io->op == DISK_READ)
+        disk_read(disk, io);
+    else if (io->op == DISK_FLUSH && disk->state == DISK_CLOSING)
+        TAILQ_INSERT_TAIL(&disk->late_flushes, io, link);
+    else if (io->op == DISK_FLUSH)
+        disk_flush(disk, io);
+    else
+        disk_change(disk, io);
+}
+
+void disk_go_on(struct disk *disk, struct disk_io *io)
+{
+    assert(disk->io_count > 0);
+    disk->io_count--; /* it is counted already */
+    int rc = check(disk, io);
+    disk->io_count++;
+    if (rc < 0)
+        disk_finish(disk, io, rc);
+    else
+        start(disk, io);
 }
 
 void disk_submit(struct disk *disk, struct disk_io *io)
@@ -147,12 +183,5 @@ void disk_submit(struct disk *disk, struct disk_io *io)
         disk_finish(disk, io, rc);
         return;
     }
-    io->first = io->offset_bytes / BLOCK_SIZE;
-    io->end = div_up_u64(io->offset_bytes + io->len_bytes, BLOCK_SIZE);
-    if (io->op == DISK_READ)
-        disk_read(disk, io);
-    else if (io->op == DISK_FLUSH)
-        disk_flush(disk, io);
-    else
-        disk_change(disk, io);
+    start(disk, io);
 }

@@ -19,6 +19,7 @@ enum disk_op { DISK_READ, DISK_WRITE, DISK_FLUSH, DISK_TRIM, DISK_ZERO };
 enum {
     DISK_FUA = 1,       /* done only when this operation is durable */
     DISK_NO_HOLE = 2,   /* with ZERO: accepted, reserves nothing */
+    DISK_FOR_OTHERS = 4, /* private: a READ that another host forwarded */
 };
 
 /*
@@ -43,6 +44,7 @@ struct disk_io {
     struct buffer *buffer;
     void (*done)(struct disk_io *io); /* never called from inside disk_submit */
     int result;                       /* 0 or negative; see err_to_errno */
+    uint32_t opened;                  /* disk_opened, of when its client opened it */
     /* private to the disk: */
     uint64_t started_ns;
     uint64_t first, end;              /* blocks it touches */
@@ -60,7 +62,12 @@ struct disk_io {
  */
 void disk_submit(struct disk *disk, struct disk_io *io);
 
-enum disk_access { DISK_READ_ONLY, DISK_READ_WRITE };
+enum disk_access {
+    DISK_READ_ONLY,
+    DISK_READ_WRITE,
+    DISK_INCOMING, /* as READ_WRITE; and if another host owns it, it stays there until
+                    * the first change comes: doc/hand-over.md. Not of a snapshot */
+};
 
 /*
  * Opens "NAME" or "NAME@SNAP" (always read-only) for one more front-end connection; the
@@ -75,6 +82,9 @@ async int disk_open(struct host *host, const char *name, enum disk_access access
 void disk_close(struct disk *disk);
 
 uint64_t disk_size_bytes(const struct disk *disk);
+/* For the operations of a client that opens it now: what he may, once the disk has been
+ * handed over to another host and back. */
+uint32_t disk_opened(const struct disk *disk);
 bool disk_is_read_only(const struct disk *disk);
 const char *disk_name(const struct disk *disk); /* as given to disk_open */
 

@@ -158,6 +158,16 @@ struct disk {
     struct log_flush relief;  /* lets retained buffers go; nobody waits for it */
     bool relief_running;
 
+    struct disk_remote *remote; /* NULL: it was never another host's while open */
+    bool is_remote;           /* another host's, or nobody's: disk_remote.c */
+    uint32_t stance;          /* times that it was handed over to another host */
+    uint32_t oldest;          /* clients that opened before that stance are former ones */
+    bool is_yielding;         /* a hand-over to another host is under way */
+    bool door_closed;         /* for that, changes and new users wait */
+    struct waitlist drained;
+    struct disk_io_list late_flushes; /* that came when its log was ending */
+    uint32_t served_reads;    /* for other hosts; each a user */
+
     struct timer idle_timer;
     struct task_call close_task;
     RB_ENTRY(disk) node;
@@ -173,6 +183,10 @@ struct host {
     struct store *store;
     struct cluster *cluster;
     uint64_t node;
+    struct replica_directory *directory; /* NULL: the store alone */
+    struct rpc *rpc;                     /* NULL: there are no other hosts */
+    bool parts_are_borrowed;             /* kv, store and cluster */
+    uint32_t served_reads, hand_overs;   /* for other hosts */
     struct node_cache *nodes;
     struct overlay_budget overlay;
     struct log_budget retained;
@@ -216,6 +230,9 @@ struct host {
 /* One more user of the disk's head (version 0) or of a snapshot; opens it if needed. */
 async int disk_acquire(struct host *host, uint64_t id, uint64_t version,
                        struct disk **ret_disk, struct error *err);
+/* The head, which stays with its owner if that is another host. */
+async int disk_acquire_incoming(struct host *host, uint64_t id, struct disk **ret_disk,
+                                struct error *err);
 void disk_release(struct disk *disk);
 struct disk *disk_find(struct host *host, uint64_t id, uint64_t version);
 /* Checkpoints and closes the disk's head if it is open; -PLX_EBUSY with users. */
@@ -230,6 +247,10 @@ async void disk_tidy_closed(struct host *host, uint64_t id);
 /* --- disk_open.c: take-over and replay --- */
 async int disk_start(struct disk *disk, struct error *err);
 async int disk_end(struct disk *disk, struct error *err);
+/* The same without tidying up what is dead. */
+async int disk_end_log(struct disk *disk, struct error *err);
+/* Forgets all that its log told, once it is gone. */
+void disk_reset(struct disk *disk);
 void disk_free(struct disk *disk);
 /* The root the disk's own log starts from. -EAGAIN: a version of another disk is
  * pending; *ret_pending names that disk. */
@@ -237,6 +258,23 @@ int disk_base_root(const struct cluster_state *state, const struct cluster_disk 
                    struct map_root *ret_root, uint64_t *ret_pending);
 /* Sees to it that the version's root is committed. */
 async int version_settle(struct host *host, uint64_t version, struct error *err);
+
+/* --- disk_remote.c: a disk of another host --- */
+#define HAND_OVER_NS (5 * NS_PER_S) /* in which the owner must have finished */
+struct disk_remote *remote_create(struct disk *disk);
+void remote_destroy(struct disk_remote *remote);
+/* A new disk, that another host owns. */
+int remote_begin(struct disk *disk);
+/* Its log has ended, for this node: changes that wait ask for it back. is_settled: so has
+ * its lease. */
+void remote_given(struct disk *disk, uint64_t node, bool is_settled);
+/* Tells the owner, now and then, that it may be asked for the disk. */
+void remote_prepare(struct disk *disk);
+void remote_submit(struct disk *disk, struct disk_io *io);
+/* Takes the lease in place, for a client that was `opened` so. */
+async int remote_take(struct disk *disk, uint32_t opened, struct error *err);
+/* The same, if no other host has clients of it. */
+async int remote_reclaim(struct disk *disk, struct error *err);
 
 /* --- layers.c --- */
 struct layer *layer_top(const struct disk *disk);
@@ -302,6 +340,8 @@ void disk_change(struct disk *disk, struct disk_io *io);
 void disk_flush(struct disk *disk, struct disk_io *io);
 /* Starts changes that waited for room or for a range. */
 void disk_resume(struct disk *disk);
+/* Takes a waiting one off the list of changes. */
+void disk_unlist(struct disk *disk, struct disk_io *io);
 void write_committed(struct disk *disk, struct log_record *record,
                      const struct log_piece *piece, bool last);
 void write_failed(struct disk *disk, struct log_record *record, int code);
@@ -317,6 +357,8 @@ async int disk_data_wait(struct disk *disk, uint64_t first, uint64_t count,
 /* --- disk.c --- */
 /* Calls done for io from the loop. */
 void disk_finish(struct disk *disk, struct disk_io *io, int result);
+/* Starts what waited for a take-over, or refuses it. */
+void disk_go_on(struct disk *disk, struct disk_io *io);
 /* Calls done now. */
 void disk_done(struct disk *disk, struct disk_io *io, int result);
 /* Every operation fails with code from now on. */

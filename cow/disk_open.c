@@ -252,6 +252,7 @@ static async int start_log(struct disk *disk, struct error *err)
         .store = host->store,
         .callbacks = &disk->callbacks,
         .retained = &host->retained,
+        .directory = host->directory,
         .buffers = host->log_buffers,
         .node = host->node,
         .disk = disk->id,
@@ -352,10 +353,9 @@ static async int cover_all(struct disk *disk, struct error *err)
     return rc < 0 ? err_set(err, rc, "%s", result.text) : 0;
 }
 
-async int disk_end(struct disk *disk, struct error *err)
+async int disk_end_log(struct disk *disk, struct error *err)
 {
     struct error ignored = {0};
-    int rc = 0;
 
     timer_stop(disk->loop, &disk->checkpoint_timer);
     if (!disk->log)
@@ -369,10 +369,37 @@ async int disk_end(struct disk *disk, struct error *err)
         log_abandon(take(disk->log));
         return 0;
     }
-    rc = log_close(take(disk->log), err);
-    if (rc == 0)
+    return log_close(take(disk->log), err);
+}
+
+async int disk_end(struct disk *disk, struct error *err)
+{
+    bool has_log = disk->log != NULL;
+    int rc = disk_end_log(disk, err);
+
+    if (rc == 0 && has_log && !disk->down)
         disk_tidy(disk);
     return rc;
+}
+
+void disk_reset(struct disk *disk)
+{
+    assert(!disk->log && !disk->checkpoint_running && !disk->rewrite);
+    timer_stop(disk->loop, &disk->checkpoint_timer);
+    layers_done(disk);
+    disk->root = (struct map_root){0};
+    dead_set_done(&disk->orphans);
+    dead_set_init(&disk->orphans);
+    trimmer_done(disk);
+    disk->trims = (struct trimmer){0};
+    trimmer_init(disk);
+    disk->append_generation = 0;
+    disk->next_checkpoint = disk->replay_checkpoint = disk->checkpoint_at_bytes = 0;
+    disk->checkpoint_abandoned = false;
+    disk->checkpoint_error = 0;
+    disk->unreadable = (struct unreadable_node){0};
+    disk->short_blocks = 0;
+    disk->rolled_extent = ADDRESS_NULL;
 }
 
 void disk_free(struct disk *disk)
@@ -384,6 +411,7 @@ void disk_free(struct disk *disk)
     layers_done(disk);
     dead_set_done(&disk->orphans);
     trimmer_done(disk);
+    remote_destroy(disk->remote);
     free(disk->locality);
     free(disk);
 }

@@ -34,7 +34,14 @@ static void begin(struct read_job *job, bool inside);
 
 static async void again_main(struct task_call *call)
 {
-    begin(container_of(call, struct read_job, task), false);
+    struct read_job *job = container_of(call, struct read_job, task);
+
+    if (!job->disk->is_remote) {
+        begin(job, false);
+        return;
+    }
+    job->result = -PLX_EDEAD; /* there is nothing to look at any more */
+    job->done(job);
 }
 
 static void job_unref(struct read_job *job)
@@ -61,7 +68,7 @@ bool read_is_stale(int code)
 static bool note_stale(struct read_job *job, int code)
 {
     bool again = read_is_stale(code) && job->tries < TRIES_MAX &&
-                 disk_serves_reads(job->disk);
+                 disk_serves_reads(job->disk) && !job->disk->is_remote;
 
     job->is_stale = job->is_stale || again;
     return again;
@@ -293,6 +300,13 @@ static void io_done(struct read_job *job)
     if (job->ordered)
         locality_read(disk, job->first, job->count, job->parts);
     free(job);
+    if (result < 0 && disk->is_remote) { /* it was handed over meanwhile */
+        if (!(io->flags & DISK_FOR_OTHERS)) {
+            remote_submit(disk, io);
+            return;
+        }
+        result = -EAGAIN;
+    }
     if (inside)
         disk_finish(disk, io, result);
     else

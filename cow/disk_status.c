@@ -110,6 +110,14 @@ static async int collect(struct disk *disk, uint64_t first, uint64_t end,
     return rc;
 }
 
+/* Of a disk that another host owns: there may be data anywhere. */
+static void unknown(uint64_t len_bytes, struct disk_range *ret_ranges,
+                    uint32_t *ret_count)
+{
+    ret_ranges[0] = (struct disk_range){.len_bytes = len_bytes, .kind = DISK_DATA};
+    *ret_count = 1;
+}
+
 async int disk_block_status(struct disk *disk, uint64_t offset_bytes, uint64_t len_bytes,
                             struct disk_range *ret_ranges, uint32_t max,
                             uint32_t *ret_count)
@@ -123,12 +131,21 @@ async int disk_block_status(struct disk *disk, uint64_t offset_bytes, uint64_t l
         return -EINVAL;
     if (!disk_serves_reads(disk))
         return disk->down;
-    uint32_t tries = 0;
+    uint32_t tries = 0, stance = disk->stance;
+    if (disk->is_remote) {
+        unknown(len_bytes, ret_ranges, ret_count);
+        return 0;
+    }
     do {
         status.count = 0;
         rc = collect(disk, offset_bytes / BLOCK_SIZE, div_up_u64(end_bytes, BLOCK_SIZE),
                      &status);
-    } while (read_is_stale(rc) && disk_serves_reads(disk) && ++tries < TRIES_MAX);
+    } while (read_is_stale(rc) && disk_serves_reads(disk) && !disk->is_remote &&
+             ++tries < TRIES_MAX);
+    if (disk->is_remote || disk->stance != stance) { /* meanwhile */
+        unknown(len_bytes, ret_ranges, ret_count);
+        return 0;
+    }
     if (rc < 0)
         return rc;
     /* The first and the last range may begin or end inside a block. */

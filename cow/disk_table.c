@@ -58,6 +58,8 @@ static struct disk *disk_new(struct host *host, uint64_t id, uint64_t version)
     mutex_init(&disk->snapshot_lock);
     mutex_init(&disk->command_lock);
     waitlist_init(&disk->settled);
+    waitlist_init(&disk->drained);
+    TAILQ_INIT(&disk->late_flushes);
     trimmer_init(disk);
     dead_set_init(&disk->orphans);
     disk_set_name(disk);
@@ -101,6 +103,19 @@ static async int open_new(struct host *host, uint64_t id, uint64_t version,
     return 0;
 }
 
+/* Not while it is on its way to another host. */
+static bool can_share(const struct disk *disk)
+{
+    return disk->state == DISK_OPEN && !disk->door_closed &&
+           !(disk->down && disk->users == 0);
+}
+
+static void share(struct disk *disk)
+{
+    disk->users++;
+    timer_stop(disk->loop, &disk->idle_timer);
+}
+
 async int disk_acquire(struct host *host, uint64_t id, uint64_t version,
                        struct disk **ret_disk, struct error *err)
 {
@@ -111,16 +126,80 @@ async int disk_acquire(struct host *host, uint64_t id, uint64_t version,
             return err_set(err, -ESHUTDOWN, "the daemon is stopping");
         if (!disk)
             return open_new(host, id, version, ret_disk, err);
-        if (disk->state == DISK_OPEN && !(disk->down && disk->users == 0)) {
+        if (can_share(disk)) {
             if (disk->down)
                 return err_set(err, disk->down, "disk %s: %s", disk->name,
                                err_text(disk->down));
-            disk->users++;
-            timer_stop(disk->loop, &disk->idle_timer);
+            share(disk);
+            int rc = disk->is_remote ? remote_reclaim(disk, err) : 0;
+            if (rc < 0 || disk->is_remote) {
+                disk_release(disk);
+                return rc < 0 ? rc : err_set(err, -EAGAIN, "disk %s: %s", disk->name,
+                                             err_text(-EAGAIN));
+            }
             *ret_disk = disk;
             return 0;
         }
         disk->is_wanted = true; /* what a closing one still tidies may wait */
+        waitlist_wait(&host->disks_changed);
+    }
+}
+
+/* Another node's that is up: what is left to log_open, if it turns out otherwise. */
+static bool is_elsewhere(struct host *host, uint64_t id)
+{
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct cluster_disk *disk = cluster_disk_by_id(state, id);
+    const struct cluster_node *owner =
+        disk ? cluster_node_by_id(state, disk->owner) : NULL;
+
+    return host->rpc && owner && owner->id != host->node &&
+           !(owner->flags & (NODE_DOWN | NODE_GONE));
+}
+
+static int open_remote(struct host *host, uint64_t id, struct disk **ret_disk,
+                       struct error *err)
+{
+    struct disk *disk = disk_new(host, id, 0);
+    int rc = disk ? remote_begin(disk) : -ENOMEM;
+
+    if (rc < 0) {
+        if (disk)
+            disk_forget(disk);
+        return err_set(err, rc, "%s", err_text(rc));
+    }
+    disk->state = DISK_OPEN;
+    disk->users = 1;
+    waitlist_wake_all(&host->disks_changed);
+    *ret_disk = disk;
+    return 0;
+}
+
+async int disk_acquire_incoming(struct host *host, uint64_t id, struct disk **ret_disk,
+                                struct error *err)
+{
+    for (;;) {
+        struct disk *disk = disk_find(host, id, 0);
+
+        if (host->closing)
+            return err_set(err, -ESHUTDOWN, "the daemon is stopping");
+        if (!disk && is_elsewhere(host, id))
+            return open_remote(host, id, ret_disk, err);
+        if (!disk) {
+            int rc = open_new(host, id, 0, ret_disk, err);
+            if (rc != -PLX_EOWNED || !is_elsewhere(host, id))
+                return rc;
+            continue; /* somebody was faster */
+        }
+        if (can_share(disk)) {
+            if (disk->down)
+                return err_set(err, disk->down, "disk %s: %s", disk->name,
+                               err_text(disk->down));
+            share(disk);
+            *ret_disk = disk;
+            return 0;
+        }
+        disk->is_wanted = true;
         waitlist_wait(&host->disks_changed);
     }
 }
@@ -194,7 +273,10 @@ void disk_close_soon(struct disk *disk)
 void disk_release(struct disk *disk)
 {
     assert(disk->users > 0);
-    if (--disk->users > 0)
+    disk->users--;
+    if (disk->door_closed)
+        waitlist_wake_all(&disk->drained);
+    if (disk->users > 0)
         return;
     waitlist_wake_all(&disk->host->disks_changed);
     if (disk->down) {
@@ -243,7 +325,7 @@ async void disk_table_close(struct host *host)
             disk_close_soon(disk);
         waitlist_wait(&host->disks_changed);
     }
-    while (host->tidy_running)
+    while (host->tidy_running || host->hand_overs > 0)
         waitlist_wait(&host->disks_changed);
 }
 
@@ -296,10 +378,11 @@ async int disk_open(struct host *host, const char *name, enum disk_access access
     struct disk *disk;
     int rc = find_ids(host, name, &id, &version, err);
 
-    if (rc == 0 && version && access == DISK_READ_WRITE)
+    if (rc == 0 && version && access != DISK_READ_ONLY)
         rc = err_set(err, -EROFS, "%s: snapshots are read-only", name);
     if (rc == 0)
-        rc = disk_acquire(host, id, version, &disk, err);
+        rc = access == DISK_INCOMING ? disk_acquire_incoming(host, id, &disk, err)
+                                     : disk_acquire(host, id, version, &disk, err);
     if (rc < 0)
         return rc;
     const struct cluster_disk *state =
@@ -313,6 +396,8 @@ async int disk_open(struct host *host, const char *name, enum disk_access access
         return err_set(err, -PLX_EBUSY, "disk %s: is being changed, try again", name);
     }
     disk->clients++;
+    if (access == DISK_INCOMING)
+        remote_prepare(disk);
     waitlist_wake_all(&host->disks_changed); /* who waits for it to be unused must not */
     *ret_disk = disk;
     return 0;
@@ -322,5 +407,7 @@ void disk_close(struct disk *disk)
 {
     assert(disk->clients > 0);
     disk->clients--;
+    if (disk->door_closed)
+        waitlist_wake_all(&disk->drained);
     disk_release(disk);
 }

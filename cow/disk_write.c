@@ -66,6 +66,8 @@ static void leave_range(struct disk *disk, struct disk_io *io)
         disk->partial_count--;
     if (disk->waiting_count > 0)
         disk_resume(disk);
+    if (disk->door_closed)
+        waitlist_wake_all(&disk->drained);
 }
 
 static void flush_finished(struct log_flush *flush);
@@ -400,11 +402,14 @@ static void begin(struct disk *disk, struct disk_io *io)
     }
 }
 
-/* 0: changes may start; 1: they wait for a checkpoint; or why they fail. */
+/* 0: changes may start; 1: they wait for a checkpoint or a hand-over; or why they
+ * fail. */
 static int door(const struct disk *disk)
 {
     if (disk->down)
         return disk->down;
+    if (disk->door_closed)
+        return 1;
     if (!checkpoint_behind(disk))
         return 0;
     return disk->checkpoint_error < 0 ? disk->checkpoint_error : 1;
@@ -418,6 +423,18 @@ static void refuse(struct disk *disk, struct disk_io *io, int code)
     if (io->partial)
         disk->partial_count--;
     disk_finish(disk, io, code);
+}
+
+void disk_unlist(struct disk *disk, struct disk_io *io)
+{
+    assert(io->waiting && io->listed);
+    TAILQ_REMOVE(&disk->ranges, io, link);
+    io->waiting = io->listed = false;
+    disk->waiting_count--;
+    disk->change_count--;
+    if (io->partial)
+        disk->partial_count--;
+    io->partial = false;
 }
 
 void disk_change(struct disk *disk, struct disk_io *io)
@@ -444,7 +461,8 @@ void disk_change(struct disk *disk, struct disk_io *io)
     } else if (rc > 0 || !range_is_free(disk, io)) {
         io->waiting = true;
         disk->waiting_count++;
-        checkpoint_consider(disk);
+        if (!disk->door_closed)
+            checkpoint_consider(disk);
     } else {
         begin(disk, io);
     }

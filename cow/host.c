@@ -149,6 +149,7 @@ static struct host *host_new(struct loop *loop, const struct host_options *optio
     host->loop = loop;
     host->options = *options;
     host->options.store_path = host->options.kv_path = NULL;
+    host->options.parts = NULL;
     set_defaults(&host->options);
     host->overlay.limit_bytes = host->options.overlay_bytes;
     host->retained.limit_bytes = host->options.retained_bytes;
@@ -175,8 +176,19 @@ static struct host *host_new(struct loop *loop, const struct host_options *optio
     return host;
 }
 
-static async int open_parts(struct host *host, const struct host_options *options,
-                            struct error *err)
+static void borrow_parts(struct host *host, const struct host_parts *parts)
+{
+    host->parts_are_borrowed = true;
+    host->kv = parts->kv;
+    host->store = parts->store;
+    host->cluster = parts->cluster;
+    host->directory = parts->directory;
+    host->rpc = parts->rpc;
+    host->node = parts->node;
+}
+
+static async int open_own_parts(struct host *host, const struct host_options *options,
+                                struct error *err)
 {
     struct store_options store_options = {
         .path = options->store_path,
@@ -205,6 +217,20 @@ static async int open_parts(struct host *host, const struct host_options *option
     if (!host->node)
         return err_set(err, -PLX_EFORMAT, "%s: the cluster does not know this store",
                        options->store_path);
+    return 0;
+}
+
+static async int open_parts(struct host *host, const struct host_options *options,
+                            struct error *err)
+{
+    int rc = 0;
+
+    if (options->parts)
+        borrow_parts(host, options->parts);
+    else
+        rc = open_own_parts(host, options, err);
+    if (rc < 0)
+        return rc;
     host->nodes = node_cache_create(host->store, host->options.node_cache_bytes);
     return host->nodes ? 0 : err_set(err, -ENOMEM, "out of memory");
 }
@@ -215,11 +241,11 @@ static async void host_free(struct host *host)
     space_done(host);
     if (host->nodes)
         node_cache_destroy(host->nodes);
-    if (host->cluster)
+    if (host->cluster && !host->parts_are_borrowed)
         cluster_close(host->cluster);
-    if (host->store)
+    if (host->store && !host->parts_are_borrowed)
         store_close(host->store);
-    if (host->kv)
+    if (host->kv && !host->parts_are_borrowed)
         kv_close(host->kv);
     buffer_pool_destroy(host->front_buffers);
     buffer_pool_destroy(host->log_buffers);

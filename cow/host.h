@@ -12,10 +12,26 @@
 
 struct host;
 struct log_piece;
+struct kv;
+struct store;
+struct cluster;
+struct replica_directory;
+struct rpc;
+
+/* What a process has opened already; all of it outlives the host. */
+struct host_parts {
+    struct kv *kv;
+    struct store *store;
+    struct cluster *cluster;
+    struct replica_directory *directory; /* of all members; NULL: the store alone */
+    struct rpc *rpc;                     /* to the other hosts; NULL: there are none */
+    uint64_t node;
+};
 
 struct host_options {
     const char *store_path;    /* the store: a file, or a block device */
     const char *kv_path;       /* folder of its metadata */
+    const struct host_parts *parts; /* NULL: host_open opens them, at these paths */
     uint64_t capacity_bytes;   /* a new store's size; an old one grows to it; 0: keep */
     uint64_t node_cache_bytes; /* 0: default of limits.h; the same for the next */
     uint64_t overlay_bytes;

@@ -78,8 +78,9 @@ static bool may_rewrite(const struct disk *disk)
     const struct host *host = disk->host;
     struct store_usage usage;
 
-    if (disk->state != DISK_OPEN || disk->down || !disk->log || disk->exclusive ||
-        disk->closing_soon || host->closing || checkpoint_behind(disk) ||
+    if (disk->state != DISK_OPEN || disk->down || !disk->log || disk->door_closed ||
+        disk->exclusive || disk->closing_soon || host->closing ||
+        checkpoint_behind(disk) ||
         disk->snapshot_lock.holder) /* its marker may be on its way */
         return false;
     store_usage(host->store, &usage);

@@ -106,7 +106,7 @@ static bool each_query(struct reader r, uint32_t count, struct asked *a)
 /* The snapshots of the export's disk; an error if there is no such export. */
 static int find_snapshots(struct asked *a, const char *export, struct error *err)
 {
-    snprintf(a->disk, sizeof a->disk, "%s", export);
+    (void)export_split(export, a->disk);
     char *at = strchr(a->disk, '@');
     if (at)
         *at++ = '\0';

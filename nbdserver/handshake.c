@@ -176,11 +176,17 @@ static async void open_main(struct task_call *call)
     struct session *s = container_of(call, struct session, open_call);
     struct error err = {0};
     struct disk *disk = NULL;
-    enum disk_access access = strchr(s->export, '@') ? DISK_READ_ONLY : DISK_READ_WRITE;
-    int rc = disk_open(s->shared->host, s->export, access, &disk, &err);
+    char name[NBD_EXPORT_NAME_MAX + 1];
+    bool is_incoming = export_split(s->export, name);
+    enum disk_access access = is_incoming              ? DISK_INCOMING
+                              : strchr(name, '@') != NULL ? DISK_READ_ONLY
+                                                          : DISK_READ_WRITE;
+    int rc = disk_open(s->shared->host, name, access, &disk, &err);
     session_work_end(s);
-    if (rc == 0)
+    if (rc == 0) {
         s->disk = disk;
+        s->opened = disk_opened(disk);
+    }
     else if (err.code == 0)
         err_set(&err, rc, "%s", err_text(rc));
     /* Whoever left meanwhile has the disk closed at the session's end. */

@@ -175,6 +175,7 @@ struct session {
     uint32_t open_infos;        /* bits of NBD_INFO_* asked for */
     struct task_call open_call;
     struct disk *disk;          /* NULL before SERVING */
+    uint32_t opened;            /* disk_opened, then */
 
     /* requests */
     uint32_t request_count; /* N2 */
@@ -253,6 +254,9 @@ uint16_t export_flags(const struct session *s, bool read_only);
 void option_run(struct session *s, uint32_t option, const uint8_t *data, uint32_t len);
 /* Longer names, and those with a NUL inside, are nobody's. */
 bool option_read_name(struct reader *r, uint32_t len, char *ret);
+/* The name of the disk or snapshot behind an export's; true: for one that comes in. ret
+ * has room for NBD_EXPORT_NAME_MAX bytes and the NUL. */
+bool export_split(const char *name, char *ret_disk);
 /* One of few who are sent a long answer at a time; false: refused with an error. */
 bool option_list_begin(struct session *s, uint32_t option);
 /* The replies to INFO and GO. */

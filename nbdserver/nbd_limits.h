@@ -21,7 +21,8 @@
 #define NBD_SOCKET_BUFFER_BYTES  (1024 * 1024)
 
 /* --- handshake --- */
-#define NBD_EXPORT_NAME_MAX      (2 * DISK_NAME_MAX + 1) /* DISK@SNAP */
+#define NBD_INCOMING             "?incoming" /* behind a disk's name */
+#define NBD_EXPORT_NAME_MAX      (2 * DISK_NAME_MAX + 1) /* DISK@SNAP, DISK?incoming */
 #define NBD_OPTION_BYTES_MAX     (16 * 1024U)
 #define NBD_OPTION_SKIP_MAX      (256 * 1024U) /* longer options end the connection */
 #define NBD_LIST_MAX             4096U         /* exports in one answer to LIST */

@@ -43,6 +43,18 @@ static int find_snapshot(struct host *host, const char *disk, const char *name,
     return err_set(err, -PLX_EMISSING, "no snapshot %s of disk %s", name, disk);
 }
 
+bool export_split(const char *name, char *ret_disk)
+{
+    size_t len = strlen(name), suffix_len = strlen(NBD_INCOMING);
+    bool is_incoming =
+        len >= suffix_len && strcmp(name + len - suffix_len, NBD_INCOMING) == 0;
+    if (is_incoming)
+        len -= suffix_len;
+    memcpy(ret_disk, name, len);
+    ret_disk[len] = '\0';
+    return is_incoming;
+}
+
 static int find_export(struct host *host, const char *name, struct export *ret,
                        struct error *err)
 {
@@ -50,8 +62,10 @@ static int find_export(struct host *host, const char *name, struct export *ret,
     struct disk_info info;
     if (!name[0])
         return err_set(err, -PLX_EMISSING, "there is no default export; name a disk");
-    snprintf(disk, sizeof disk, "%s", name);
+    bool is_incoming = export_split(name, disk);
     char *at = strchr(disk, '@');
+    if (at && is_incoming)
+        return err_set(err, -PLX_EMISSING, "%s: snapshots do not come in", name);
     if (at) {
         *at = '\0';
         return find_snapshot(host, disk, at + 1, ret, err);

@@ -149,7 +149,7 @@ static struct piece *piece_create(struct request *request)
         return NULL;
     piece->request = request;
     piece->reply.of = REPLY_OF_PIECE;
-    piece->io = (struct disk_io){.done = piece_done};
+    piece->io = (struct disk_io){.done = piece_done, .opened = s->opened};
     s->piece_count++;
     request->pieces++;
     return piece;

@@ -121,7 +121,10 @@ static async int take_lease(struct take_over *over)
     if (disk == NULL)
         return err_set(over->err, -PLX_EMISSING, "there is no disk %llu",
                        (unsigned long long)options->disk);
-    if (disk->owner != 0 && disk->owner != options->node)
+    const struct cluster_node *owner =
+        cluster_node_by_id(cluster_state(options->cluster), disk->owner);
+    bool is_up = owner != NULL && (owner->flags & (NODE_DOWN | NODE_GONE)) == 0;
+    if (disk->owner != 0 && disk->owner != options->node && is_up)
         return err_set(over->err, -PLX_EOWNED, "disk %s is served by node %llu",
                        disk->name, (unsigned long long)disk->owner);
     struct cluster_command command = {.op = CLUSTER_LEASE_TAKE,

@@ -114,14 +114,15 @@ static inline uint64_t touched_bytes(uint64_t offset, uint64_t len)
 }
 
 /* data: of a write; NULL else. */
-static inline void op_start(struct op *op, struct disk *disk, enum disk_op kind,
-                            unsigned flags, uint64_t offset, uint64_t len,
-                            const uint8_t *data)
+static inline void op_init(struct op *op, struct disk *disk, enum disk_op kind,
+                           unsigned flags, uint64_t offset, uint64_t len,
+                           const uint8_t *data)
 {
     *op = (struct op){.io = {.op = kind,
                              .flags = flags,
                              .offset_bytes = offset,
                              .len_bytes = len,
+                             .opened = disk_opened(disk),
                              .done = op_done}};
     event_init(&op->over);
     if ((kind == DISK_READ || kind == DISK_WRITE) && len > 0) {
@@ -132,6 +133,13 @@ static inline void op_start(struct op *op, struct disk *disk, enum disk_op kind,
         if (data != NULL)
             memcpy(op->io.buffer->data + offset % BLOCK_SIZE, data, len);
     }
+}
+
+static inline void op_start(struct op *op, struct disk *disk, enum disk_op kind,
+                            unsigned flags, uint64_t offset, uint64_t len,
+                            const uint8_t *data)
+{
+    op_init(op, disk, kind, flags, offset, len, data);
     disk_submit(disk, &op->io);
 }
 

@@ -142,6 +142,7 @@ void disk_submit(struct disk *disk, struct disk_io *io)
     struct host *host = disk->host;
     struct fake_io_list *list = host->hold ? &host->held : &host->done;
     assert(disk->openings > 0);
+    assert(io->opened == FAKE_OPENED);
     disk->inflight++;
     assert(disk->inflight <= DISK_IO_INFLIGHT_MAX);
     io->disk = disk;
@@ -266,6 +267,7 @@ async int disk_open(struct host *host, const char *name, enum disk_access access
         return err_set(err, -PLX_EMISSING, "there is no disk %s", name);
     assert(disk->read_only == (access == DISK_READ_ONLY));
     disk->openings++;
+    host->incoming += access == DISK_INCOMING;
     *ret_disk = disk;
     return 0;
 }
@@ -280,6 +282,12 @@ void disk_close(struct disk *disk)
 uint64_t disk_size_bytes(const struct disk *disk)
 {
     return disk->size_bytes;
+}
+
+uint32_t disk_opened(const struct disk *disk)
+{
+    (void)disk;
+    return FAKE_OPENED;
 }
 
 bool disk_is_read_only(const struct disk *disk)

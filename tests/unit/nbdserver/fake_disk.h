@@ -24,6 +24,8 @@ struct disk {
     uint32_t openings, inflight;
 };
 
+#define FAKE_OPENED 7U /* disk_opened */
+
 struct host {
     struct loop *loop;
     struct buffer_pool *buffers;
@@ -42,6 +44,7 @@ struct host {
 
     /* what was seen */
     uint64_t reads, writes, flushes, trims, zeroes, fua, no_hole;
+    uint64_t incoming; /* openings */
 };
 
 struct host *fake_host_create(struct loop *loop, uint64_t buffer_bytes);

@@ -98,6 +98,42 @@ static void test_handshake(struct rig *rig)
     rig_wait_idle(rig);
 }
 
+/* What comes in is a disk like any other, and listed nowhere (see above). */
+static void test_incoming(struct rig *rig)
+{
+    uint8_t bytes[4096];
+    struct nbd_handle *nbd = attach(rig, "disk?incoming", STRUCTURED);
+    CHECK_EQ(nbd_get_size(nbd), RIG_DISK_BYTES);
+    CHECK_EQ(nbd_is_read_only(nbd), 0);
+    fill(bytes, sizeof bytes, 1);
+    CHECK_EQ(nbd_pwrite(nbd, bytes, sizeof bytes, 0, 0), 0);
+    CHECK_EQ(nbd_pread(nbd, bytes, sizeof bytes, 4096, 0), 0);
+    detach(nbd);
+    CHECK_EQ(rig->host->incoming, 1);
+    detach(attach(rig, "disk", STRUCTURED));
+    CHECK_EQ(rig->host->incoming, 1);
+    static const char *const bad[] = {"disk@old?incoming", "?incoming", "disk?incomin",
+                                      "disk?incoming?incoming", "nobody?incoming"};
+    for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+        nbd = prepare(STRUCTURED);
+        CHECK_EQ(nbd_set_opt_mode(nbd, true), 0);
+        CHECK_EQ(nbd_connect_unix(nbd, rig->path), 0);
+        CHECK_EQ(nbd_set_export_name(nbd, bad[i]), 0);
+        CHECK_EQ(nbd_opt_info(nbd), -1);
+        CHECK_EQ(nbd_opt_abort(nbd), 0);
+        nbd_close(nbd);
+    }
+    nbd = prepare(STRUCTURED);
+    CHECK_EQ(nbd_set_opt_mode(nbd, true), 0);
+    CHECK_EQ(nbd_connect_unix(nbd, rig->path), 0);
+    CHECK_EQ(nbd_set_export_name(nbd, "disk?incoming"), 0);
+    CHECK_EQ(nbd_opt_info(nbd), 0);
+    CHECK_EQ(nbd_is_read_only(nbd), 0);
+    CHECK_EQ(nbd_opt_abort(nbd), 0);
+    nbd_close(nbd);
+    rig_wait_idle(rig);
+}
+
 static void refuse_opening(struct rig *rig)
 {
     rig->host->open_error = -PLX_EOWNED;
@@ -510,6 +546,7 @@ static void test_stop(struct rig *rig)
 int main(void)
 {
     rig_run("handshake", test_handshake, 0);
+    rig_run("incoming", test_incoming, 0);
     rig_run("opening", test_opening, 0);
     rig_run("any offset", test_any_offset, 0);
     rig_run("longest", test_longest, 0);

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Several hosts in one simulated process, which talk over the simulated network. They
+ * share the cluster state, and one store, node 1's, which all of them reach: what is
+ * tested is who owns a disk, not where its copies are.
+ */
+#ifndef PARALLAX_TESTS_UNIT_HOST_MACHINE_H
+#define PARALLAX_TESTS_UNIT_HOST_MACHINE_H
+
+#include "cow/disk_remote.h"
+#include "replication/replica.h"
+#include "tests/unit/disk_machine.h"
+
+#define HOSTS_MAX 3U
+#define HELD_MAX  256U
+
+/* What a host does with the requests of others. */
+enum party_mood { ANSWERS, SILENT /* it holds them and does nothing */ };
+
+struct party {
+    struct hosts *all;
+    struct machine machine; /* its host is this one; for the helpers that take one */
+    struct host *host;
+    struct rpc *rpc;
+    struct buffer_pool *pool;
+    struct replica_directory directory;
+    uint64_t node;
+    enum party_mood mood;
+    struct rpc_request *held[HELD_MAX];
+    uint32_t held_count, handed_over, prepared;
+};
+
+struct hosts {
+    struct body body;
+    struct sim_world *world;
+    struct loop *loop;
+    struct kv *kv;
+    struct store *store;
+    struct cluster *cluster;
+    struct replica *member;
+    struct party parties[HOSTS_MAX + 1]; /* by node */
+    void (*run)(struct hosts *h);
+};
+
+static inline bool party_holds(struct party *party, struct rpc_request *request)
+{
+    if (party->mood == ANSWERS)
+        return false;
+    CHECK(party->held_count < HELD_MAX);
+    party->held[party->held_count++] = request;
+    return true;
+}
+
+static inline void handle_read(void *arg, struct rpc_request *request)
+{
+    struct party *party = arg;
+    if (!party_holds(party, request))
+        disk_serve_read(party->host, request);
+}
+
+static inline void handle_hand_over(void *arg, struct rpc_request *request)
+{
+    struct party *party = arg;
+    if (party_holds(party, request))
+        return;
+    party->handed_over++;
+    disk_serve_hand_over(party->host, request);
+}
+
+static inline void handle_prepare(void *arg, struct rpc_request *request)
+{
+    struct party *party = arg;
+    if (party->mood != ANSWERS)
+        return;
+    party->prepared++;
+    disk_serve_prepare(party->host, request);
+}
+
+/* One more byte than they should have, so that heads of a wrong length come through. */
+static const struct rpc_op op_read = {
+    DISK_RPC_READ, "disk read", false, false, DISK_RPC_HEAD_MAX + 1, 0, handle_read};
+static const struct rpc_op op_hand_over = {
+    DISK_RPC_HAND_OVER, "hand over", false, false, DISK_RPC_HEAD_MAX + 1, 0,
+    handle_hand_over};
+static const struct rpc_op op_prepare = {
+    DISK_RPC_PREPARE, "prepare", true, false, DISK_RPC_HEAD_MAX + 1, 0, handle_prepare};
+static const struct rpc_op *const disk_ops[] = {&op_read, &op_hand_over, &op_prepare,
+                                                NULL};
+
+/* --- the directory: there is one member, and everybody reaches it --- */
+
+static inline struct replica *member_find(struct replica_directory *directory,
+                                          uint64_t node)
+{
+    struct party *party = container_of(directory, struct party, directory);
+    return node == 1 ? party->all->member : NULL;
+}
+
+static inline bool member_in_reach(struct replica_directory *directory, uint64_t node)
+{
+    return member_find(directory, node) != NULL;
+}
+
+static inline struct chosen member_choose(struct replica_directory *directory,
+                                          uint64_t disk, const uint64_t *avoid,
+                                          uint32_t avoid_count)
+{
+    (void)disk, (void)avoid, (void)avoid_count;
+    return (struct chosen){
+        .members = {member_find(directory, 1)}, .count = 1, .group = 1};
+}
+
+/* --- start and end --- */
+
+static inline const char *party_address(uint64_t node)
+{
+    static char text[32];
+    snprintf(text, sizeof text, "node%u:1", (unsigned)node);
+    return text;
+}
+
+static inline async void submit(struct hosts *h, const struct cluster_command *what)
+{
+    struct cluster_result result;
+    int rc = cluster_submit(h->cluster, what, &result);
+    if (rc < 0)
+        fprintf(stderr, "submit %d: %s\n", (int)what->op, result.text);
+    CHECK_EQ(rc, 0);
+}
+
+static inline async void party_add(struct hosts *h, uint64_t node)
+{
+    struct cluster_command add = {.op = CLUSTER_NODE_SET,
+                                  .store = {{(uint8_t)node, 77}},
+                                  .name = party_address(node),
+                                  .new_name = "",
+                                  .size_bytes = 1 * GIB};
+    submit(h, &add);
+    CHECK(cluster_node_by_id(cluster_state(h->cluster), node) != NULL);
+}
+
+static inline async void party_flags(struct hosts *h, uint64_t node, unsigned flags)
+{
+    const struct cluster_node *is = cluster_node_by_id(cluster_state(h->cluster), node);
+    struct cluster_command set = {.op = CLUSTER_NODE_STATE,
+                                  .node = node,
+                                  .old_flags = is->flags,
+                                  .flags = flags};
+    submit(h, &set);
+}
+
+static inline async void hosts_open_parts(struct hosts *h)
+{
+    struct host_options options = {.store_path = "sim/store",
+                                   .kv_path = "sim/kv",
+                                   .capacity_bytes = 256 * MIB,
+                                   .no_idle_work = true};
+    struct store_options store = {.path = "sim/store", .no_idle_work = true};
+    if (sim_file_size_bytes(h->world, "sim/store") == 0)
+        DO(host_create(h->loop, &options, &err));
+    DO(kv_open(h->loop, "sim/kv", false, &h->kv, &err));
+    store.kv = h->kv;
+    DO(store_open(h->loop, &store, &h->store, &err));
+    DO(cluster_open(h->loop, h->kv, &h->cluster, &err));
+    h->member = replica_local_create(h->store, 1);
+    CHECK(h->member != NULL);
+    for (uint64_t node = 2; node <= HOSTS_MAX; node++)
+        if (cluster_node_by_id(cluster_state(h->cluster), node) == NULL)
+            party_add(h, node);
+}
+
+static inline async void party_open(struct hosts *h, uint64_t node)
+{
+    struct party *party = &h->parties[node];
+    *party = (struct party){.all = h, .node = node};
+    party->directory = (struct replica_directory){
+        .find = member_find, .in_reach = member_in_reach, .choose = member_choose};
+    party->pool = buffer_pool_create(64 * MIB);
+    struct rpc_options rpc = {.loop = h->loop,
+                              .self = {.cluster = {{1}}, .node = node},
+                              .buffers = party->pool,
+                              .ops = disk_ops,
+                              .arg = party};
+    DO(rpc_create(&rpc, &party->rpc, &err));
+    DO(rpc_listen(party->rpc, party_address(node), NULL, &err));
+    for (uint64_t other = 1; other <= HOSTS_MAX; other++)
+        if (other != node)
+            CHECK_EQ(rpc_set_address(party->rpc, other, party_address(other)), 0);
+    struct host_parts parts = {.kv = h->kv,
+                               .store = h->store,
+                               .cluster = h->cluster,
+                               .directory = &party->directory,
+                               .rpc = party->rpc,
+                               .node = node};
+    struct host_options options = {
+        .parts = &parts, .checkpoint_log_bytes = 1 * MIB, .no_idle_work = true};
+    DO(host_open(h->loop, &options, &party->host, &err));
+    party->machine = (struct machine){.world = h->world, .host = party->host};
+}
+
+static inline void party_release(struct party *party, int code)
+{
+    for (uint32_t i = 0; i < party->held_count; i++)
+        rpc_answer(party->held[i], code, NULL, 0, NULL, 0);
+    party->held_count = 0;
+}
+
+static inline async void hosts_close(struct hosts *h)
+{
+    for (uint64_t node = 1; node <= HOSTS_MAX; node++)
+        party_release(&h->parties[node], -ECONNRESET);
+    for (uint64_t node = 1; node <= HOSTS_MAX; node++)
+        host_close(h->parties[node].host);
+    for (uint64_t node = 1; node <= HOSTS_MAX; node++) {
+        struct party *party = &h->parties[node];
+        rpc_destroy(party->rpc);
+        CHECK_EQ(buffer_pool_used_bytes(party->pool), 0);
+        buffer_pool_destroy(party->pool);
+    }
+    h->member->ops->destroy(h->member);
+    cluster_close(h->cluster);
+    store_close(h->store);
+    kv_close(h->kv);
+}
+
+static inline void hosts_main(struct body *body)
+{
+    struct hosts *h = container_of(body, struct hosts, body);
+    hosts_open_parts(h);
+    for (uint64_t node = 1; node <= HOSTS_MAX; node++)
+        party_open(h, node);
+    h->run(h);
+    hosts_close(h);
+}
+
+/* A whole life of the hosts, with `run` in the middle, and with what an earlier one in
+ * this world left. */
+static inline void hosts_run_in(struct sim_world *world, void (*run)(struct hosts *h))
+{
+    struct hosts *h = calloc(1, sizeof *h);
+    CHECK(h != NULL);
+    h->run = run;
+    h->world = world;
+    h->body = (struct body){.run = hosts_main, .world = h->world};
+    h->body.call = (struct task_call){.main = body_main, .name = "test", .system = true};
+    h->loop = h->body.loop = sim_process_create(h->world);
+    if (getenv("TEST_LOG") != NULL)
+        log_set_fd(loop_log(h->loop), 2);
+    task_start(h->loop, &h->body.call);
+    CHECK(sim_world_run_until(h->world, &h->body.is_over, BODY_LIMIT_NS));
+    sim_process_end(h->loop, SIM_KILL);
+    free(h);
+}
+
+static inline void hosts_run(uint64_t seed, void (*run)(struct hosts *h))
+{
+    struct sim_world *world = sim_world_create(seed);
+    hosts_run_in(world, run);
+    sim_world_destroy(world);
+}
+
+/* --- what tests ask --- */
+
+static inline const struct cluster_disk *disk_state(struct hosts *h, const char *name)
+{
+    return cluster_disk_by_name(cluster_state(h->cluster), name);
+}
+
+static inline uint64_t owner_of(struct hosts *h, const char *name)
+{
+    return disk_state(h, name)->owner;
+}
+
+static inline async struct disk *attach_to(struct hosts *h, uint64_t node,
+                                           const char *name, enum disk_access access)
+{
+    struct disk *disk = NULL;
+    DO(disk_open(h->parties[node].host, name, access, &disk, &err));
+    return disk;
+}
+
+/* As a client that opened the disk `opened` so. */
+static inline async int write_as(struct disk *disk, uint32_t opened, uint64_t offset,
+                                 uint64_t len, const uint8_t *data)
+{
+    struct op op;
+    op_init(&op, disk, DISK_WRITE, 0, offset, len, data);
+    op.io.opened = opened;
+    disk_submit(disk, &op.io);
+    return op_wait(&op, NULL);
+}
+
+#endif

@@ -1,0 +1,667 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Disks that go from host to host: what is forwarded, what moves one, who may not, and
+ * that nothing acknowledged is lost on the way. */
+#include "tests/unit/host_machine.h"
+
+#define SIZE  (2 * MIB)
+#define BYTES 4096U
+
+static void fill_with(uint8_t *data, uint8_t with)
+{
+    memset(data, with, BYTES);
+}
+
+static async void check_byte(struct disk *disk, uint64_t offset, uint8_t expected)
+{
+    uint8_t data[BYTES];
+    CHECK_EQ(read_bytes_at(disk, offset, BYTES, data), 0);
+    for (uint32_t i = 0; i < BYTES; i++)
+        CHECK_EQ(data[i], expected);
+}
+
+static async int write_byte(struct disk *disk, uint64_t offset, uint8_t with)
+{
+    uint8_t data[BYTES];
+    fill_with(data, with);
+    return write_bytes_at(disk, offset, BYTES, data, 0);
+}
+
+static async int write_byte_as(struct disk *disk, uint32_t opened, uint64_t offset,
+                               uint8_t with)
+{
+    uint8_t data[BYTES];
+    fill_with(data, with);
+    return write_as(disk, opened, offset, BYTES, data);
+}
+
+/* A disk that host 1 owns and has a client of. */
+static async struct disk *make(struct hosts *h)
+{
+    DO(disk_create(h->parties[1].host, "web", SIZE, &err));
+    struct disk *disk = attach_to(h, 1, "web", DISK_READ_WRITE);
+    CHECK_EQ(write_byte(disk, 0, 1), 0);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    return disk;
+}
+
+/* --- one thing at a time --- */
+
+static async void run_forwarded(struct hosts *h)
+{
+    struct disk *here = make(h);
+    uint64_t epoch = disk_state(h, "web")->epoch;
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    struct disk_range range;
+    uint32_t count;
+    uint8_t part[512];
+    CHECK_EQ(disk_size_bytes(there), SIZE);
+    CHECK(!disk_is_read_only(there));
+    check_byte(there, 0, 1);
+    check_byte(there, SIZE - BYTES, 0);
+    CHECK_EQ(read_bytes_at(there, 100, sizeof part, part), 0);
+    CHECK_EQ(part[0], 1);
+    CHECK_EQ(write_byte(here, BYTES, 2), 0);
+    check_byte(there, BYTES, 2);
+    CHECK_EQ(flush(there), 0);
+    CHECK_EQ(disk_block_status(there, 10, 1000, &range, 1, &count), 0);
+    CHECK(count == 1 && range.len_bytes == 1000 && range.kind == DISK_DATA);
+    CHECK_EQ(read_bytes_at(there, SIZE, 1, part), -EINVAL);
+    CHECK_EQ(change(there, DISK_ZERO, SIZE, 1), -ENOSPC);
+    task_sleep_ns(NS_PER_S);
+    CHECK(h->parties[1].prepared > 0);
+    CHECK_EQ(h->parties[1].handed_over, 0);
+    disk_close(there);
+    task_sleep_ns(20 * NS_PER_S);
+    CHECK(disk_find(h->parties[2].host, disk_state(h, "web")->id, 0) == NULL);
+    CHECK_EQ(write_byte(here, 0, 3), 0);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    CHECK_EQ(disk_state(h, "web")->epoch, epoch);
+    disk_close(here);
+}
+
+/* What is to be merged at the hand-over was merged before. */
+static async void run_prepared(struct hosts *h)
+{
+    struct disk *here = make(h);
+    uint64_t before = disk_state(h, "web")->checkpoint.number;
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    task_sleep_ns(NS_PER_S);
+    CHECK(disk_state(h, "web")->checkpoint.number > before);
+    CHECK_EQ(write_byte(here, 0, 2), 0);
+    before = disk_state(h, "web")->checkpoint.number;
+    task_sleep_ns(10 * NS_PER_S);
+    CHECK(disk_state(h, "web")->checkpoint.number > before);
+    disk_close(there);
+    disk_close(here);
+}
+
+static async void run_first_change(struct hosts *h)
+{
+    static const enum disk_op kinds[] = {DISK_WRITE, DISK_TRIM, DISK_ZERO};
+    for (uint32_t i = 0; i < ARRAY_LEN(kinds); i++) {
+        struct disk *here = i == 0 ? make(h) : attach_to(h, 1, "web", DISK_READ_WRITE);
+        uint32_t opened = disk_opened(here);
+        CHECK_EQ(write_byte(here, BYTES, 7), 0);
+        struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+        if (kinds[i] == DISK_WRITE)
+            CHECK_EQ(write_byte(there, 0, 9), 0);
+        else
+            CHECK_EQ(change(there, kinds[i], 0, BYTES), 0);
+        CHECK_EQ(owner_of(h, "web"), 2);
+        CHECK(here->is_remote && here->log == NULL && !there->is_remote);
+        check_byte(there, BYTES, 7);
+        /* The old side: flushes succeed, reads are of what is there now, writes fail. */
+        CHECK_EQ(flush(here), 0);
+        check_byte(here, 0, kinds[i] == DISK_WRITE ? 9 : 0);
+        CHECK_EQ(write_byte_as(here, opened, 0, 66), -PLX_EBUSY);
+        check_byte(there, 0, kinds[i] == DISK_WRITE ? 9 : 0);
+        CHECK_EQ(owner_of(h, "web"), 2);
+        DO_FAILS(disk_open(h->parties[1].host, "web", DISK_READ_WRITE, &here, &err),
+                 -PLX_EBUSY);
+        disk_close(there);
+        /* Nobody is there any more: the late write gets it back. */
+        CHECK_EQ(write_byte_as(here, opened, 2 * BYTES, 8), 0);
+        CHECK_EQ(owner_of(h, "web"), 1);
+        check_byte(here, BYTES, 7);
+        check_byte(here, 2 * BYTES, 8);
+        CHECK_EQ(flush(here), 0);
+        disk_close(here);
+    }
+}
+
+/* A connection of its own does not make an idle one's owner: nobody has it. */
+static async void run_unowned(struct hosts *h)
+{
+    struct disk *here = make(h);
+    disk_close(here);
+    task_sleep_ns(20 * NS_PER_S);
+    CHECK_EQ(owner_of(h, "web"), 0);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    CHECK_EQ(owner_of(h, "web"), 2);
+    check_byte(there, 0, 1);
+    CHECK_EQ(write_byte(there, 0, 2), 0);
+    disk_close(there);
+    DO(snapshot_create(h->parties[2].host, "web", "monday", &err));
+    DO_FAILS(disk_open(h->parties[2].host, "web@monday", DISK_INCOMING, &there, &err),
+             -EROFS);
+}
+
+/* The owner's clients go while somebody only reads there. */
+static async void run_owner_closes(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    check_byte(there, 0, 1);
+    disk_close(here);
+    task_sleep_ns(20 * NS_PER_S);
+    CHECK_EQ(owner_of(h, "web"), 0);
+    check_byte(there, 0, 1);
+    CHECK_EQ(owner_of(h, "web"), 2);
+    disk_close(there);
+}
+
+static async void check_refused(struct hosts *h, uint64_t node)
+{
+    struct error err = {0};
+    struct disk *disk;
+    CHECK(disk_open(h->parties[node].host, "web", DISK_READ_WRITE, &disk, &err) < 0);
+    CHECK(strstr(err.text, "web") != NULL && strstr(err.text, "node 1") != NULL);
+}
+
+static async void run_second_attach(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    check_refused(h, 2);
+    check_refused(h, 3);
+    DO_FAILS(snapshot_create(h->parties[2].host, "web", "s", &err), -PLX_EBUSY);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    CHECK_EQ(write_byte(here, 0, 2), 0);
+    disk_close(there);
+    disk_close(here);
+}
+
+/* --- under way --- */
+
+/* Of the writes that the old side has in flight those that are acknowledged are there;
+ * the others fail. */
+static async void run_in_flight(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    struct op *ops = calloc(64, sizeof *ops);
+    uint8_t data[BYTES];
+    uint32_t acknowledged = 0, refused = 0;
+    CHECK(ops != NULL);
+    for (uint32_t i = 0; i < 32; i++) {
+        fill_with(data, (uint8_t)(100 + i));
+        op_start(&ops[i], here, DISK_WRITE, i % 4 == 0 ? DISK_FUA : 0, i * BYTES, BYTES,
+                 data);
+    }
+    struct op first, last_flush;
+    fill_with(data, 5);
+    op_start(&first, there, DISK_WRITE, 0, 200 * BYTES, BYTES, data);
+    op_start(&last_flush, here, DISK_FLUSH, 0, 0, 0, NULL);
+    for (uint32_t i = 32; i < 64; i++) {
+        while (!here->door_closed && !here->is_remote && i == 32)
+            task_yield();
+        fill_with(data, (uint8_t)(100 + i));
+        op_start(&ops[i], here, DISK_WRITE, 0, i * BYTES, BYTES, data);
+    }
+    CHECK_EQ(op_wait(&first, NULL), 0);
+    CHECK_EQ(op_wait(&last_flush, NULL), 0);
+    for (uint32_t i = 0; i < 64; i++) {
+        int rc = op_wait(&ops[i], NULL);
+        CHECK(rc == 0 || (i >= 32 && rc == -PLX_EBUSY));
+        acknowledged += rc == 0;
+        refused += rc != 0;
+        if (rc == 0)
+            check_byte(there, i * BYTES, (uint8_t)(100 + i));
+        else
+            check_byte(there, i * BYTES, 0);
+    }
+    CHECK(acknowledged >= 32 && refused > 0);
+    check_byte(there, 200 * BYTES, 5);
+    CHECK_EQ(owner_of(h, "web"), 2);
+    free(ops);
+    disk_close(there);
+    disk_close(here);
+}
+
+/* Back and forth, each time with a new client, the old one still there for a while. */
+static async void run_back_and_forth(struct hosts *h)
+{
+    struct model *model = model_create(SIZE);
+    DO(disk_create(h->parties[1].host, "web", SIZE, &err));
+    struct disk *disk = attach_to(h, 1, "web", DISK_READ_WRITE);
+    for (uint64_t i = 0; i < 20; i++) {
+        uint64_t node = 1 + i % 2, next = 3 - node;
+        struct machine *m = &h->parties[node].machine;
+        random_rounds(m, disk, model, 12);
+        struct disk *there = attach_to(h, next, "web", DISK_INCOMING);
+        random_rounds(m, disk, model, 6); /* while it comes in */
+        uint32_t opened = disk_opened(disk);
+        random_rounds(&h->parties[next].machine, there, model, 6);
+        CHECK_EQ(owner_of(h, "web"), next);
+        CHECK_EQ(write_byte_as(disk, opened, 0, 66), -PLX_EBUSY);
+        check_content(there, model);
+        check_content(disk, model);
+        if (sim_world_random(h->world, 2) == 0) {
+            DO(snapshot_create(h->parties[next].host, "web", i % 4 < 2 ? "a" : "b",
+                               &err));
+            const char *name = i % 4 < 2 ? "a" : "b";
+            DO(snapshot_remove(h->parties[next].host, "web", &name, 1, &err));
+        }
+        disk_close(disk);
+        disk = there;
+    }
+    check_content(disk, model);
+    disk_close(disk);
+    task_sleep_ns(20 * NS_PER_S);
+    check_clean(&h->parties[1].machine);
+    free(model);
+}
+
+/* An old client that never goes away, on the host that the disk comes back to. */
+static async void run_back_to_former(struct hosts *h)
+{
+    struct disk *old = make(h);
+    uint32_t opened = disk_opened(old);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    CHECK_EQ(write_byte(there, 0, 2), 0);
+    struct disk *back = attach_to(h, 1, "web", DISK_INCOMING);
+    CHECK(back == old && disk_opened(back) != opened);
+    CHECK_EQ(write_byte(back, BYTES, 3), 0);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    CHECK_EQ(write_byte_as(old, opened, 0, 66), -PLX_EEPOCH);
+    check_byte(back, 0, 2);
+    disk_close(there);
+    disk_close(old);
+    CHECK_EQ(write_byte(back, 0, 4), 0);
+    disk_close(back);
+}
+
+struct writer_of_many {
+    struct task_call call;
+    struct hosts *h;
+    uint64_t node;
+    uint64_t base; /* its blocks */
+    uint32_t acknowledged[64]; /* the number last written there, or being written */
+    bool is_unknown[64];
+    uint32_t done;
+    bool is_over;
+};
+
+static void check_one_owner(struct hosts *h, const char *name)
+{
+    uint32_t writers = 0;
+    for (uint64_t node = 1; node <= HOSTS_MAX; node++) {
+        const struct disk *disk =
+            disk_find(h->parties[node].host, disk_state(h, name)->id, 0);
+        if (disk != NULL && disk->log != NULL && disk->state == DISK_OPEN && !disk->down)
+            writers++;
+    }
+    CHECK(writers <= 1);
+}
+
+/* Attaches anew for every few writes, so that it is the one who comes in. */
+static async void many_main(struct task_call *call)
+{
+    struct writer_of_many *self = container_of(call, struct writer_of_many, call);
+    for (uint32_t i = 1; i <= 60; i++) {
+        struct disk *disk = attach_to(self->h, self->node, "web", DISK_INCOMING);
+        uint32_t opened = disk_opened(disk);
+        for (uint32_t k = 0; k < 4; k++) {
+            uint32_t at = (i * 4 + k) % 64;
+            uint8_t data[BYTES] = {0};
+            uint32_t number = i * 4 + k;
+            memcpy(data, &number, sizeof number);
+            int rc = write_as(disk, opened, (self->base + at) * BLOCK_SIZE, BYTES, data);
+            CHECK(rc == 0 || rc == -PLX_EBUSY || rc == -PLX_EEPOCH);
+            check_one_owner(self->h, "web");
+            if (rc != 0)
+                break;
+            self->acknowledged[at] = number;
+            self->done++;
+        }
+        disk_close(disk);
+        task_sleep_ns(sim_world_random(self->h->world, 3 * NS_PER_MS));
+    }
+    self->is_over = true;
+}
+
+/* Both sides write at once: one owner at any time, and nothing acknowledged is lost. */
+static async void run_both_write(struct hosts *h)
+{
+    struct disk *here = make(h);
+    disk_close(here);
+    struct writer_of_many *many = calloc(HOSTS_MAX, sizeof *many);
+    CHECK(many != NULL);
+    for (uint64_t i = 0; i < HOSTS_MAX; i++) {
+        many[i] = (struct writer_of_many){.h = h, .node = i + 1, .base = 64 * (i + 1)};
+        many[i].call = (struct task_call){.main = many_main, .name = "many"};
+        task_start(h->loop, &many[i].call);
+    }
+    for (uint64_t i = 0; i < HOSTS_MAX; i++)
+        while (!many[i].is_over)
+            task_sleep_ns(NS_PER_MS);
+    struct disk *disk = attach_to(h, 1, "web", DISK_INCOMING);
+    for (uint64_t i = 0; i < HOSTS_MAX; i++) {
+        CHECK(many[i].done > 20);
+        for (uint64_t at = 0; at < 64; at++) {
+            uint8_t data[BYTES];
+            uint32_t number;
+            CHECK_EQ(read_bytes_at(disk, (many[i].base + at) * BLOCK_SIZE, BYTES, data),
+                     0);
+            memcpy(&number, data, sizeof number);
+            CHECK_EQ(number, many[i].acknowledged[at]);
+        }
+    }
+    disk_close(disk);
+    free(many);
+}
+
+/* --- what goes wrong --- */
+
+/* Something does not end: the owner refuses in time, and goes on. */
+static async void run_refused(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    uint64_t epoch = disk_state(h, "web")->epoch;
+    struct op waiting;
+    uint8_t data[BYTES];
+    here->users++; /* as an operation under way */
+    struct op first;
+    fill_with(data, 5);
+    op_start(&first, there, DISK_WRITE, 0, 0, BYTES, data);
+    while (!here->door_closed)
+        task_yield();
+    fill_with(data, 6);
+    op_start(&waiting, here, DISK_WRITE, 0, BYTES, BYTES, data);
+    CHECK_EQ(op_wait(&first, NULL), -PLX_EBUSY);
+    CHECK_EQ(op_wait(&waiting, NULL), 0);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    CHECK_EQ(disk_state(h, "web")->epoch, epoch);
+    check_byte(there, BYTES, 6);
+    disk_release(here);
+    CHECK_EQ(write_byte(there, 0, 7), 0);
+    CHECK_EQ(owner_of(h, "web"), 2);
+    disk_close(there);
+    disk_close(here);
+}
+
+/* The owner is silent: nothing happens before the cluster takes it for down; then the
+ * lease is taken by force, and what the old owner has not been told it finds out. */
+static async void run_forced(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    uint8_t data[BYTES];
+    struct op first, read;
+    h->parties[1].mood = SILENT;
+    fill_with(data, 5);
+    op_start(&first, there, DISK_WRITE, 0, 0, BYTES, data);
+    op_start(&read, there, DISK_READ, 0, 0, BYTES, NULL);
+    task_sleep_ns(9 * NS_PER_S);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    CHECK_EQ(write_byte(here, BYTES, 2), 0);
+    party_flags(h, 1, NODE_DOWN);
+    CHECK_EQ(op_wait(&first, NULL), 0);
+    CHECK_EQ(op_wait(&read, NULL), 0);
+    CHECK_EQ(owner_of(h, "web"), 2);
+    check_byte(there, 0, 5);
+    check_byte(there, BYTES, 2);
+    CHECK_EQ(write_byte(here, 0, 66), -PLX_EEPOCH);
+    task_sleep_ns(NS_PER_MS); /* it knows now */
+    CHECK_EQ(flush(here), -PLX_EEPOCH);
+    check_byte(there, 0, 5);
+    party_flags(h, 1, 0);
+    CHECK_EQ(write_byte(here, 0, 66), -PLX_EEPOCH);
+    h->parties[1].mood = ANSWERS;
+    CHECK_EQ(owner_of(h, "web"), 2);
+    disk_close(there);
+    disk_close(here);
+}
+
+/* Silent for good, and never taken for down: the change fails in bounded time. */
+static async void run_silent(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    h->parties[1].mood = SILENT;
+    uint64_t began_ns = loop_now_ns(h->loop);
+    CHECK(write_byte(there, 0, 5) < 0);
+    uint8_t data[BYTES];
+    CHECK_EQ(read_bytes_at(there, 0, BYTES, data), -EIO);
+    CHECK(loop_now_ns(h->loop) - began_ns < 120 * NS_PER_S);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    party_release(&h->parties[1], -ECONNRESET);
+    h->parties[1].mood = ANSWERS;
+    check_byte(there, 0, 1);
+    disk_close(there);
+    disk_close(here);
+}
+
+/* Whoever has it now is silent: who gave it away does not take it back, not even when
+ * the other is down. */
+static async void run_new_side_silent(struct hosts *h)
+{
+    struct disk *here = make(h);
+    uint32_t opened = disk_opened(here);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    CHECK_EQ(write_byte(there, 0, 2), 0);
+    h->parties[2].mood = SILENT;
+    party_flags(h, 2, NODE_DOWN);
+    CHECK_EQ(write_byte_as(here, opened, 0, 66), -PLX_EOWNED);
+    CHECK_EQ(owner_of(h, "web"), 2);
+    party_release(&h->parties[2], -ECONNRESET);
+    disk_close(here);
+    task_sleep_ns(20 * NS_PER_S);
+    /* Somebody who comes anew does. */
+    here = attach_to(h, 1, "web", DISK_READ_WRITE);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    check_byte(here, 0, 2);
+    CHECK_EQ(write_byte(here, 0, 3), 0);
+    CHECK_EQ(write_byte(there, 0, 66), -PLX_EEPOCH);
+    check_byte(here, 0, 3);
+    party_flags(h, 2, 0);
+    h->parties[2].mood = ANSWERS;
+    disk_close(there);
+    disk_close(here);
+}
+
+static uint64_t break_after_ns;
+
+static async void breaker_main(struct task_call *call)
+{
+    struct writer_of_many *self = container_of(call, struct writer_of_many, call);
+    struct rpc *rpc = self->h->parties[2].rpc;
+    task_sleep_ns(break_after_ns);
+    CHECK_EQ(rpc_set_address(rpc, 1, "node9:9"), 0);
+    task_sleep_ns(NS_PER_MS);
+    CHECK_EQ(rpc_set_address(rpc, 1, party_address(1)), 0);
+    self->is_over = true;
+}
+
+/* The connection breaks at any moment of the hand-over: it comes to an end, once. */
+static async void run_broken(struct hosts *h)
+{
+    struct disk *here = make(h);
+    for (uint32_t i = 0; i < 30; i++) {
+        struct writer_of_many breaker = {.h = h};
+        struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+        CHECK_EQ(write_byte(here, BYTES, (uint8_t)i), 0);
+        break_after_ns = i * 300 * NS_PER_US;
+        breaker.call = (struct task_call){.main = breaker_main, .name = "breaker"};
+        task_start(h->loop, &breaker.call);
+        CHECK_EQ(write_byte(there, 0, (uint8_t)(100 + i)), 0);
+        while (!breaker.is_over)
+            task_yield();
+        CHECK_EQ(owner_of(h, "web"), 2);
+        check_byte(there, BYTES, (uint8_t)i);
+        check_byte(here, 0, (uint8_t)(100 + i));
+        disk_close(here);
+        here = attach_to(h, 1, "web", DISK_INCOMING);
+        CHECK_EQ(write_byte(here, 0, 1), 0);
+        CHECK_EQ(owner_of(h, "web"), 1);
+        disk_close(there);
+    }
+    disk_close(here);
+}
+
+/* --- the nth input or output fails --- */
+
+static struct {
+    int64_t nth;
+    bool has_happened;
+    uint8_t here, there; /* what the blocks must hold: 0 if that is open */
+} failing;
+
+static async void run_failing(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    struct op ops[3];
+    uint8_t data[BYTES];
+    CHECK_EQ(write_byte(here, 2 * BYTES, 9), 0);
+    sim_fail_nth_io(h->world, failing.nth);
+    fill_with(data, 5);
+    op_start(&ops[0], there, DISK_WRITE, 0, 0, BYTES, data);
+    op_start(&ops[1], here, DISK_FLUSH, 0, 0, 0, NULL);
+    task_yield();
+    fill_with(data, 6);
+    op_start(&ops[2], here, DISK_WRITE, 0, BYTES, BYTES, data);
+    failing.there = op_wait(&ops[0], NULL) == 0 ? 5 : 0;
+    (void)op_wait(&ops[1], NULL);
+    failing.here = op_wait(&ops[2], NULL) == 0 ? 6 : 0;
+    failing.has_happened = sim_failure_happened(h->world);
+    sim_fail_nth_io(h->world, -1);
+    check_one_owner(h, "web");
+    disk_close(there);
+    disk_close(here);
+}
+
+static async void run_after_failing(struct hosts *h)
+{
+    if (owner_of(h, "web") == 2)
+        party_flags(h, 2, NODE_DOWN);
+    struct disk *disk = attach_to(h, 1, "web", DISK_READ_WRITE);
+    check_byte(disk, 2 * BYTES, 9);
+    if (failing.there != 0)
+        check_byte(disk, 0, failing.there);
+    if (failing.here != 0)
+        check_byte(disk, BYTES, failing.here);
+    disk_close(disk);
+}
+
+static void test_failures(void)
+{
+    uint32_t done = 0;
+    failing.has_happened = true;
+    for (failing.nth = 0; failing.has_happened; failing.nth++, done++) {
+        struct sim_world *world = sim_world_create(1);
+        hosts_run_in(world, run_failing);
+        hosts_run_in(world, run_after_failing);
+        sim_world_destroy(world);
+    }
+    CHECK(done > 10);
+}
+
+/* --- foreign bytes --- */
+
+static async int call_raw(struct hosts *h, uint16_t op, const void *head, uint32_t len)
+{
+    struct rpc_call call = {.node = 1,
+                            .op = op,
+                            .head = head,
+                            .head_len = len,
+                            .timeout_ns = 10 * NS_PER_S};
+    return rpc_wait(h->parties[2].rpc, &call, NULL, NULL);
+}
+
+static async int read_raw(struct hosts *h, uint64_t disk, uint64_t offset, uint32_t len)
+{
+    struct disk_rpc_read head = {.disk = le64_of(disk),
+                                 .offset_bytes = le64_of(offset),
+                                 .len_bytes = le32_of(len)};
+    return call_raw(h, DISK_RPC_READ, &head, sizeof head);
+}
+
+static async int ask_raw(struct hosts *h, uint64_t disk, uint64_t epoch, uint8_t kind)
+{
+    struct disk_rpc_hand_over head = {
+        .disk = le64_of(disk), .epoch = le64_of(epoch), .kind = kind};
+    return call_raw(h, DISK_RPC_HAND_OVER, &head, sizeof head);
+}
+
+static async void run_foreign(struct hosts *h)
+{
+    struct disk *here = make(h);
+    uint64_t id = disk_state(h, "web")->id, epoch = disk_state(h, "web")->epoch;
+    uint8_t junk[DISK_RPC_HEAD_MAX + 1] = {0};
+    for (uint32_t len = 1; len <= sizeof junk; len++) {
+        CHECK(call_raw(h, DISK_RPC_READ, junk, len) < 0);
+        CHECK(call_raw(h, DISK_RPC_HAND_OVER, junk, len) < 0);
+        rpc_post(h->parties[2].rpc, 1, DISK_RPC_PREPARE, junk, len, NULL, 0);
+    }
+    CHECK_EQ(read_raw(h, id, 0, 0), -EINVAL);
+    CHECK_EQ(read_raw(h, id, 1, BLOCK_SIZE), -EINVAL);
+    CHECK_EQ(read_raw(h, id, 0, BLOCK_SIZE + 1), -EINVAL);
+    CHECK_EQ(read_raw(h, id, 0, DISK_RPC_READ_BYTES_MAX + BLOCK_SIZE), -EINVAL);
+    CHECK_EQ(read_raw(h, id, SIZE, BLOCK_SIZE), -EINVAL);
+    CHECK_EQ(read_raw(h, id, UINT64_MAX - BLOCK_SIZE + 1, BLOCK_SIZE), -EINVAL);
+    CHECK_EQ(read_raw(h, id + 1, 0, BLOCK_SIZE), -PLX_ENOTHERE);
+    CHECK_EQ(read_raw(h, id, SIZE - BLOCK_SIZE, BLOCK_SIZE), 0);
+    CHECK_EQ(ask_raw(h, id, epoch, 0), -EINVAL);
+    CHECK_EQ(ask_raw(h, id, epoch, 3), -EINVAL);
+    CHECK_EQ(ask_raw(h, id, epoch - 1, HAND_OVER_INCOMING), -PLX_EPRECONDITION);
+    CHECK_EQ(ask_raw(h, id + 1, epoch, HAND_OVER_INCOMING), -PLX_EMISSING);
+    CHECK_EQ(ask_raw(h, id, epoch, HAND_OVER_RETURNING), -PLX_EBUSY);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    CHECK_EQ(write_byte(here, 0, 2), 0);
+    /* One that is repeated does nothing the second time. */
+    CHECK_EQ(ask_raw(h, id, epoch, HAND_OVER_INCOMING), 0);
+    CHECK_EQ(owner_of(h, "web"), 0);
+    CHECK_EQ(ask_raw(h, id, epoch, HAND_OVER_INCOMING), -PLX_EPRECONDITION);
+    /* It was never taken: who gave it away has it back, as host 2 has no client. */
+    CHECK_EQ(write_byte(here, 0, 3), 0);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    CHECK_EQ(ask_raw(h, id, epoch, HAND_OVER_INCOMING), -PLX_EPRECONDITION);
+    check_byte(here, 0, 3);
+    disk_close(here);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        void (*run)(struct hosts *h);
+    } tests[] = {
+        {"forwarded", run_forwarded},
+        {"prepared", run_prepared},
+        {"first change", run_first_change},
+        {"unowned", run_unowned},
+        {"owner closes", run_owner_closes},
+        {"second attach", run_second_attach},
+        {"in flight", run_in_flight},
+        {"back and forth", run_back_and_forth},
+        {"back to former", run_back_to_former},
+        {"both write", run_both_write},
+        {"refused", run_refused},
+        {"forced", run_forced},
+        {"silent", run_silent},
+        {"new side silent", run_new_side_silent},
+        {"broken", run_broken},
+        {"foreign", run_foreign},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(tests); i++) {
+        if (argc > 1 && strcmp(argv[1], tests[i].name) != 0)
+            continue;
+        for (uint64_t seed = 1; seed <= 3; seed++)
+            hosts_run(seed, tests[i].run);
+    }
+    if (argc == 1 || strcmp(argv[1], "failures") == 0)
+        test_failures();
+    return 0;
+}
