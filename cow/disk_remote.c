@@ -183,7 +183,6 @@ async int remote_take(struct disk *disk, uint32_t opened, struct error *err)
     host_update_reserve(disk->host);
     if (rc < 0)
         return rc;
-    log_info(disk->loop, "disk %s: taken over", disk->name);
     checkpoint_after_open(disk);
     trimmer_kick(disk);
     resume_changes(remote);
@@ -286,6 +285,9 @@ static async void move_main(struct task_call *call)
     if (rc < 0) {
         log_warning(disk->loop, "%s", err.text);
         fail_changes(remote, rc == -EAGAIN ? -PLX_EOWNED : rc);
+    } else {
+        log_info(disk->loop, "disk %s: taken over, changes waited %llu us", disk->name,
+                 (unsigned long long)((loop_now_ns(disk->loop) - began_ns) / 1000));
     }
     remote->is_moving = false;
     disk_release(disk);

@@ -38,6 +38,7 @@ struct hosts {
     struct store *store;
     struct cluster *cluster;
     struct replica *member;
+    char store_path[256], kv_path[256];
     struct party parties[HOSTS_MAX + 1]; /* by node */
     void (*run)(struct hosts *h);
 };
@@ -151,14 +152,14 @@ static inline async void party_flags(struct hosts *h, uint64_t node, unsigned fl
 
 static inline async void hosts_open_parts(struct hosts *h)
 {
-    struct host_options options = {.store_path = "sim/store",
-                                   .kv_path = "sim/kv",
+    struct host_options options = {.store_path = h->store_path,
+                                   .kv_path = h->kv_path,
                                    .capacity_bytes = 256 * MIB,
                                    .no_idle_work = true};
-    struct store_options store = {.path = "sim/store", .no_idle_work = true};
-    if (sim_file_size_bytes(h->world, "sim/store") == 0)
+    struct store_options store = {.path = h->store_path, .no_idle_work = true};
+    if (h->world == NULL || sim_file_size_bytes(h->world, h->store_path) == 0)
         DO(host_create(h->loop, &options, &err));
-    DO(kv_open(h->loop, "sim/kv", false, &h->kv, &err));
+    DO(kv_open(h->loop, h->kv_path, false, &h->kv, &err));
     store.kv = h->kv;
     DO(store_open(h->loop, &store, &h->store, &err));
     DO(cluster_open(h->loop, h->kv, &h->cluster, &err));
@@ -169,23 +170,17 @@ static inline async void hosts_open_parts(struct hosts *h)
             party_add(h, node);
 }
 
-static inline async void party_open(struct hosts *h, uint64_t node)
+static inline void party_init(struct hosts *h, uint64_t node)
 {
     struct party *party = &h->parties[node];
     *party = (struct party){.all = h, .node = node};
     party->directory = (struct replica_directory){
         .find = member_find, .in_reach = member_in_reach, .choose = member_choose};
-    party->pool = buffer_pool_create(64 * MIB);
-    struct rpc_options rpc = {.loop = h->loop,
-                              .self = {.cluster = {{1}}, .node = node},
-                              .buffers = party->pool,
-                              .ops = disk_ops,
-                              .arg = party};
-    DO(rpc_create(&rpc, &party->rpc, &err));
-    DO(rpc_listen(party->rpc, party_address(node), NULL, &err));
-    for (uint64_t other = 1; other <= HOSTS_MAX; other++)
-        if (other != node)
-            CHECK_EQ(rpc_set_address(party->rpc, other, party_address(other)), 0);
+}
+
+static inline async void party_open_host(struct hosts *h, uint64_t node)
+{
+    struct party *party = &h->parties[node];
     struct host_parts parts = {.kv = h->kv,
                                .store = h->store,
                                .cluster = h->cluster,
@@ -198,11 +193,37 @@ static inline async void party_open(struct hosts *h, uint64_t node)
     party->machine = (struct machine){.world = h->world, .host = party->host};
 }
 
+static inline async void party_open(struct hosts *h, uint64_t node)
+{
+    struct party *party = &h->parties[node];
+    party_init(h, node);
+    party->pool = buffer_pool_create(64 * MIB);
+    struct rpc_options rpc = {.loop = h->loop,
+                              .self = {.cluster = {{1}}, .node = node},
+                              .buffers = party->pool,
+                              .ops = disk_ops,
+                              .arg = party};
+    DO(rpc_create(&rpc, &party->rpc, &err));
+    DO(rpc_listen(party->rpc, party_address(node), NULL, &err));
+    for (uint64_t other = 1; other <= HOSTS_MAX; other++)
+        if (other != node)
+            CHECK_EQ(rpc_set_address(party->rpc, other, party_address(other)), 0);
+    party_open_host(h, node);
+}
+
 static inline void party_release(struct party *party, int code)
 {
     for (uint32_t i = 0; i < party->held_count; i++)
         rpc_answer(party->held[i], code, NULL, 0, NULL, 0);
     party->held_count = 0;
+}
+
+static inline async void hosts_close_parts(struct hosts *h)
+{
+    h->member->ops->destroy(h->member);
+    cluster_close(h->cluster);
+    store_close(h->store);
+    kv_close(h->kv);
 }
 
 static inline async void hosts_close(struct hosts *h)
@@ -217,10 +238,7 @@ static inline async void hosts_close(struct hosts *h)
         CHECK_EQ(buffer_pool_used_bytes(party->pool), 0);
         buffer_pool_destroy(party->pool);
     }
-    h->member->ops->destroy(h->member);
-    cluster_close(h->cluster);
-    store_close(h->store);
-    kv_close(h->kv);
+    hosts_close_parts(h);
 }
 
 static inline void hosts_main(struct body *body)
@@ -241,6 +259,8 @@ static inline void hosts_run_in(struct sim_world *world, void (*run)(struct host
     CHECK(h != NULL);
     h->run = run;
     h->world = world;
+    snprintf(h->store_path, sizeof h->store_path, "sim/store");
+    snprintf(h->kv_path, sizeof h->kv_path, "sim/kv");
     h->body = (struct body){.run = hosts_main, .world = h->world};
     h->body.call = (struct task_call){.main = body_main, .name = "test", .system = true};
     h->loop = h->body.loop = sim_process_create(h->world);
