@@ -72,11 +72,17 @@ enum disk_access {
 /*
  * Opens "NAME" or "NAME@SNAP" (always read-only) for one more front-end connection; the
  * first opening of a disk is its take-over: lease, stop, cut, replay. Snapshots are
- * shared freely. Several connections of this host share one open disk.
- * Errors: PLX_EMISSING, PLX_EOWNED (the text names the owner), PLX_EDAMAGED, ...
+ * shared freely. Several connections of this host share one open disk. One that another
+ * host owns is asked for there, and comes if no client of it is there.
+ * Errors: PLX_EMISSING, PLX_EOWNED and PLX_EBUSY (the text names the owner),
+ * PLX_EDAMAGED, ...
  */
 async int disk_open(struct host *host, const char *name, enum disk_access access,
                     struct disk **ret_disk, struct error *err);
+/* Has the disk owned by this host, for a while: as opening and closing it does. Refused,
+ * with a text that names the node, while a client elsewhere uses it: such a disk moves
+ * when its client does (DISK_INCOMING). */
+async int disk_pull(struct host *host, const char *name, struct error *err);
 /* Gives one opening back; nothing of it may be in flight. After the last one the disk
  * stays open for a while, then checkpoints and gives up its lease by itself. */
 void disk_close(struct disk *disk);

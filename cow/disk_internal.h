@@ -235,7 +235,8 @@ async int disk_acquire_incoming(struct host *host, uint64_t id, struct disk **re
                                 struct error *err);
 void disk_release(struct disk *disk);
 struct disk *disk_find(struct host *host, uint64_t id, uint64_t version);
-/* Checkpoints and closes the disk's head if it is open; -PLX_EBUSY with users. */
+/* Checkpoints and closes the disk's head if it is open, here or on another host;
+ * -PLX_EBUSY with clients. */
 async int disk_shut(struct host *host, uint64_t id, struct error *err);
 async void disk_table_close(struct host *host);
 void disk_set_name(struct disk *disk); /* from the cluster state */

@@ -33,6 +33,7 @@
 #define READ_NS     (30 * NS_PER_S) /* that a read waits for somebody who answers */
 #define OWN_NS      (60 * NS_PER_S) /* the same, for a lease that is ours already */
 #define RETRY_NS    (20 * NS_PER_MS)
+#define RECLAIMS_MAX 5U /* tries, while the state changes */
 #define APPLY_NS    (1 * NS_PER_MS)
 #define PREPARE_NS  (5 * NS_PER_S)
 /* The owner has HAND_OVER_NS, and then ends what it is at. */
@@ -227,7 +228,15 @@ static async int own(struct disk *disk, enum hand_over_kind kind, uint32_t opene
 
 async int remote_reclaim(struct disk *disk, struct error *err)
 {
-    return own(disk, HAND_OVER_RETURNING, disk->stance, err);
+    int rc = -EAGAIN;
+
+    for (uint32_t i = 0; i < RECLAIMS_MAX && (rc == -EAGAIN || rc == -PLX_EPRECONDITION);
+         i++) {
+        if (i > 0)
+            task_sleep_ns(RETRY_NS);
+        rc = own(disk, HAND_OVER_RETURNING, disk->stance, err);
+    }
+    return rc;
 }
 
 /* --- changes --- */

@@ -103,48 +103,6 @@ static async int open_new(struct host *host, uint64_t id, uint64_t version,
     return 0;
 }
 
-/* Not while it is on its way to another host. */
-static bool can_share(const struct disk *disk)
-{
-    return disk->state == DISK_OPEN && !disk->door_closed &&
-           !(disk->down && disk->users == 0);
-}
-
-static void share(struct disk *disk)
-{
-    disk->users++;
-    timer_stop(disk->loop, &disk->idle_timer);
-}
-
-async int disk_acquire(struct host *host, uint64_t id, uint64_t version,
-                       struct disk **ret_disk, struct error *err)
-{
-    for (;;) {
-        struct disk *disk = disk_find(host, id, version);
-
-        if (host->closing)
-            return err_set(err, -ESHUTDOWN, "the daemon is stopping");
-        if (!disk)
-            return open_new(host, id, version, ret_disk, err);
-        if (can_share(disk)) {
-            if (disk->down)
-                return err_set(err, disk->down, "disk %s: %s", disk->name,
-                               err_text(disk->down));
-            share(disk);
-            int rc = disk->is_remote ? remote_reclaim(disk, err) : 0;
-            if (rc < 0 || disk->is_remote) {
-                disk_release(disk);
-                return rc < 0 ? rc : err_set(err, -EAGAIN, "disk %s: %s", disk->name,
-                                             err_text(-EAGAIN));
-            }
-            *ret_disk = disk;
-            return 0;
-        }
-        disk->is_wanted = true; /* what a closing one still tidies may wait */
-        waitlist_wait(&host->disks_changed);
-    }
-}
-
 /* Another node's that is up: what is left to log_open, if it turns out otherwise. */
 static bool is_elsewhere(struct host *host, uint64_t id)
 {
@@ -173,6 +131,58 @@ static int open_remote(struct host *host, uint64_t id, struct disk **ret_disk,
     waitlist_wake_all(&host->disks_changed);
     *ret_disk = disk;
     return 0;
+}
+
+/* Not while it is on its way to another host. */
+static bool can_share(const struct disk *disk)
+{
+    return disk->state == DISK_OPEN && !disk->door_closed &&
+           !(disk->down && disk->users == 0);
+}
+
+static void share(struct disk *disk)
+{
+    disk->users++;
+    timer_stop(disk->loop, &disk->idle_timer);
+}
+
+/* From another host, if no client of it is there. */
+static async int bring_here(struct disk *disk, struct disk **ret_disk, struct error *err)
+{
+    int rc = disk->is_remote ? remote_reclaim(disk, err) : 0;
+
+    if (rc < 0) {
+        disk_release(disk);
+        return rc;
+    }
+    *ret_disk = disk;
+    return 0;
+}
+
+async int disk_acquire(struct host *host, uint64_t id, uint64_t version,
+                       struct disk **ret_disk, struct error *err)
+{
+    for (;;) {
+        struct disk *disk = disk_find(host, id, version);
+
+        if (host->closing)
+            return err_set(err, -ESHUTDOWN, "the daemon is stopping");
+        if (!disk && !version && is_elsewhere(host, id)) {
+            int rc = open_remote(host, id, &disk, err);
+            return rc < 0 ? rc : bring_here(disk, ret_disk, err);
+        }
+        if (!disk)
+            return open_new(host, id, version, ret_disk, err);
+        if (can_share(disk)) {
+            if (disk->down)
+                return err_set(err, disk->down, "disk %s: %s", disk->name,
+                               err_text(disk->down));
+            share(disk);
+            return bring_here(disk, ret_disk, err);
+        }
+        disk->is_wanted = true; /* what a closing one still tidies may wait */
+        waitlist_wait(&host->disks_changed);
+    }
 }
 
 async int disk_acquire_incoming(struct host *host, uint64_t id, struct disk **ret_disk,
@@ -293,8 +303,15 @@ async int disk_shut(struct host *host, uint64_t id, struct error *err)
     for (;;) {
         struct disk *disk = disk_find(host, id, 0);
 
-        if (!disk)
+        if (!disk && !is_elsewhere(host, id))
             return 0;
+        if (!disk || (disk->clients == 0 && disk->is_remote && is_elsewhere(host, id))) {
+            int rc = disk_acquire(host, id, 0, &disk, err);
+            if (rc < 0)
+                return rc;
+            disk_release(disk);
+            continue;
+        }
         if (disk->clients > 0)
             return err_set(err, -PLX_EBUSY,
                            "disk %s: in use by %u client%s: disconnect first", disk->name,
@@ -369,6 +386,21 @@ static int find_ids(struct host *host, const char *name, uint64_t *ret_id,
     *ret_id = disk->id;
     *ret_version = version ? version->id : 0;
     return 0;
+}
+
+async int disk_pull(struct host *host, const char *name, struct error *err)
+{
+    uint64_t id, version;
+    struct disk *disk;
+    int rc = find_ids(host, name, &id, &version, err);
+
+    if (rc == 0 && version)
+        rc = err_set(err, -EROFS, "%s: a snapshot has no owner", name);
+    if (rc == 0)
+        rc = disk_acquire(host, id, 0, &disk, err);
+    if (rc == 0)
+        disk_release(disk);
+    return rc;
 }
 
 async int disk_open(struct host *host, const char *name, enum disk_access access,

@@ -181,6 +181,43 @@ static async void run_second_attach(struct hosts *h)
     disk_close(here);
 }
 
+/* What is only open elsewhere, without a client, comes at once. */
+static async void run_idle_elsewhere(struct hosts *h)
+{
+    struct disk *here = make(h);
+    DO_FAILS(disk_pull(h->parties[3].host, "web", &err), -PLX_EBUSY);
+    disk_close(here);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    struct disk *there = attach_to(h, 3, "web", DISK_READ_WRITE);
+    CHECK_EQ(owner_of(h, "web"), 3);
+    check_byte(there, 0, 1);
+    CHECK_EQ(write_byte(there, 0, 2), 0);
+    disk_close(there);
+    DO(disk_pull(h->parties[2].host, "web", &err));
+    CHECK_EQ(owner_of(h, "web"), 2);
+    DO(snapshot_create(h->parties[1].host, "web", "s", &err));
+    CHECK_EQ(owner_of(h, "web"), 1);
+    DO_FAILS(disk_pull(h->parties[2].host, "web@s", &err), -EROFS);
+    DO_FAILS(disk_pull(h->parties[2].host, "nobody", &err), -PLX_EMISSING);
+    here = attach_to(h, 1, "web", DISK_READ_WRITE);
+    check_byte(here, 0, 2);
+    disk_close(here);
+    /* What needs it closed has it closed. */
+    DO(snapshot_rollback(h->parties[3].host, "web", "s", &err));
+    here = attach_to(h, 1, "web", DISK_READ_WRITE);
+    check_byte(here, 0, 2);
+    DO_FAILS(snapshot_rollback(h->parties[3].host, "web", "s", &err), -PLX_EBUSY);
+    DO_FAILS(disk_remove(h->parties[3].host, "web", DISK_REMOVE_RECURSIVE, &err),
+             -PLX_EBUSY);
+    disk_close(here);
+    /* Silence is no consent. */
+    h->parties[1].mood = SILENT;
+    DO_FAILS(disk_pull(h->parties[2].host, "web", &err), -PLX_EOWNED);
+    party_release(&h->parties[1], -ECONNRESET);
+    h->parties[1].mood = ANSWERS;
+    DO(disk_remove(h->parties[3].host, "web", DISK_REMOVE_RECURSIVE, &err));
+}
+
 /* --- under way --- */
 
 /* Of the writes that the old side has in flight those that are acknowledged are there;
@@ -510,6 +547,51 @@ static async void run_broken(struct hosts *h)
     disk_close(here);
 }
 
+static async void cut_main(struct task_call *call)
+{
+    struct writer_of_many *self = container_of(call, struct writer_of_many, call);
+    struct hosts *h = self->h;
+    task_sleep_ns(break_after_ns);
+    CHECK_EQ(rpc_set_address(h->parties[2].rpc, 1, "node9:9"), 0);
+    CHECK_EQ(rpc_set_address(h->parties[1].rpc, 2, "node9:9"), 0);
+    task_sleep_ns(3 * NS_PER_S);
+    party_flags(h, 1, NODE_DOWN);
+    self->is_over = true;
+}
+
+/* The owner is cut off at any moment of the hand-over, for good: the new side has the
+ * disk once the old one is taken for down, whatever that went on to do. */
+static async void run_cut_off(struct hosts *h)
+{
+    struct disk *here = make(h);
+    for (uint32_t i = 0; i < 10; i++) {
+        struct writer_of_many cutter = {.h = h};
+        struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+        uint32_t opened = disk_opened(here);
+        CHECK_EQ(write_byte(here, BYTES, (uint8_t)(i + 1)), 0);
+        break_after_ns = i * 250 * NS_PER_US;
+        cutter.call = (struct task_call){.main = cut_main, .name = "cutter"};
+        task_start(h->loop, &cutter.call);
+        CHECK_EQ(write_byte(there, 0, (uint8_t)(100 + i)), 0);
+        while (!cutter.is_over)
+            task_sleep_ns(NS_PER_MS);
+        CHECK_EQ(owner_of(h, "web"), 2);
+        check_byte(there, BYTES, (uint8_t)(i + 1));
+        CHECK(write_byte_as(here, opened, 0, 66) < 0);
+        check_byte(there, 0, (uint8_t)(100 + i));
+        CHECK_EQ(owner_of(h, "web"), 2);
+        disk_close(here);
+        disk_close(there);
+        CHECK_EQ(rpc_set_address(h->parties[2].rpc, 1, party_address(1)), 0);
+        CHECK_EQ(rpc_set_address(h->parties[1].rpc, 2, party_address(2)), 0);
+        party_flags(h, 1, 0);
+        task_sleep_ns(20 * NS_PER_S);
+        here = attach_to(h, 1, "web", DISK_READ_WRITE);
+        CHECK_EQ(write_byte(here, 0, 1), 0);
+    }
+    disk_close(here);
+}
+
 /* --- the nth input or output fails --- */
 
 static struct {
@@ -623,6 +705,7 @@ static async void run_foreign(struct hosts *h)
     /* One that is repeated does nothing the second time. */
     CHECK_EQ(ask_raw(h, id, epoch, HAND_OVER_INCOMING), 0);
     CHECK_EQ(owner_of(h, "web"), 0);
+    CHECK_EQ(read_raw(h, id, 0, BLOCK_SIZE), -EAGAIN);
     CHECK_EQ(ask_raw(h, id, epoch, HAND_OVER_INCOMING), -PLX_EPRECONDITION);
     /* It was never taken: who gave it away has it back, as host 2 has no client. */
     CHECK_EQ(write_byte(here, 0, 3), 0);
@@ -644,6 +727,7 @@ int main(int argc, char **argv)
         {"unowned", run_unowned},
         {"owner closes", run_owner_closes},
         {"second attach", run_second_attach},
+        {"idle elsewhere", run_idle_elsewhere},
         {"in flight", run_in_flight},
         {"back and forth", run_back_and_forth},
         {"back to former", run_back_to_former},
@@ -653,6 +737,7 @@ int main(int argc, char **argv)
         {"silent", run_silent},
         {"new side silent", run_new_side_silent},
         {"broken", run_broken},
+        {"cut off", run_cut_off},
         {"foreign", run_foreign},
     };
     for (size_t i = 0; i < ARRAY_LEN(tests); i++) {
