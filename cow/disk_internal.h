@@ -34,6 +34,7 @@
 #include "cow/node_cache.h"
 #include "cow/overlay.h"
 #include "cow/pin.h"
+#include "replication/copies.h"
 #include "replication/disk_log.h"
 
 #include <stdio.h>
@@ -183,9 +184,11 @@ struct host {
     struct store *store;
     struct cluster *cluster;
     uint64_t node;
-    struct replica_directory *directory; /* NULL: the store alone */
+    struct replica_directory *directory; /* for logs */
+    struct copies *copies;               /* of all blocks, wherever they are */
     struct rpc *rpc;                     /* NULL: there are no other hosts */
     bool parts_are_borrowed;             /* kv, store and cluster */
+    bool copies_are_borrowed;
     uint32_t served_reads, hand_overs;   /* for other hosts */
     struct node_cache *nodes;
     struct overlay_budget overlay;

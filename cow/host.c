@@ -183,6 +183,8 @@ static void borrow_parts(struct host *host, const struct host_parts *parts)
     host->store = parts->store;
     host->cluster = parts->cluster;
     host->directory = parts->directory;
+    host->copies = parts->copies;
+    host->copies_are_borrowed = parts->copies != NULL;
     host->rpc = parts->rpc;
     host->node = parts->node;
 }
@@ -220,6 +222,25 @@ static async int open_own_parts(struct host *host, const struct host_options *op
     return 0;
 }
 
+static int open_copies(struct host *host)
+{
+    const struct copies_options options = {
+        .loop = host->loop,
+        .cluster = host->cluster,
+        .store = host->store,
+        .node = host->node,
+        .buffers = host->log_buffers,
+    };
+    int rc = host->copies ? 0 : copies_create(&options, &host->copies);
+
+    if (rc < 0)
+        return rc;
+    if (!host->directory)
+        host->directory = copies_directory(host->copies);
+    host->nodes = node_cache_create(host->copies, host->options.node_cache_bytes);
+    return host->nodes ? 0 : -ENOMEM;
+}
+
 static async int open_parts(struct host *host, const struct host_options *options,
                             struct error *err)
 {
@@ -231,8 +252,8 @@ static async int open_parts(struct host *host, const struct host_options *option
         rc = open_own_parts(host, options, err);
     if (rc < 0)
         return rc;
-    host->nodes = node_cache_create(host->store, host->options.node_cache_bytes);
-    return host->nodes ? 0 : err_set(err, -ENOMEM, "out of memory");
+    rc = open_copies(host);
+    return rc < 0 ? err_set(err, rc, "%s", err_text(rc)) : 0;
 }
 
 static async void host_free(struct host *host)
@@ -241,6 +262,8 @@ static async void host_free(struct host *host)
     space_done(host);
     if (host->nodes)
         node_cache_destroy(host->nodes);
+    if (!host->copies_are_borrowed)
+        copies_destroy(host->copies);
     if (host->cluster && !host->parts_are_borrowed)
         cluster_close(host->cluster);
     if (host->store && !host->parts_are_borrowed)

@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "replication/copies.h"
 #include "replication/disk_log.h"
 #include "tests/unit/fake_member.h"
 
@@ -71,6 +72,7 @@ struct test {
     struct kv *kv;
     struct cluster *cluster;
     struct store *store;
+    struct copies *copies; /* of that store; NULL without it */
     struct disk_log *log;
     struct log_callbacks callbacks;
     struct log_budget budget;
@@ -213,7 +215,7 @@ static async void read_piece(struct test *t, const struct log_piece *piece)
                                       .crcs = piece->crcs,
                                       .done = read_done}};
     event_init(&mine.over);
-    log_read(t->store, &mine.read);
+    copies_read(t->copies, &mine.read);
     event_wait(&mine.over);
     CHECK_EQ(mine.read.result, 0);
     buffer_put(buffer);
@@ -508,6 +510,10 @@ static async void open_cluster(struct test *t)
     if (t->script->on_store)
         open_store(t);
     CHECK_EQ(cluster_open(t->loop, t->kv, &t->cluster, &err), 0);
+    struct copies_options copies = {
+        .loop = t->loop, .cluster = t->cluster, .store = t->store, .node = 1};
+    if (t->script->on_store)
+        CHECK_EQ(copies_create(&copies, &t->copies), 0);
     if (t->disk != 0)
         return;
     struct cluster_command init = {
@@ -655,6 +661,7 @@ static void life_main(struct task_call *call)
     }
     CHECK_EQ(buffer_pool_used_bytes(t->pool), 0);
     CHECK_EQ(t->budget.used_bytes, 0);
+    copies_destroy(t->copies);
     cluster_close(t->cluster);
     if (t->script->on_store)
         store_close(t->store);
