@@ -33,17 +33,21 @@ static void set_defaults(struct host_options *options)
 static async int init_cluster(struct loop *loop, struct kv *kv, struct uid cluster_uid,
                               struct uid store_uid, struct error *err)
 {
+    struct cluster_options options = {
+        .loop = loop, .kv = kv, .node = CLUSTER_FIRST_NODE};
     struct cluster *cluster;
     struct cluster_result result;
     struct cluster_command command = {
         .op = CLUSTER_INIT,
         .cluster = cluster_uid,
         .store = store_uid,
-        .node = 1,
+        .node = CLUSTER_FIRST_NODE,
         .wall_ns = loop_wall_ns(loop),
     };
-    int rc = cluster_open(loop, kv, &cluster, err);
+    int rc = cluster_bootstrap(kv, CLUSTER_FIRST_NODE, err);
 
+    if (rc == 0)
+        rc = cluster_open(&options, &cluster, err);
     if (rc < 0)
         return rc;
     rc = cluster_submit(cluster, &command, &result);
@@ -203,12 +207,14 @@ static async int open_own_parts(struct host *host, const struct host_options *op
     if (rc < 0)
         return rc;
     store_options.kv = host->kv;
+    struct cluster_options cluster_options = {
+        .loop = host->loop, .kv = host->kv, .node = CLUSTER_FIRST_NODE};
     rc = store_open(host->loop, &store_options, &host->store, err);
     if (rc < 0)
         return rc;
-    rc = cluster_open(host->loop, host->kv, &host->cluster, err);
+    rc = cluster_open(&cluster_options, &host->cluster, err);
     if (rc < 0)
-        return rc;
+        return err_add(err, rc, "%s", options->kv_path);
     store_usage(host->store, &usage);
     const struct cluster_state *state = cluster_state(host->cluster);
     if (!uid_equal(cluster_state_uid(state), usage.cluster))

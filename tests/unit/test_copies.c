@@ -202,7 +202,9 @@ static async void rig_open(struct rig *rig, struct body *body, uint32_t others)
     CHECK_EQ(store_create(rig->loop, &options, (struct uid){{1}}, &err), 0);
     CHECK_EQ(store_open(rig->loop, &options, &rig->store, &err), 0);
     store_usage(rig->store, &usage);
-    CHECK_EQ(cluster_open(rig->loop, rig->kv, &rig->cluster, &err), 0);
+    struct cluster_options state = {.loop = rig->loop, .kv = rig->kv, .node = 1};
+    CHECK_EQ(cluster_bootstrap(rig->kv, 1, &err), 0);
+    CHECK_EQ(cluster_open(&state, &rig->cluster, &err), 0);
     struct cluster_command init = {.op = CLUSTER_INIT, .cluster = {{1}},
                                    .store = usage.incarnation, .node = 1};
     submit(rig, &init, &result);

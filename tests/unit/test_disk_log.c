@@ -509,7 +509,10 @@ static async void open_cluster(struct test *t)
     CHECK_EQ(kv_open(t->loop, KV_PATH, true, &t->kv, &err), 0);
     if (t->script->on_store)
         open_store(t);
-    CHECK_EQ(cluster_open(t->loop, t->kv, &t->cluster, &err), 0);
+    struct cluster_options options = {.loop = t->loop, .kv = t->kv, .node = 1};
+    if (t->disk == 0)
+        CHECK_EQ(cluster_bootstrap(t->kv, 1, &err), 0);
+    CHECK_EQ(cluster_open(&options, &t->cluster, &err), 0);
     struct copies_options copies = {
         .loop = t->loop, .cluster = t->cluster, .store = t->store, .node = 1};
     if (t->script->on_store)
