@@ -258,6 +258,7 @@ static async int open_parts(struct host *host, const struct host_options *option
         rc = open_own_parts(host, options, err);
     if (rc < 0)
         return rc;
+    disk_table_watch(host);
     rc = open_copies(host);
     return rc < 0 ? err_set(err, rc, "%s", err_text(rc)) : 0;
 }
@@ -266,6 +267,7 @@ static async void host_free(struct host *host)
 {
     loop_post_cancel(host->loop, &host->relief);
     space_done(host);
+    disk_table_unwatch(host);
     if (host->nodes)
         node_cache_destroy(host->nodes);
     if (!host->copies_are_borrowed)
