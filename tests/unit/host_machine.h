@@ -106,9 +106,14 @@ static inline struct chosen member_choose(struct replica_directory *directory,
                                           uint64_t disk, const uint64_t *avoid,
                                           uint32_t avoid_count)
 {
+    struct party *party = container_of(directory, struct party, directory);
+    const struct cluster_group *group =
+        cluster_group_by_id(cluster_state(party->all->cluster), 1);
     (void)disk, (void)avoid, (void)avoid_count;
-    return (struct chosen){
-        .members = {member_find(directory, 1)}, .count = 1, .group = 1};
+    return (struct chosen){.members = {member_find(directory, 1)},
+                           .count = 1,
+                           .group = 1,
+                           .group_epoch = group->epoch};
 }
 
 /* --- start and end --- */
@@ -162,8 +167,7 @@ static inline async void hosts_open_parts(struct hosts *h)
     DO(kv_open(h->loop, h->kv_path, false, &h->kv, &err));
     store.kv = h->kv;
     DO(store_open(h->loop, &store, &h->store, &err));
-    struct cluster_options cluster = {.loop = h->loop, .kv = h->kv, .node = 1};
-    DO(cluster_open(&cluster, &h->cluster, &err));
+    DO(cluster_open(h->loop, h->kv, &h->cluster, &err));
     h->member = replica_local_create(h->store, 1);
     CHECK(h->member != NULL);
     for (uint64_t node = 2; node <= HOSTS_MAX; node++)
