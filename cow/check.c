@@ -119,7 +119,7 @@ static async void check_run(struct check *check, uint64_t block, struct address 
             .address = address, .count = count, .iov = &read.iov, .iov_count = 1,
             .crcs = crcs, .done = check_read_done,
         };
-        log_read(check->host->store, &read.read);
+        copies_read(check->host->copies, &read.read);
         event_wait(&read.finished);
         if (read.read.result == 0)
             break;

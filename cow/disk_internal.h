@@ -34,6 +34,7 @@
 #include "cow/node_cache.h"
 #include "cow/overlay.h"
 #include "cow/pin.h"
+#include "replication/copies.h"
 #include "replication/disk_log.h"
 
 #include <stdio.h>
@@ -183,9 +184,13 @@ struct host {
     struct store *store;
     struct cluster *cluster;
     uint64_t node;
-    struct replica_directory *directory; /* NULL: the store alone */
+    struct replica_directory *directory; /* for logs */
+    struct copies *copies;               /* of all blocks, wherever they are */
     struct rpc *rpc;                     /* NULL: there are no other hosts */
     bool parts_are_borrowed;             /* kv, store and cluster */
+    bool copies_are_borrowed;
+    struct cluster_watcher leases;       /* sees when one was taken away */
+    bool leases_are_watched;
     uint32_t served_reads, hand_overs;   /* for other hosts */
     struct node_cache *nodes;
     struct overlay_budget overlay;
@@ -239,6 +244,9 @@ struct disk *disk_find(struct host *host, uint64_t id, uint64_t version);
  * -PLX_EBUSY with clients. */
 async int disk_shut(struct host *host, uint64_t id, struct error *err);
 async void disk_table_close(struct host *host);
+/* From now on disks whose lease another host has taken are out of service at once. */
+void disk_table_watch(struct host *host);
+void disk_table_unwatch(struct host *host);
 void disk_set_name(struct disk *disk); /* from the cluster state */
 /* Starts the task that closes a disk without users. */
 void disk_close_soon(struct disk *disk);

@@ -2,8 +2,8 @@
 /*
  * A read asks the layers, newest first, then the map, and turns what it finds into
  * stretches: zeros are filled in, blocks at consecutive addresses of one extent become
- * one log_read with their checksums. If a map node is not in memory the rest goes on on
- * a task. Reads never see part of a later state: the root is the one that belonged to
+ * one copies_read with their checksums. If a map node is not in memory the rest goes on
+ * on a task. Reads never see part of a later state: the root is the one that belonged to
  * the layers at the moment they were asked (D3).
  *
  * What the read was told of may be superseded, and trimmed after a checkpoint, before it
@@ -131,7 +131,7 @@ static void start_part(struct read_job *job, uint64_t block, uint32_t count,
     };
     job->pending++;
     job->parts++;
-    log_read(job->disk->host->store, &part->read);
+    copies_read(job->disk->host->copies, &part->read);
 }
 
 /* Reads [block, end) of one span of the map; end lies within it. */

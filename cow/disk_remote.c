@@ -34,7 +34,6 @@
 #define OWN_NS      (60 * NS_PER_S) /* the same, for a lease that is ours already */
 #define RETRY_NS    (20 * NS_PER_MS)
 #define RECLAIMS_MAX 5U /* tries, while the state changes */
-#define APPLY_NS    (1 * NS_PER_MS)
 #define PREPARE_NS  (5 * NS_PER_S)
 /* The owner has HAND_OVER_NS, and then ends what it is at. */
 #define ASK_NS      (HAND_OVER_NS + 2 * NS_PER_S)
@@ -103,13 +102,6 @@ static const struct cluster_disk *state_of(const struct disk *disk)
     return cluster_disk_by_id(cluster_state(disk->host->cluster), disk->id);
 }
 
-static async void wait_applied(struct host *host, uint64_t index, uint64_t until_ns)
-{
-    while (cluster_state_applied(cluster_state(host->cluster)) < index &&
-           loop_now_ns(host->loop) < until_ns)
-        task_sleep_ns(APPLY_NS);
-}
-
 static async int ask(struct disk *disk, uint64_t node, uint64_t epoch,
                      enum hand_over_kind kind)
 {
@@ -129,8 +121,8 @@ static async int ask(struct disk *disk, uint64_t node, uint64_t epoch,
 
     if (answer.len == sizeof handed) {
         memcpy(&handed, answer.bytes, sizeof handed);
-        wait_applied(disk->host, le64_get(handed.index),
-                     loop_now_ns(disk->loop) + ASK_NS);
+        /* If that fails the state says still what it said, and it is looked at again. */
+        (void)cluster_wait_applied(disk->host->cluster, le64_get(handed.index), ASK_NS);
     } else if (rc == 0) {
         rc = -EPROTO;
     }

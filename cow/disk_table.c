@@ -346,6 +346,42 @@ async void disk_table_close(struct host *host)
         waitlist_wait(&host->disks_changed);
 }
 
+/* --- leases that are over --- */
+
+/* The epoch of an open disk changes only by somebody else's hand. */
+static bool is_lost(const struct disk *disk)
+{
+    const struct cluster_disk *state =
+        cluster_disk_by_id(cluster_state(disk->host->cluster), disk->id);
+
+    return disk->log && disk->state == DISK_OPEN && !disk->down &&
+           (!state || state->epoch != log_epoch(disk->log));
+}
+
+static void look_for_lost(struct cluster_watcher *watcher)
+{
+    struct host *host = container_of(watcher, struct host, leases);
+    struct disk *disk;
+
+    RB_FOREACH (disk, disk_tree, &host->disks)
+        if (is_lost(disk))
+            disk_go_down(disk, -PLX_EEPOCH);
+}
+
+void disk_table_watch(struct host *host)
+{
+    host->leases.applied = look_for_lost;
+    host->leases_are_watched = true;
+    cluster_on_apply(host->cluster, &host->leases);
+}
+
+void disk_table_unwatch(struct host *host)
+{
+    if (host->leases_are_watched)
+        cluster_off_apply(host->cluster, &host->leases);
+    host->leases_are_watched = false;
+}
+
 /* --- the public face --- */
 
 /* Splits "DISK@SNAP"; ret_snapshot is "" without one. */

@@ -7,11 +7,11 @@
  * stays open as a remote one (disk_remote.c), with its clients: their flushes are
  * answered, their reads forwarded, and what they write asks for the disk back.
  *
- * What can fail: not everything ends within HAND_OVER_NS, or the disk goes down; then
- * the owner refuses and goes on, and changes that waited go on, too. Once the log ends
- * there is no way back: if that fails the lease is still this host's, or nobody knows;
- * the disk is remote then, and is taken over again by the first who needs it, which
- * finds everything that was acknowledged in the log.
+ * What can fail: the cluster has no leader, not everything ends within HAND_OVER_NS, or
+ * the disk goes down; then the owner refuses and goes on, and changes that waited go on,
+ * too. Once the log ends there is no way back: if that fails the lease is still this
+ * host's, or nobody knows; the disk is remote then, and is taken over again by the first
+ * who needs it, which finds everything that was acknowledged in the log.
  *
  * On close there is nothing: requests hold the disk open. They are few (HAND_OVERS_MAX,
  * REMOTE_READS_SERVED_MAX); more are told to come again.
@@ -195,6 +195,12 @@ static async int yield_disk(struct disk *disk, uint64_t node, struct error *err)
     /* While the guests go on, so that little is left when they wait. What cannot be
      * checkpointed is replayed over there. */
     (void)disk_checkpoint(disk, &ignored);
+    /* Without a leader the lease could not be given up, nor taken again. */
+    int reached = cluster_barrier(disk->host->cluster);
+    if (reached < 0) {
+        timer_stop(disk->loop, &deadline.timer);
+        return err_set(err, reached, "%s", err_text(reached));
+    }
     close_door(disk, &deadline);
     timer_stop(disk->loop, &deadline.timer);
     if (disk->down || !is_drained(disk)) {

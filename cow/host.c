@@ -33,17 +33,21 @@ static void set_defaults(struct host_options *options)
 static async int init_cluster(struct loop *loop, struct kv *kv, struct uid cluster_uid,
                               struct uid store_uid, struct error *err)
 {
+    struct cluster_options options = {
+        .loop = loop, .kv = kv, .node = CLUSTER_FIRST_NODE};
     struct cluster *cluster;
     struct cluster_result result;
     struct cluster_command command = {
         .op = CLUSTER_INIT,
         .cluster = cluster_uid,
         .store = store_uid,
-        .node = 1,
+        .node = CLUSTER_FIRST_NODE,
         .wall_ns = loop_wall_ns(loop),
     };
-    int rc = cluster_open(loop, kv, &cluster, err);
+    int rc = cluster_bootstrap(kv, CLUSTER_FIRST_NODE, err);
 
+    if (rc == 0)
+        rc = cluster_open(&options, &cluster, err);
     if (rc < 0)
         return rc;
     rc = cluster_submit(cluster, &command, &result);
@@ -183,6 +187,8 @@ static void borrow_parts(struct host *host, const struct host_parts *parts)
     host->store = parts->store;
     host->cluster = parts->cluster;
     host->directory = parts->directory;
+    host->copies = parts->copies;
+    host->copies_are_borrowed = parts->copies != NULL;
     host->rpc = parts->rpc;
     host->node = parts->node;
 }
@@ -201,12 +207,14 @@ static async int open_own_parts(struct host *host, const struct host_options *op
     if (rc < 0)
         return rc;
     store_options.kv = host->kv;
+    struct cluster_options cluster_options = {
+        .loop = host->loop, .kv = host->kv, .node = CLUSTER_FIRST_NODE};
     rc = store_open(host->loop, &store_options, &host->store, err);
     if (rc < 0)
         return rc;
-    rc = cluster_open(host->loop, host->kv, &host->cluster, err);
+    rc = cluster_open(&cluster_options, &host->cluster, err);
     if (rc < 0)
-        return rc;
+        return err_add(err, rc, "%s", options->kv_path);
     store_usage(host->store, &usage);
     const struct cluster_state *state = cluster_state(host->cluster);
     if (!uid_equal(cluster_state_uid(state), usage.cluster))
@@ -220,6 +228,25 @@ static async int open_own_parts(struct host *host, const struct host_options *op
     return 0;
 }
 
+static int open_copies(struct host *host)
+{
+    const struct copies_options options = {
+        .loop = host->loop,
+        .cluster = host->cluster,
+        .store = host->store,
+        .node = host->node,
+        .buffers = host->log_buffers,
+    };
+    int rc = host->copies ? 0 : copies_create(&options, &host->copies);
+
+    if (rc < 0)
+        return rc;
+    if (!host->directory)
+        host->directory = copies_directory(host->copies);
+    host->nodes = node_cache_create(host->copies, host->options.node_cache_bytes);
+    return host->nodes ? 0 : -ENOMEM;
+}
+
 static async int open_parts(struct host *host, const struct host_options *options,
                             struct error *err)
 {
@@ -231,16 +258,20 @@ static async int open_parts(struct host *host, const struct host_options *option
         rc = open_own_parts(host, options, err);
     if (rc < 0)
         return rc;
-    host->nodes = node_cache_create(host->store, host->options.node_cache_bytes);
-    return host->nodes ? 0 : err_set(err, -ENOMEM, "out of memory");
+    disk_table_watch(host);
+    rc = open_copies(host);
+    return rc < 0 ? err_set(err, rc, "%s", err_text(rc)) : 0;
 }
 
 static async void host_free(struct host *host)
 {
     loop_post_cancel(host->loop, &host->relief);
     space_done(host);
+    disk_table_unwatch(host);
     if (host->nodes)
         node_cache_destroy(host->nodes);
+    if (!host->copies_are_borrowed)
+        copies_destroy(host->copies);
     if (host->cluster && !host->parts_are_borrowed)
         cluster_close(host->cluster);
     if (host->store && !host->parts_are_borrowed)

@@ -16,6 +16,7 @@ struct kv;
 struct store;
 struct cluster;
 struct replica_directory;
+struct copies;
 struct rpc;
 
 /* What a process has opened already; all of it outlives the host. */
@@ -23,7 +24,8 @@ struct host_parts {
     struct kv *kv;
     struct store *store;
     struct cluster *cluster;
-    struct replica_directory *directory; /* of all members; NULL: the store alone */
+    struct copies *copies;               /* NULL: the store alone */
+    struct replica_directory *directory; /* for tests; NULL: that of the copies */
     struct rpc *rpc;                     /* to the other hosts; NULL: there are none */
     uint64_t node;
 };

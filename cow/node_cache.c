@@ -34,7 +34,7 @@ struct chunk {
 #define CHUNK_BLOCKS 64U
 
 struct node_cache {
-    struct store *store;
+    struct copies *copies;
     uint64_t limit_bytes, used_bytes;
     uint32_t load_count;       /* reads under way */
     struct waitlist loads_over;
@@ -45,13 +45,13 @@ struct node_cache {
     TAILQ_HEAD(, cached) by_use; /* least recently used first */
 };
 
-struct node_cache *node_cache_create(struct store *store, uint64_t limit_bytes)
+struct node_cache *node_cache_create(struct copies *copies, uint64_t limit_bytes)
 {
     struct node_cache *cache = calloc(1, sizeof *cache);
 
     if (!cache)
         return NULL;
-    cache->store = store;
+    cache->copies = copies;
     cache->limit_bytes = limit_bytes;
     for (cache->bucket_count = 64; cache->bucket_count < limit_bytes / BLOCK_SIZE;)
         cache->bucket_count *= 2;
@@ -267,7 +267,7 @@ static struct cached *start_load(struct node_cache *cache, struct address addres
         .crcs = &load->crc,
         .done = loaded,
     };
-    log_read(cache->store, &load->read);
+    copies_read(cache->copies, &load->read);
     return cached;
 }
 

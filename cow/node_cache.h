@@ -7,7 +7,7 @@
 #define PARALLAX_COW_NODE_CACHE_H
 
 #include "cow/map_format.h"
-#include "replication/disk_log.h"
+#include "replication/copies.h"
 #include "runtime/runtime.h"
 
 struct node_cache;
@@ -17,14 +17,14 @@ struct node {
     const struct map_node_format *format;
 };
 
-struct node_cache *node_cache_create(struct store *store, uint64_t limit_bytes);
+struct node_cache *node_cache_create(struct copies *copies, uint64_t limit_bytes);
 /* Waits for reads that were started ahead. No node may be pinned. */
 async void node_cache_destroy(struct node_cache *cache);
 uint64_t node_cache_used_bytes(const struct node_cache *cache);
 
 /* The node if it is in memory, pinned; else NULL. */
 const struct node *node_try(struct node_cache *cache, struct address address);
-/* Reads it if it is not; verified against crc. Errors as of log_read, -ENOMEM. */
+/* Reads it if it is not; verified against crc. Errors as of copies_read, -ENOMEM. */
 async int node_get(struct node_cache *cache, struct address address, uint32_t crc,
                    const struct node **ret_node);
 /* Starts to read it if it is not in memory; nobody waits, a failure is found again by

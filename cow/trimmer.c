@@ -179,7 +179,7 @@ async int dead_block_read(struct host *host, struct address address, uint32_t cr
         .address = address, .count = 1, .iov = &read.iov, .iov_count = 1,
         .crcs = &crc, .done = block_read_done,
     };
-    log_read(host->store, &read.read);
+    copies_read(host->copies, &read.read);
     event_wait(&read.over);
     rc = read.read.result;
     if (rc == 0)

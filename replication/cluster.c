@@ -1,230 +1,202 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The command log of a cluster of one, in the node's key-value store:
+ * Consensus decides on the order of commands, the cluster state says what they do; this
+ * is what lies between them.
  *
- *   'l' + index (8 bytes, big endian)   CRC32C of key and command, command
- *   'c' + piece (4 bytes, big endian)   the state in pieces of 1 MiB
+ *      waiting for a number -> on its way (once or more often) -> applied here
+ *                                                |
+ *                                                +-> unknown, after CLUSTER_SUBMIT_MS
  *
- * Happy path: a command is encoded, waits in `queued`, goes with all that wait there
- * into one synced write (`inflight`), and once that is durable the commands are applied
- * in the order of their indexes and their submitters woken. Every so many commands the
- * state itself goes along, and the log before it away, in the same atomic write.
+ * Happy path: a command takes a client's number and that client's next sequence number,
+ * and is given to consensus, which applies it on this node, in the one order there is.
+ * The apply finds by client and sequence who waits, and leaves the result there.
  *
- * A failed write leaves the outcome of what was in it unknown: the cluster fails every
- * command of it, all that wait and all that come, until the process starts again and
- * reads what is there. A log with a gap or a bad checksum is not opened.
+ * What can fail: a leader goes, a message is lost, and nobody can say whether the command
+ * is in the log. It is given to consensus again. However many copies get into the log,
+ * the first one counts: the state answers the others from memory. For that each client
+ * has one command on its way at a time (the state remembers a client's last), and there
+ * are few clients (it remembers the last of CLUSTER_CLIENTS_MAX). A copy that comes after
+ * the client has gone on is refused by the state.
  *
- * Closing waits until everything submitted is durable. Nothing else is written then: a
- * log is as good as a state.
+ * When consensus has failed no command is taken any more, and the outcome of those on
+ * their way is not known. The process should end, and start again from what is stored.
+ *
+ * On close commands are no longer repeated; what is on its way is waited for.
  */
 #include <stdio.h>
 
 #include "replication/cluster.h"
 #include "replication/cluster_internal.h"
 
-#define SNAPSHOT_EVERY_COMMANDS 4096U
-#define SNAPSHOT_EVERY_BYTES    (4 * MIB)
-#define SNAPSHOT_PIECE_BYTES    (1 * MIB)
-#define SCAN_PAIRS              512U
+#define PAUSE_NS (50 * NS_PER_MS) /* before what was refused at once is tried again */
 
-#define LOG_KEY_BYTES   9U
-#define PIECE_KEY_BYTES 5U
-
-static_assert(SNAPSHOT_PIECE_BYTES <= KV_VALUE_MAX, "a piece is one value");
+/* A client, as the state knows it. */
+struct client {
+    uint64_t id, sequence;
+    SLIST_ENTRY(client) link;
+};
 
 /* A command on its way; on the stack of the task that submitted it. */
 struct submission {
-    struct writer bytes;
-    uint64_t index;
+    uint64_t client, sequence;
+    bool is_known, may_exist;
     struct cluster_result result;
-    struct event settled;
-    STAILQ_ENTRY(submission) link;
+    TAILQ_ENTRY(submission) link;
 };
-STAILQ_HEAD(submissions, submission);
+
+/* Who waits for an index; on the stack of its task. */
+struct index_wait {
+    uint64_t index;
+    int code;
+    struct timer timer;
+    struct cluster *cluster;
+    struct event over;
+    TAILQ_ENTRY(index_wait) link;
+};
 
 struct cluster {
+    struct cluster_options options;
     struct loop *loop;
-    struct kv *kv;
     struct cluster_state *state;
-    uint64_t client, sequence; /* of the commands of this process */
-    struct submissions queued, inflight;
-    bool writing; /* `write` is under way */
-    int failure;  /* 0, or why a write of it failed: it takes no more commands */
-    struct kv_write write;
-    uint64_t log_first;   /* lowest index the log still has */
-    uint64_t log_bytes;   /* of commands in the log */
-    uint32_t piece_count; /* of the snapshot */
-    uint32_t users;       /* tasks inside cluster_submit */
+    struct consensus *consensus; /* NULL while it is being opened */
+    TAILQ_HEAD(, submission) submissions;
+    SLIST_HEAD(, client) clients; /* that are free */
+    uint32_t client_count; /* that are not free */
+    struct waitlist client_free;
+    TAILQ_HEAD(, index_wait) index_waits;
+    TAILQ_HEAD(, cluster_watcher) watchers;
+    struct work notify;
+    bool closing;
+    uint32_t users; /* tasks inside */
     struct waitlist idle;
-    struct metric *commands, *writes;
+    struct metric *commands, *repeats;
 };
 
-static void log_key(uint64_t index, uint8_t ret[LOG_KEY_BYTES])
+/* --- the machine --- */
+
+static void index_wait_end(struct index_wait *wait, int code)
 {
-    uint64_t be = htobe64(index);
-    ret[0] = 'l';
-    memcpy(ret + 1, &be, sizeof be);
+    struct cluster *cluster = wait->cluster;
+    TAILQ_REMOVE(&cluster->index_waits, wait, link);
+    timer_stop(cluster->loop, &wait->timer);
+    wait->code = code;
+    event_set(&wait->over);
 }
 
-static void piece_key(uint32_t piece, uint8_t ret[PIECE_KEY_BYTES])
+static void index_waits_end_all(struct cluster *cluster, int code)
 {
-    uint32_t be = htobe32(piece);
-    ret[0] = 'c';
-    memcpy(ret + 1, &be, sizeof be);
+    struct index_wait *wait;
+    while ((wait = TAILQ_FIRST(&cluster->index_waits)) != NULL)
+        index_wait_end(wait, code);
 }
 
-/* Covers the key too, so that a record under a wrong index is found. */
-static uint32_t record_crc(const uint8_t key[LOG_KEY_BYTES], const void *bytes,
-                           size_t len)
+/* The state has changed. */
+static void moved(struct cluster *cluster)
 {
-    return crc32c_more(crc32c(key, LOG_KEY_BYTES), bytes, len);
+    struct index_wait *wait, *next;
+    TAILQ_FOREACH_SAFE (wait, &cluster->index_waits, link, next)
+        if (cluster_state_applied(cluster->state) >= wait->index)
+            index_wait_end(wait, 0);
+    if (!TAILQ_EMPTY(&cluster->watchers))
+        loop_post(cluster->loop, &cluster->notify);
 }
 
-/* --- writing --- */
-
-static bool snapshot_due(const struct cluster *cluster)
+static void notify_run(struct work *work)
 {
-    uint64_t commands = cluster_state_applied(cluster->state) + 1 - cluster->log_first;
-    return commands >= SNAPSHOT_EVERY_COMMANDS ||
-           cluster->log_bytes >= SNAPSHOT_EVERY_BYTES;
+    struct cluster *cluster = container_of(work, struct cluster, notify);
+    struct cluster_watcher *watcher, *next;
+    TAILQ_FOREACH_SAFE (watcher, &cluster->watchers, link, next) {
+        task_no_suspend_begin();
+        watcher->applied(watcher);
+        task_no_suspend_end();
+    }
 }
 
-/* Adds the state as it is now and takes the log up to here away. Memory may be out for
- * so large a thing: then the log just grows on, and the next write tries again. */
-static void add_snapshot(struct cluster *cluster, struct kv_batch *batch)
+static struct submission *submission_find(struct cluster *cluster, uint64_t client,
+                                          uint64_t sequence)
 {
-    struct writer w = {0};
-    cluster_state_encode(cluster->state, &w);
-    if (w.bad) {
-        writer_done(&w);
+    struct submission *submission;
+    TAILQ_FOREACH (submission, &cluster->submissions, link)
+        if (submission->client == client && submission->sequence == sequence)
+            return submission;
+    return NULL;
+}
+
+/* The first copy of a command says what has become of it. */
+static void settle(struct submission *submission, const struct cluster_result *result)
+{
+    if (submission->is_known)
         return;
-    }
-    uint8_t key[LOG_KEY_BYTES];
-    uint32_t piece = 0;
-    for (size_t at = 0; at < w.len; at += SNAPSHOT_PIECE_BYTES, piece++) {
-        piece_key(piece, key);
-        kv_batch_put(batch, key, PIECE_KEY_BYTES, w.bytes + at,
-                     min_u64(w.len - at, SNAPSHOT_PIECE_BYTES));
-    }
-    for (uint32_t old = piece; old < cluster->piece_count; old++) {
-        piece_key(old, key);
-        kv_batch_delete(batch, key, PIECE_KEY_BYTES);
-    }
-    uint64_t applied = cluster_state_applied(cluster->state);
-    for (uint64_t index = cluster->log_first; index <= applied; index++) {
-        log_key(index, key);
-        kv_batch_delete(batch, key, LOG_KEY_BYTES);
-    }
-    cluster->piece_count = piece;
-    cluster->log_first = applied + 1;
-    cluster->log_bytes = 0;
-    writer_done(&w);
+    submission->result = *result;
+    submission->is_known = true;
 }
 
-static void add_command(struct kv_batch *batch, const struct submission *submission)
+static int machine_apply(void *arg, uint64_t index, const void *bytes, size_t len,
+                         struct writer *answer)
 {
-    uint8_t key[LOG_KEY_BYTES];
-    struct writer value = {0};
-    log_key(submission->index, key);
-    write_u32(&value, record_crc(key, submission->bytes.bytes, submission->bytes.len));
-    write_bytes(&value, submission->bytes.bytes, submission->bytes.len);
-    if (value.bad)
-        batch->bad = true;
-    else
-        kv_batch_put(batch, key, sizeof key, value.bytes, value.len);
-    writer_done(&value);
+    struct cluster *cluster = arg;
+    struct cluster_result result;
+    uint64_t client = 0, sequence = 0;
+    (void)answer; /* it is found in `submissions` */
+    cluster_state_apply(cluster->state, index, bytes, len, &result);
+    /* Nobody else may take it for nothing: a later version knows it, or it is damage. */
+    if (result.code == -PLX_EFORMAT || result.code == -PLX_ENEWER)
+        return result.code;
+    result.index = index;
+    bool has_origin = cluster_command_origin(bytes, len, &client, &sequence);
+    assert(has_origin); /* it has been decoded */
+    struct submission *submission = submission_find(cluster, client, sequence);
+    if (submission != NULL)
+        settle(submission, &result);
+    metric_add(cluster->commands, 1);
+    trace(cluster->loop, "cluster_apply", index, ((const uint8_t *)bytes)[1],
+          (uint64_t)-result.code);
+    moved(cluster);
+    return 0;
 }
+
+static void machine_encode(void *arg, struct writer *ret)
+{
+    struct cluster *cluster = arg;
+    cluster_state_encode(cluster->state, ret);
+}
+
+/* A snapshot passes over commands; the state in it remembers what they were answered. */
+static int machine_decode(void *arg, const void *bytes, size_t len, struct error *err)
+{
+    struct cluster *cluster = arg;
+    struct cluster_state *state;
+    struct submission *submission;
+    struct cluster_result result;
+    int rc = cluster_state_decode(bytes, len, &state, err);
+    if (rc != 0)
+        return rc;
+    cluster_state_replace(cluster->state, state);
+    TAILQ_FOREACH (submission, &cluster->submissions, link)
+        if (cluster_state_answer(cluster->state, submission->client,
+                                 submission->sequence, &result))
+            settle(submission, &result);
+    moved(cluster);
+    return 0;
+}
+
+/* --- commands --- */
 
 static const char *why_failed(const struct cluster *cluster)
 {
-    return cluster->failure == -ENOSPC
+    return cluster_failure(cluster) == -ENOSPC
                ? "no room in the file system for metadata: make some, and start again"
                : "the command log failed";
 }
 
 int cluster_failure(const struct cluster *cluster)
 {
-    return cluster->failure;
+    return consensus_failure(cluster->consensus);
 }
 
-static void fail_all(struct submissions *submissions, const char *why)
+bool cluster_outcome_is_unknown(int code)
 {
-    struct submission *submission;
-    while ((submission = STAILQ_FIRST(submissions)) != NULL) {
-        STAILQ_REMOVE_HEAD(submissions, link);
-        submission->result = (struct cluster_result){.code = -PLX_EFAILED};
-        snprintf(submission->result.text, sizeof submission->result.text, "cluster: %s",
-                 why);
-        event_set(&submission->settled);
-    }
-}
-
-static void write_done(struct kv_write *write);
-
-/* Starts the next write if there is none and there is something to write. */
-static void pump(struct cluster *cluster)
-{
-    bool snapshot = snapshot_due(cluster);
-    if (cluster->writing || cluster->failure != 0 ||
-        (STAILQ_EMPTY(&cluster->queued) && !snapshot))
-        return;
-    assert(STAILQ_EMPTY(&cluster->inflight));
-    struct kv_batch *batch = &cluster->write.batch;
-    kv_batch_init(batch);
-    if (snapshot)
-        add_snapshot(cluster, batch);
-    STAILQ_CONCAT(&cluster->inflight, &cluster->queued);
-    uint64_t index = cluster_state_applied(cluster->state);
-    struct submission *submission;
-    STAILQ_FOREACH (submission, &cluster->inflight, link) {
-        submission->index = ++index;
-        add_command(batch, submission);
-    }
-    if (batch->count == 0 && !batch->bad) {
-        kv_batch_done(batch);
-        return;
-    }
-    cluster->write.durability = KV_SYNCED;
-    cluster->write.done = write_done;
-    cluster->writing = true;
-    metric_add(cluster->writes, 1);
-    kv_submit(cluster->kv, &cluster->write);
-}
-
-static void apply_inflight(struct cluster *cluster)
-{
-    struct submission *submission;
-    while ((submission = STAILQ_FIRST(&cluster->inflight)) != NULL) {
-        STAILQ_REMOVE_HEAD(&cluster->inflight, link);
-        cluster_state_apply(cluster->state, submission->index, submission->bytes.bytes,
-                            submission->bytes.len, &submission->result);
-        submission->result.index = submission->index;
-        cluster->log_bytes += submission->bytes.len;
-        metric_add(cluster->commands, 1);
-        trace(cluster->loop, "cluster_apply", submission->index,
-              submission->bytes.bytes[1], (uint64_t)-submission->result.code);
-        event_set(&submission->settled);
-    }
-}
-
-static void write_done(struct kv_write *write)
-{
-    struct cluster *cluster = container_of(write, struct cluster, write);
-    assert(cluster->writing);
-    cluster->writing = false;
-    if (write->result != 0) {
-        log_error(cluster->loop,
-                  "cluster: writing the command log: %s; no more commands are taken",
-                  err_text(write->result));
-        cluster->failure = write->result;
-        fail_all(&cluster->inflight, why_failed(cluster));
-        fail_all(&cluster->queued, why_failed(cluster));
-    } else {
-        apply_inflight(cluster);
-        pump(cluster);
-    }
-    if (!cluster->writing)
-        waitlist_wake_all(&cluster->idle);
+    return code == -PLX_EUNKNOWN || code == -PLX_EFAILED;
 }
 
 static bool name_fits(const char *name)
@@ -232,165 +204,280 @@ static bool name_fits(const char *name)
     return name == NULL || strnlen(name, DISK_NAME_MAX + 1) <= DISK_NAME_MAX;
 }
 
-/* What can be refused before it is written. Nothing that does not decode may get into
- * the log: it would be taken for damage when it is read. */
-static int prepare(struct cluster *cluster, const struct cluster_command *command,
-                   struct submission *submission)
+/* What can be refused before it is sent. What does not decode must not get into the log:
+ * nobody could go on behind it. */
+static int encode(const struct cluster_command *command, const struct client *client,
+                  struct writer *ret)
 {
-    if (cluster->failure != 0)
-        return -PLX_EFAILED;
     if (!name_fits(command->name) || !name_fits(command->new_name))
         return -PLX_ENAME;
     struct cluster_command numbered = *command;
-    numbered.client = cluster->client;
-    numbered.sequence = ++cluster->sequence;
-    cluster_command_encode(&numbered, &submission->bytes);
-    return submission->bytes.bad ? -ENOMEM : 0;
+    numbered.client = client->id;
+    numbered.sequence = client->sequence;
+    cluster_command_encode(&numbered, ret);
+    return ret->bad ? -ENOMEM : 0;
+}
+
+/* Why nothing more is sent; 0: it is. */
+static int refusal(const struct cluster *cluster)
+{
+    if (consensus_failure(cluster->consensus) != 0)
+        return -PLX_EFAILED;
+    return cluster->closing ? -PLX_ECANCELLED : 0;
+}
+
+/* How many clients this node may be at once. Alone there are no copies, and as many
+ * commands may go in one write as there are. With others half of those that the state
+ * remembers are enough for all nodes; the other half is for processes that have ended. */
+static uint32_t clients_max(const struct cluster *cluster)
+{
+    uint32_t nodes = 0;
+    if (cluster->options.link.send == NULL)
+        return CONSENSUS_WAITING_MAX;
+    for (const struct cluster_node *node = NULL;
+         (node = cluster_node_next(cluster->state, node)) != NULL;)
+        nodes += (node->flags & NODE_GONE) == 0;
+    uint64_t share = CLUSTER_CLIENTS_MAX / 2 / (nodes == 0 ? 1 : nodes);
+    return share == 0 ? 1 : (uint32_t)min_u64(share, CLUSTER_SUBMITS_MAX);
+}
+
+/* One that has no command on its way. */
+static async int client_get(struct cluster *cluster, uint64_t deadline_ns,
+                            struct client **ret_client)
+{
+    while (cluster->client_count >= clients_max(cluster)) {
+        waitlist_wait(&cluster->client_free);
+        int rc = refusal(cluster);
+        if (rc == 0 && loop_now_ns(cluster->loop) >= deadline_ns)
+            rc = -PLX_ELIMIT;
+        if (rc != 0) {
+            waitlist_wake_one(&cluster->client_free); /* it was this one's turn */
+            return rc;
+        }
+    }
+    struct client *client = SLIST_FIRST(&cluster->clients);
+    if (client != NULL) {
+        SLIST_REMOVE_HEAD(&cluster->clients, link);
+    } else {
+        client = calloc(1, sizeof *client);
+        if (client == NULL)
+            return -ENOMEM;
+        client->id = loop_random_u64(cluster->loop) | 1; /* 0 keeps no answer */
+    }
+    cluster->client_count++;
+    client->sequence++;
+    *ret_client = client;
+    return 0;
+}
+
+static void client_put(struct cluster *cluster, struct client *client)
+{
+    SLIST_INSERT_HEAD(&cluster->clients, client, link);
+    cluster->client_count--;
+    waitlist_wake_one(&cluster->client_free);
+}
+
+/* Until its outcome is known, or too much time has passed. */
+static async int carry_out(struct cluster *cluster, struct submission *submission,
+                           const struct writer *bytes, uint64_t deadline_ns)
+{
+    for (;;) {
+        struct writer answer = {0};
+        int rc = consensus_submit(cluster->consensus, bytes->bytes, bytes->len, &answer);
+        writer_done(&answer);
+        if (submission->is_known)
+            return submission->result.code;
+        assert(rc != 0); /* else it was applied here */
+        bool is_final = rc == -EMSGSIZE || (rc == -ENOMEM && !submission->may_exist);
+        if (rc == -PLX_EFAILED || is_final)
+            return rc;
+        submission->may_exist |= rc == -PLX_EUNKNOWN || rc == -PLX_ECANCELLED;
+        if (refusal(cluster) != 0 || loop_now_ns(cluster->loop) >= deadline_ns)
+            return submission->may_exist ? -PLX_EUNKNOWN : rc;
+        metric_add(cluster->repeats, 1);
+        if (rc != -PLX_EUNKNOWN && rc != -PLX_ENOLEADER)
+            task_sleep_ns(PAUSE_NS);
+    }
+}
+
+static async int submit(struct cluster *cluster, const struct cluster_command *command,
+                        struct submission *submission)
+{
+    uint64_t deadline_ns = loop_now_ns(cluster->loop) + CLUSTER_SUBMIT_MS * NS_PER_MS;
+    struct writer bytes = {0};
+    struct client *client;
+    int rc = refusal(cluster);
+    if (rc == 0)
+        rc = client_get(cluster, deadline_ns, &client);
+    if (rc != 0)
+        return rc;
+    rc = encode(command, client, &bytes);
+    if (rc == 0) {
+        submission->client = client->id;
+        submission->sequence = client->sequence;
+        TAILQ_INSERT_TAIL(&cluster->submissions, submission, link);
+        rc = carry_out(cluster, submission, &bytes, deadline_ns);
+        TAILQ_REMOVE(&cluster->submissions, submission, link);
+    }
+    writer_done(&bytes);
+    client_put(cluster, client);
+    return rc;
+}
+
+static void enter(struct cluster *cluster)
+{
+    cluster->users++;
+}
+
+static void leave(struct cluster *cluster)
+{
+    if (--cluster->users == 0)
+        waitlist_wake_all(&cluster->idle);
 }
 
 async int cluster_submit(struct cluster *cluster, const struct cluster_command *command,
                          struct cluster_result *ret_result)
 {
-    struct submission submission = {.index = 0};
-    int rc = prepare(cluster, command, &submission);
-    if (rc != 0) {
-        submission.result.code = rc;
+    struct submission submission = {.is_known = false};
+    enter(cluster);
+    int rc = submit(cluster, command, &submission);
+    if (!submission.is_known) {
+        submission.result = (struct cluster_result){.code = rc};
         snprintf(submission.result.text, sizeof submission.result.text, "cluster: %s",
                  rc == -PLX_EFAILED ? why_failed(cluster) : err_text(rc));
-    } else {
-        cluster->users++;
-        event_init(&submission.settled);
-        STAILQ_INSERT_TAIL(&cluster->queued, &submission, link);
-        pump(cluster);
-        event_wait(&submission.settled);
-        cluster->users--;
-        if (cluster->users == 0)
-            waitlist_wake_all(&cluster->idle);
     }
-    writer_done(&submission.bytes);
+    leave(cluster);
     *ret_result = submission.result;
     return ret_result->code;
 }
 
-/* --- opening --- */
+/* --- waiting and watching --- */
 
-/* Reads all pieces into one; an empty `ret` means that there is no snapshot yet. */
-static async int read_pieces(struct cluster *cluster, struct writer *ret,
-                             struct error *err)
+async int cluster_barrier(struct cluster *cluster)
 {
-    for (;;) {
-        uint8_t key[PIECE_KEY_BYTES];
-        void *value;
-        size_t len;
-        piece_key(cluster->piece_count, key);
-        int rc = kv_get(cluster->kv, key, sizeof key, &value, &len);
-        if (rc == -ENOENT)
-            return 0;
-        if (rc != 0)
-            return err_set(err, rc, "cluster: snapshot, piece %u: %s",
-                           cluster->piece_count, err_text(rc));
-        write_bytes(ret, value, len);
-        free(value);
-        if (ret->bad)
-            return err_set(err, -ENOMEM, "cluster: snapshot: %s", err_text(-ENOMEM));
-        cluster->piece_count++;
-    }
-}
-
-static async int load_snapshot(struct cluster *cluster, struct error *err)
-{
-    struct writer bytes = {0};
-    int rc = read_pieces(cluster, &bytes, err);
-    if (rc == 0 && bytes.len == 0) {
-        cluster->state = cluster_state_create();
-    } else if (rc == 0) {
-        rc = cluster_state_decode(bytes.bytes, bytes.len, &cluster->state, err);
-        if (rc != 0)
-            err_add(err, rc, "cluster: snapshot (keys 'c')");
-    }
-    writer_done(&bytes);
+    enter(cluster);
+    int rc = refusal(cluster);
+    if (rc == 0)
+        rc = consensus_barrier(cluster->consensus);
+    leave(cluster);
     return rc;
 }
 
-static int load_record(struct cluster *cluster, const struct kv_pair *pair,
-                       struct error *err)
+static void index_wait_fire(struct timer *timer)
 {
-    uint64_t expected = cluster_state_applied(cluster->state) + 1;
-    uint64_t index;
-    if (pair->key_len != LOG_KEY_BYTES)
-        return err_set(err, -PLX_EDAMAGED, "cluster: log: a key of %zu bytes",
-                       pair->key_len);
-    memcpy(&index, pair->key + 1, sizeof index);
-    index = be64toh(index);
-    if (index != expected)
-        return err_set(err, -PLX_EDAMAGED,
-                       "cluster: log record %llu (key 'l') is missing, %llu is there",
-                       (unsigned long long)expected, (unsigned long long)index);
-    struct reader r = reader_of(pair->value, pair->value_len);
-    uint32_t crc = read_u32(&r);
-    if (r.bad || crc != record_crc(pair->key, r.at, r.left))
-        return err_set(err, -PLX_EDAMAGED,
-                       "cluster: log record %llu (key 'l'): checksum mismatch",
-                       (unsigned long long)index);
-    struct cluster_result result;
-    cluster_state_apply(cluster->state, index, r.at, r.left, &result);
-    if (result.code == -PLX_EFORMAT || result.code == -PLX_ENEWER)
-        return err_set(err, result.code, "cluster: log record %llu (key 'l'): %s",
-                       (unsigned long long)index, err_text(result.code));
-    cluster->log_bytes += r.left;
-    return 0;
+    index_wait_end(container_of(timer, struct index_wait, timer), -ETIMEDOUT);
 }
 
-static async int load_log(struct cluster *cluster, struct error *err)
+async int cluster_wait_applied(struct cluster *cluster, uint64_t index,
+                               uint64_t timeout_ns)
 {
-    uint8_t after[KV_KEY_MAX];
-    size_t after_len = 0;
-    bool more = true;
-    cluster->log_first = cluster_state_applied(cluster->state) + 1;
-    while (more) {
-        struct kv_page page;
-        int rc = kv_scan(cluster->kv, "l", 1, after, after_len, SCAN_PAIRS, &page);
-        if (rc != 0)
-            return err_set(err, rc, "cluster: reading the log: %s", err_text(rc));
-        for (uint32_t i = 0; rc == 0 && i < page.count; i++)
-            rc = load_record(cluster, &page.pairs[i], err);
-        if (page.count != 0) {
-            after_len = page.pairs[page.count - 1].key_len;
-            memcpy(after, page.pairs[page.count - 1].key, after_len);
-        }
-        more = page.more && page.count != 0;
-        kv_page_done(&page);
-        if (rc != 0)
-            return rc;
-    }
-    return 0;
+    if (cluster_state_applied(cluster->state) >= index)
+        return 0;
+    int rc = refusal(cluster);
+    if (rc != 0)
+        return rc;
+    struct index_wait wait = {
+        .index = index, .cluster = cluster, .timer.fire = index_wait_fire};
+    enter(cluster);
+    event_init(&wait.over);
+    TAILQ_INSERT_TAIL(&cluster->index_waits, &wait, link);
+    timer_start(cluster->loop, &wait.timer, timeout_ns);
+    event_wait(&wait.over);
+    leave(cluster);
+    return wait.code;
+}
+
+void cluster_on_apply(struct cluster *cluster, struct cluster_watcher *watcher)
+{
+    TAILQ_INSERT_TAIL(&cluster->watchers, watcher, link);
+}
+
+void cluster_off_apply(struct cluster *cluster, struct cluster_watcher *watcher)
+{
+    TAILQ_REMOVE(&cluster->watchers, watcher, link);
+}
+
+/* --- opening and closing --- */
+
+static void nobody_send(void *arg, uint64_t node, const void *bytes, size_t len)
+{
+    (void)arg, (void)node, (void)bytes, (void)len;
+}
+
+static void consensus_failed(void *arg, const char *why)
+{
+    struct cluster *cluster = arg;
+    index_waits_end_all(cluster, -PLX_EFAILED);
+    waitlist_wake_all(&cluster->client_free);
+    if (cluster->options.failed != NULL)
+        cluster->options.failed(cluster->options.arg, why);
+}
+
+static struct cluster *cluster_create(const struct cluster_options *options)
+{
+    struct loop *loop = options->loop;
+    struct cluster *cluster = calloc(1, sizeof *cluster);
+    if (cluster == NULL)
+        return NULL;
+    cluster->options = *options;
+    cluster->loop = loop;
+    cluster->state = cluster_state_create();
+    cluster->notify.run = notify_run;
+    TAILQ_INIT(&cluster->submissions);
+    SLIST_INIT(&cluster->clients);
+    TAILQ_INIT(&cluster->index_waits);
+    TAILQ_INIT(&cluster->watchers);
+    waitlist_init(&cluster->client_free);
+    waitlist_init(&cluster->idle);
+    cluster->commands = metric_counter(loop, "parallax_cluster_commands_total",
+                                       "Commands applied to the cluster state");
+    cluster->repeats = metric_counter(loop, "parallax_cluster_repeats_total",
+                                      "Commands sent again, their outcome unknown");
+    return cluster;
 }
 
 static void cluster_free(struct cluster *cluster)
 {
+    struct client *client;
+    while ((client = SLIST_FIRST(&cluster->clients)) != NULL) {
+        SLIST_REMOVE_HEAD(&cluster->clients, link);
+        free(client);
+    }
+    loop_post_cancel(cluster->loop, &cluster->notify);
     cluster_state_destroy(cluster->state);
     free(cluster);
 }
 
-async int cluster_open(struct loop *loop, struct kv *kv, struct cluster **ret_cluster,
-                       struct error *err)
+async int cluster_bootstrap(struct kv *kv, uint64_t node, struct error *err)
 {
-    struct cluster *cluster = calloc(1, sizeof *cluster);
+    struct kv_batch also;
+    kv_batch_init(&also);
+    cluster_old_log_bar(&also);
+    return consensus_bootstrap(kv, node, &also, err);
+}
+
+async int cluster_open(const struct cluster_options *options,
+                       struct cluster **ret_cluster, struct error *err)
+{
+    int rc = cluster_old_log_convert(options->loop, options->kv, options->node, err);
+    if (rc != 0)
+        return rc;
+    struct cluster *cluster = cluster_create(options);
     if (cluster == NULL)
         return err_set(err, -ENOMEM, "cluster: %s", err_text(-ENOMEM));
-    cluster->loop = loop;
-    cluster->kv = kv;
-    STAILQ_INIT(&cluster->queued);
-    STAILQ_INIT(&cluster->inflight);
-    waitlist_init(&cluster->idle);
-    cluster->commands = metric_counter(loop, "parallax_cluster_commands_total",
-                                       "Commands applied to the cluster state");
-    cluster->writes = metric_counter(loop, "parallax_cluster_writes_total",
-                                     "Synced writes of the command log");
-    cluster->client = loop_random_u64(loop) | 1; /* never 0: that keeps no answer */
-    int rc = load_snapshot(cluster, err);
-    if (rc == 0)
-        rc = load_log(cluster, err);
+    struct consensus_options consensus_options = {
+        .loop = options->loop,
+        .kv = options->kv,
+        .node = options->node,
+        .machine = {cluster, machine_apply, machine_encode, machine_decode},
+        .link = options->link,
+        .tuning = options->tuning,
+        .failed = consensus_failed,
+        .arg = cluster,
+    };
+    if (options->link.send == NULL)
+        consensus_options.link.send = nobody_send;
+    rc = consensus_open(&consensus_options, &cluster->consensus, err);
     if (rc != 0) {
         cluster_free(cluster);
         return rc;
@@ -403,13 +490,22 @@ async void cluster_close(struct cluster *cluster)
 {
     if (cluster == NULL)
         return;
-    while (cluster->writing || cluster->users != 0)
+    cluster->closing = true;
+    index_waits_end_all(cluster, -PLX_ECANCELLED);
+    waitlist_wake_all(&cluster->client_free);
+    while (cluster->users != 0)
         waitlist_wait(&cluster->idle);
-    assert(STAILQ_EMPTY(&cluster->queued) && STAILQ_EMPTY(&cluster->inflight));
+    consensus_close(cluster->consensus);
+    assert(TAILQ_EMPTY(&cluster->submissions) && TAILQ_EMPTY(&cluster->watchers));
     cluster_free(cluster);
 }
 
 const struct cluster_state *cluster_state(const struct cluster *cluster)
 {
     return cluster->state;
+}
+
+struct consensus *cluster_consensus(const struct cluster *cluster)
+{
+    return cluster->consensus;
 }

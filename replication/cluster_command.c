@@ -5,6 +5,7 @@
 
 #define COMMAND_VERSION        2U
 #define COMMAND_VERSION_OLDEST 1U
+#define COMMAND_CLIENT_OFFSET  4U /* in every version */
 
 /* What version 1 did not have: fields of operations it had, and operations. */
 #define NEW_FIELDS  (F_POOL | F_GROUP)
@@ -374,6 +375,19 @@ static void read_plain(struct reader *r, struct decoded_command *ret, uint64_t f
     if (fields & F_TRASH_KEEP)
         command->trash_keep_s = read_u64(r);
     read_newer(r, command, fields);
+}
+
+bool cluster_command_origin(const void *bytes, size_t len, uint64_t *ret_client,
+                            uint64_t *ret_sequence)
+{
+    struct reader r = reader_of(bytes, len);
+    read_bytes(&r, COMMAND_CLIENT_OFFSET);
+    uint64_t client = read_u64(&r), sequence = read_u64(&r);
+    if (r.bad)
+        return false;
+    *ret_client = client;
+    *ret_sequence = sequence;
+    return true;
 }
 
 int cluster_command_decode(const void *bytes, size_t len, struct decoded_command *ret)

@@ -40,12 +40,14 @@ struct cluster_listed {
 };
 RB_HEAD(cluster_listed_tree, cluster_listed);
 
-/* The last accepted command of a client, and what it was answered. */
+/* The last command of a client, and what it was answered. */
 struct cluster_answer {
     uint64_t client, sequence;
     uint64_t index; /* of the log: the lowest is forgotten first */
     uint64_t id, epoch;
+    int code; /* 0, or why it was refused */
 };
+#define ANSWER_CODE_MAX 65535U /* the largest number of a code */
 
 struct cluster_state {
     uint64_t applied;
@@ -127,6 +129,9 @@ struct decoded_command {
 
 /* 0, -PLX_EFORMAT or -PLX_ENEWER; ret is undefined on failure. */
 int cluster_command_decode(const void *bytes, size_t len, struct decoded_command *ret);
+/* Who submitted it. False: it is too short. */
+bool cluster_command_origin(const void *bytes, size_t len, uint64_t *ret_client,
+                            uint64_t *ret_sequence);
 
 /* Also part of snapshots. */
 void cluster_root_write(struct writer *w, const struct map_root *root);
@@ -306,10 +311,29 @@ void cluster_version_set_root(struct cluster_state *state,
 struct cluster_disk *cluster_disk_find(const struct cluster_state *state, uint64_t id);
 struct cluster_version *cluster_version_find(const struct cluster_state *state,
                                              uint64_t id);
+/* What this command of this client was answered, if that is remembered. */
+bool cluster_state_answer(const struct cluster_state *state, uint64_t client,
+                          uint64_t sequence, struct cluster_result *ret_result);
 /* NULL starts; by id. */
 const struct cluster_disk *cluster_disk_next_id(const struct cluster_state *state,
                                                 const struct cluster_disk *disk);
 void cluster_node_append(struct cluster_state *state, const struct cluster_node *node);
+/* --- cluster_snapshot.c --- */
+
+/* What stands where programs before consensus had a state, so that they see that a newer
+ * one has written it. */
+void cluster_state_write_bar(struct writer *w);
+bool cluster_state_is_bar(const void *bytes, size_t len);
+
+/* --- cluster_old_log.c --- */
+
+/* Makes a command log of before consensus the beginning of one of consensus. Nothing is
+ * done if there is none. */
+async int cluster_old_log_convert(struct loop *loop, struct kv *kv, uint64_t node,
+                                  struct error *err);
+/* Adds the bar. */
+void cluster_old_log_bar(struct kv_batch *batch);
+
 /* --- cluster_snapshot_nodes.c --- */
 
 /* A count of things that take at least `least` bytes each: what cannot be there is bad,

@@ -11,8 +11,10 @@
 #define STATE_VERSION_OLDEST 1U
 #define STATE_VERSION_POOLS  3U /* since then there are pools */
 #define STATE_FEATURES_KNOWN 0U /* incompatible ones */
+#define STATE_FEATURE_MOVED  1U /* there is no state here, but in keys 'r' */
 #define STATE_LENGTH_OFFSET  20U
 #define STATE_HEADER_BYTES   28U
+#define STATE_BAR_BYTES      (STATE_HEADER_BYTES + 4U)
 
 static void write_extent(struct writer *w, const struct log_extent *extent)
 {
@@ -115,6 +117,7 @@ static void write_tables(struct writer *w, const struct cluster_state *state)
         write_u64(w, state->answers[i].index);
         write_u64(w, state->answers[i].id);
         write_u64(w, state->answers[i].epoch);
+        write_u32(w, (uint32_t)-state->answers[i].code);
     }
 }
 
@@ -139,6 +142,27 @@ void cluster_state_encode(const struct cluster_state *state, struct writer *w)
     le64 length = le64_of(w->len - start + sizeof(le32));
     memcpy(w->bytes + start + STATE_LENGTH_OFFSET, &length, sizeof length);
     write_u32(w, crc32c(w->bytes + start, w->len - start));
+}
+
+void cluster_state_write_bar(struct writer *w)
+{
+    size_t start = w->len;
+    write_bytes(w, STATE_MAGIC, strlen(STATE_MAGIC));
+    write_u32(w, STATE_VERSION_POOLS);
+    write_u32(w, STATE_FEATURE_MOVED);
+    write_u32(w, 0);
+    write_u64(w, STATE_BAR_BYTES);
+    if (!w->bad)
+        write_u32(w, crc32c(w->bytes + start, w->len - start));
+}
+
+bool cluster_state_is_bar(const void *bytes, size_t len)
+{
+    struct writer w = {0};
+    cluster_state_write_bar(&w);
+    bool is_bar = !w.bad && len == w.len && memcmp(bytes, w.bytes, len) == 0;
+    writer_done(&w);
+    return is_bar;
 }
 
 static bool read_bool(struct reader *r)
@@ -276,7 +300,7 @@ static struct cluster_version *read_version(struct reader *r)
 
 #define DISK_BYTES    131U /* the least that one of each takes, in any version */
 #define VERSION_BYTES 64U
-#define ANSWER_BYTES  40U
+#define ANSWER_BYTES  40U /* of the oldest version */
 
 static void read_disks(struct reader *r, struct cluster_state *state, uint32_t version)
 {
@@ -310,7 +334,7 @@ static void read_versions(struct reader *r, struct cluster_state *state)
     }
 }
 
-static void read_answers(struct reader *r, struct cluster_state *state)
+static void read_answers(struct reader *r, struct cluster_state *state, uint32_t version)
 {
     state->answer_count = cluster_count_read(r, CLUSTER_CLIENTS_MAX, ANSWER_BYTES);
     for (uint32_t i = 0; i < state->answer_count; i++) {
@@ -320,6 +344,9 @@ static void read_answers(struct reader *r, struct cluster_state *state)
         answer->index = read_u64(r);
         answer->id = read_u64(r);
         answer->epoch = read_u64(r);
+        uint32_t code = version < STATE_VERSION_POOLS ? 0 : read_u32(r);
+        answer->code = code <= ANSWER_CODE_MAX ? -(int)code : 0;
+        r->bad = r->bad || code > ANSWER_CODE_MAX;
     }
 }
 
@@ -336,7 +363,7 @@ static bool read_body(struct reader *r, struct cluster_state *state, uint32_t ve
     cluster_nodes_read(r, state, version);
     read_disks(r, state, version);
     read_versions(r, state);
-    read_answers(r, state);
+    read_answers(r, state, version);
     if (!r->bad && version < STATE_VERSION_POOLS)
         cluster_nodes_upgrade(state);
     return !r->bad && r->left == 0 && cluster_state_link(state);

@@ -110,10 +110,9 @@ struct cluster_state *cluster_state_create(void)
     return state;
 }
 
-void cluster_state_destroy(struct cluster_state *state)
+/* All but the state itself. */
+static void release(struct cluster_state *state)
 {
-    if (state == NULL)
-        return;
     struct cluster_disk *disk, *next_disk;
     RB_FOREACH_SAFE (disk, cluster_disk_ids, &state->disks_by_id, next_disk) {
         RB_REMOVE(cluster_disk_ids, &state->disks_by_id, disk);
@@ -130,7 +129,23 @@ void cluster_state_destroy(struct cluster_state *state)
     free(state->groups);
     free(state->authority.certificate);
     free(state->authority.key);
+}
+
+void cluster_state_destroy(struct cluster_state *state)
+{
+    if (state == NULL)
+        return;
+    release(state);
     free(state);
+}
+
+void cluster_state_replace(struct cluster_state *state, struct cluster_state *from)
+{
+    release(state);
+    *state = *from;
+    TAILQ_INIT(&state->spare);
+    TAILQ_CONCAT(&state->spare, &from->spare, spare_link);
+    free(from);
 }
 
 /* --- changing the tables --- */
@@ -535,7 +550,8 @@ bool cluster_name_valid(const char *name)
 
 /* --- applying --- */
 
-static struct cluster_answer *answer_find(struct cluster_state *state, uint64_t client)
+static const struct cluster_answer *answer_find(const struct cluster_state *state,
+                                                uint64_t client)
 {
     for (uint32_t i = 0; i < state->answer_count; i++) {
         if (state->answers[i].client == client)
@@ -548,7 +564,11 @@ static struct cluster_answer *answer_find(struct cluster_state *state, uint64_t 
 static void answer_keep(struct cluster_state *state, const struct cluster_answer *answer)
 {
     struct cluster_answer *answers = state->answers;
-    struct cluster_answer *leaving = answer_find(state, answer->client);
+    struct cluster_answer *leaving = answers;
+    while (leaving < answers + state->answer_count && leaving->client != answer->client)
+        leaving++;
+    if (leaving == answers + state->answer_count)
+        leaving = NULL;
     if (leaving == NULL && state->answer_count == CLUSTER_CLIENTS_MAX)
         leaving = answers;
     if (leaving != NULL) {
@@ -559,6 +579,17 @@ static void answer_keep(struct cluster_state *state, const struct cluster_answer
     answers[state->answer_count++] = *answer;
 }
 
+static int answer_repeat(const struct cluster_answer *answer,
+                         struct cluster_result *result)
+{
+    result->id = answer->id;
+    result->epoch = answer->epoch;
+    if (answer->code != 0)
+        snprintf(result->text, sizeof result->text, "refused before: %s",
+                 err_text(answer->code));
+    return answer->code;
+}
+
 static int apply_decoded(struct cluster_state *state,
                          const struct cluster_command *command,
                          struct cluster_result *result)
@@ -566,11 +597,8 @@ static int apply_decoded(struct cluster_state *state,
     const struct cluster_answer *answer = NULL;
     if (command->client != 0)
         answer = answer_find(state, command->client);
-    if (answer != NULL && answer->sequence == command->sequence) {
-        result->id = answer->id;
-        result->epoch = answer->epoch;
-        return 0;
-    }
+    if (answer != NULL && answer->sequence == command->sequence)
+        return answer_repeat(answer, result);
     if (answer != NULL && answer->sequence > command->sequence) {
         snprintf(result->text, sizeof result->text,
                  "command %llu of a client came after its command %llu",
@@ -579,20 +607,32 @@ static int apply_decoded(struct cluster_state *state,
         return -PLX_EPRECONDITION;
     }
     int rc = cluster_apply(state, command, result);
-    if (rc == 0 && command->client != 0) {
+    if (command->client != 0 && state->node_count != 0) {
         answer_keep(state, &(struct cluster_answer){.client = command->client,
                                                     .sequence = command->sequence,
                                                     .index = state->applied,
-                                                    .id = result->id,
-                                                    .epoch = result->epoch});
+                                                    .id = rc == 0 ? result->id : 0,
+                                                    .epoch = rc == 0 ? result->epoch : 0,
+                                                    .code = rc});
     }
     return rc;
+}
+
+bool cluster_state_answer(const struct cluster_state *state, uint64_t client,
+                          uint64_t sequence, struct cluster_result *ret_result)
+{
+    const struct cluster_answer *answer = answer_find(state, client);
+    if (answer == NULL || answer->sequence != sequence)
+        return false;
+    *ret_result = (struct cluster_result){.index = answer->index};
+    ret_result->code = answer_repeat(answer, ret_result);
+    return true;
 }
 
 void cluster_state_apply(struct cluster_state *state, uint64_t index, const void *bytes,
                          size_t len, struct cluster_result *ret_result)
 {
-    assert(index == state->applied + 1);
+    assert(index > state->applied);
     struct cluster_result result = {.code = 0};
     struct decoded_command decoded;
     state->applied = index;

@@ -2,8 +2,8 @@
 /*
  * The cluster state: a pure, deterministic state machine. Commands go in, the state
  * changes, a result comes out; no clock, no random, no I/O. Same commands, same state,
- * byte for byte (invariant 11). What feeds it is cluster.h: on one machine a log in the
- * key-value store, on many Raft. doc/format-cluster.md describes the encodings.
+ * byte for byte (invariant 11). What feeds it is cluster.h. doc/format-cluster.md
+ * describes the encodings.
  *
  *      disk --head_parent--> version --parent--> version ... --> none
  *
@@ -48,7 +48,7 @@
 #define POOL_GROUPS_MAX      16384U
 #define CLUSTER_DISKS_MAX    100000U
 #define CLUSTER_VERSIONS_MAX 1000000U
-#define CLUSTER_CLIENTS_MAX  256U /* whose last answer is kept; least recent goes */
+#define CLUSTER_CLIENTS_MAX  512U  /* whose last answer is kept; least recent goes */
 #define CLONES_PER_COMMAND   10000U
 #define REPLICAS_MAX         5U
 #define POOL_COPIES_MAX      (REPLICAS_MAX - 1) /* a member more while another leaves */
@@ -422,15 +422,17 @@ struct cluster_state;
  * command for that would differ from the others for ever. */
 struct cluster_state *cluster_state_create(void);
 void cluster_state_destroy(struct cluster_state *state);
+/* It becomes what `from` is, which ends. Its address stays. */
+void cluster_state_replace(struct cluster_state *state, struct cluster_state *from);
 
 /* Appends the encoding to w. Names are at most DISK_NAME_MAX bytes (NULL: empty); lists
  * at most LOG_EXTENTS_MAX, PENDING_VERSIONS_MAX, REPLICAS_MAX, SNAPSHOTS_PER_COMMAND and
  * SCHEDULE_RULES_MAX long. */
 void cluster_command_encode(const struct cluster_command *command, struct writer *w);
 
-/* Applies the encoded command with this log index (the last one + 1). Foreign bytes:
+/* Applies the encoded command with this log index (above the last one). Foreign bytes:
  * a malformed one gives -PLX_EFORMAT in the result (-PLX_ENEWER: an unknown version). A
- * refused command changes nothing but the index. */
+ * refused command changes nothing but the index, and what its client is answered. */
 void cluster_state_apply(struct cluster_state *state, uint64_t index, const void *bytes,
                          size_t len, struct cluster_result *ret_result);
 

@@ -20,7 +20,7 @@
 #include "runtime/runtime.h"
 
 #define CONSENSUS_COMMAND_MAX  (1 * MIB)  /* bytes of one command */
-#define CONSENSUS_SNAPSHOT_MAX (64 * MIB) /* bytes of an encoded state */
+#define CONSENSUS_SNAPSHOT_MAX (256 * MIB) /* bytes of an encoded state */
 #define CONSENSUS_MEMBERS_MAX  1024U
 /* Bytes of one message of the link: a snapshot with its members, or entries. */
 #define CONSENSUS_MESSAGE_MAX  (CONSENSUS_SNAPSHOT_MAX + 64 * KIB)
@@ -38,9 +38,10 @@ struct consensus;
 struct consensus_machine {
     void *arg;
     /* A committed command. Indexes grow, with gaps. What it writes to `answer` goes to
-     * whoever submitted the command on this node. */
-    void (*apply)(void *arg, uint64_t index, const void *bytes, size_t len,
-                  struct writer *answer);
+     * whoever submitted the command on this node. Not 0: this node cannot carry it out
+     * though others may, and consensus fails with that code. */
+    int (*apply)(void *arg, uint64_t index, const void *bytes, size_t len,
+                 struct writer *answer);
     void (*encode)(void *arg, struct writer *ret);
     /* Replaces the state; on failure the old one stays. Foreign bytes. */
     int (*decode)(void *arg, const void *bytes, size_t len, struct error *err);
@@ -85,8 +86,15 @@ struct consensus_options {
 async int consensus_open(const struct consensus_options *options,
                          struct consensus **ret_consensus, struct error *err);
 /* Makes the log of a new cluster, whose only voter is `node`. Once, for one node of it,
- * before it is opened. -PLX_EEXISTS: the store has a log already. */
-async int consensus_bootstrap(struct kv *kv, uint64_t node, struct error *err);
+ * before it is opened. -PLX_EEXISTS: the store has a log already. `also` (NULL: nothing)
+ * is what else changes in the store in the same write; taken over. */
+async int consensus_bootstrap(struct kv *kv, uint64_t node, struct kv_batch *also,
+                              struct error *err);
+/* The same, but it begins with a state that commands up to `index` (not 0) have made. An
+ * end of the process leaves all of it or nothing. */
+async int consensus_bootstrap_from(struct kv *kv, uint64_t node, uint64_t index,
+                                   const void *state, size_t len, struct kv_batch *also,
+                                   struct error *err);
 /* Everything that waits ends with -PLX_ECANCELLED. */
 async void consensus_close(struct consensus *c);
 
@@ -102,6 +110,8 @@ void consensus_received(struct consensus *c, uint64_t from_node, const void *byt
  *   -PLX_EFAILED, -PLX_ECANCELLED   the same, and this node takes no more
  *   -PLX_ELIMIT, -EMSGSIZE, -ENOMEM  refused at once
  * Who repeats one (commands are idempotent by client and sequence) need not care which.
+ * While this node is the only voter a command waits for its storage, however long that
+ * takes; otherwise at most wait_ms.
  */
 async int consensus_submit(struct consensus *c, const void *bytes, size_t len,
                            struct writer *ret_answer);
@@ -114,6 +124,7 @@ bool consensus_is_leader(const struct consensus *c);
 uint64_t consensus_term(const struct consensus *c);
 uint64_t consensus_applied(const struct consensus *c);
 bool consensus_has_failed(const struct consensus *c);
+int consensus_failure(const struct consensus *c); /* 0: it has not; or why */
 
 /* --- membership --- */
 

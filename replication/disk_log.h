@@ -180,25 +180,4 @@ async int log_close(struct disk_log *log, struct error *err);
 /* Ends it without any commit (after `down`, or in tests). */
 async void log_abandon(struct disk_log *log);
 
-/*
- * Reads count blocks that lie in one extent, verified against crcs, from the nearest
- * sound member. -PLX_EDEAD, -PLX_ECHECKSUM (every copy is bad), -EIO. done may be called
- * from inside log_read if the store does so.
- */
-struct log_read {
-    struct address address;
-    uint32_t count;
-    const struct iovec *iov; /* count * BLOCK_SIZE bytes; stays until done */
-    uint32_t iov_count;
-    const uint32_t *crcs;    /* one per block; stays until done */
-    void (*done)(struct log_read *read);
-    int result;
-    uint32_t bad_block;      /* with -PLX_ECHECKSUM: the first bad one, 0-based */
-    /* private: */
-    struct store_read store;
-    void *priv[4];
-};
-/* For any block of any disk; does not need a log or a lease. */
-void log_read(struct store *store, struct log_read *read);
-
 #endif

@@ -9,7 +9,7 @@
  * Many commands are one entering and one synced write.
  *
  * What can fail: see consensus_fail. The task ends then where it is, or when libraft
- * returns to it.
+ * returns to it, and only has libraft release what it holds.
  *
  * On close the task finishes what it is at, waits for this node's snapshot, closes
  * libraft and ends.
@@ -135,8 +135,9 @@ static void first_barrier(struct consensus *c)
     c->led_term = c->raft.current_term;
     int rv = raft_barrier(&c->raft, req, first_barrier_done);
     assert(rv == 0);
-    log_info(c->loop, "consensus: node %llu leads in term %llu",
-             (unsigned long long)c->options.node, (unsigned long long)c->led_term);
+    if (c->raft.configuration.n > 1)
+        log_info(c->loop, "consensus: node %llu leads in term %llu",
+                 (unsigned long long)c->options.node, (unsigned long long)c->led_term);
 }
 
 /* A log that has grown by bytes rather than entries is as much in need of a snapshot. */
@@ -147,6 +148,16 @@ static void set_threshold(struct consensus *c)
                                 is_large ? 1 : c->options.tuning.snapshot_entries);
 }
 
+static void close_raft(struct consensus *c)
+{
+    assert(!c->is_inside && c->is_set_up);
+    c->is_inside = true;
+    if (c->failed)
+        raft_io_let_go(c);
+    raft_close(&c->raft, NULL);
+    c->is_inside = c->is_set_up = false;
+}
+
 static async void start_raft(struct consensus *c);
 
 /* Closes libraft and starts it from what is stored, the log before `keep_before`. */
@@ -155,14 +166,11 @@ static async void reload(struct consensus *c, uint64_t keep_before)
     raft_io_finish_own(c);
     if (c->failed)
         return;
-    inside_begin(c);
-    raft_close(&c->raft, NULL);
-    inside_end(c);
+    close_raft(c);
     assert(STAILQ_EMPTY(&c->io_requests));
     trace(c->loop, "consensus_reload", c->options.node, keep_before, c->applied);
     int rc = keep_before == 0 ? 0 : raft_store_truncate(&c->store, keep_before);
     if (rc != 0) {
-        c->raft.state = RAFT_UNAVAILABLE;
         consensus_fail(c, rc, "truncating the log before %llu",
                        (unsigned long long)keep_before);
         return;
@@ -179,6 +187,18 @@ static async void run_requests(struct consensus *c)
         raft_io_run(c, request);
         inside_end(c);
     }
+}
+
+/* A leader without other members has nothing to notice and nobody to tell. */
+static void set_ticker(struct consensus *c)
+{
+    const struct config_at *config = raft_store_config(&c->store);
+    bool is_alone = c->raft.state == RAFT_LEADER && config != NULL &&
+                    config->members.count == 1;
+    if (is_alone || c->closing)
+        timer_stop(c->loop, &c->ticker);
+    else if (!c->ticker.armed)
+        timer_start(c->loop, &c->ticker, RAFT_TICK_MS * NS_PER_MS);
 }
 
 async void consensus_settle(struct consensus *c)
@@ -203,6 +223,7 @@ async void consensus_settle(struct consensus *c)
     if (c->raft.last_applied > c->applied)
         c->applied = c->raft.last_applied;
     set_threshold(c);
+    set_ticker(c);
     submit_look(c);
     if (c->needs_reload) {
         c->needs_reload = false;
@@ -220,6 +241,7 @@ static void set_up(struct consensus *c)
     memset(&c->raft, 0, sizeof c->raft);
     int rv = raft_init(&c->raft, &c->io, &c->fsm, c->options.node, address);
     assert(rv == 0);
+    c->is_set_up = true;
     c->raft.tracer = &c->tracer;
     raft_set_election_timeout(&c->raft, RAFT_ELECTION_MS);
     raft_set_heartbeat_timeout(&c->raft, RAFT_HEARTBEAT_MS);
@@ -252,7 +274,6 @@ static async void start_raft(struct consensus *c)
             err_set(&err, rc, "consensus: storing a term: %s", err_text(rc));
     }
     if (rc != 0) {
-        c->raft.state = RAFT_UNAVAILABLE;
         consensus_fail_with(c, &err);
         return;
     }
@@ -487,19 +508,11 @@ static void consensus_main(struct task_call *call)
     } else {
         start_raft(c);
     }
-    if (!c->failed)
-        timer_start(c->loop, &c->ticker, RAFT_TICK_MS * NS_PER_MS);
     event_set(&c->opened);
     drive(c);
-    if (!c->failed)
-        raft_io_finish_own(c);
-    if (!c->failed) {
-        inside_begin(c);
-        raft_close(&c->raft, NULL);
-        inside_end(c);
-    }
-    while (c->own_state == OWN_WRITING)
-        waitlist_wait(&c->own_over);
+    raft_io_finish_own(c);
+    if (c->is_set_up)
+        close_raft(c);
     event_set(&c->over);
 }
 
@@ -553,19 +566,17 @@ static struct consensus *consensus_create(const struct consensus_options *option
     return c;
 }
 
-/* What libraft holds is not released if it has failed: it is not entered any more. */
 static void consensus_free(struct consensus *c)
 {
     struct inbox_message *in;
-    struct io_request *request;
     while ((in = STAILQ_FIRST(&c->inbox)) != NULL) {
         STAILQ_REMOVE_HEAD(&c->inbox, link);
         inbox_free(in);
     }
-    while ((request = STAILQ_FIRST(&c->io_requests)) != NULL) {
-        STAILQ_REMOVE_HEAD(&c->io_requests, link);
-        free(request);
-    }
+    assert(STAILQ_EMPTY(&c->io_requests) && TAILQ_EMPTY(&c->waitings));
+    for (size_t i = 0; i < c->loaded_count; i++)
+        raft_free(c->loaded[i].buf.base);
+    raft_free(c->loaded);
     members_done(&c->own_meta.members);
     raft_store_done(&c->store);
     free(c);
@@ -592,10 +603,21 @@ async int consensus_open(const struct consensus_options *options,
     return rc;
 }
 
-async int consensus_bootstrap(struct kv *kv, uint64_t node, struct error *err)
+async int consensus_bootstrap(struct kv *kv, uint64_t node, struct kv_batch *also,
+                              struct error *err)
 {
     assert(node != 0 && node <= RAFT_NUMBER_MAX);
-    return raft_store_bootstrap(kv, node, err);
+    return raft_store_bootstrap(kv, node, also, err);
+}
+
+async int consensus_bootstrap_from(struct kv *kv, uint64_t node, uint64_t index,
+                                   const void *state, size_t len, struct kv_batch *also,
+                                   struct error *err)
+{
+    struct raft_buffer buf = {.base = (void *)(uintptr_t)state, .len = len};
+    assert(node != 0 && node <= RAFT_NUMBER_MAX);
+    assert(index != 0 && index <= RAFT_NUMBER_MAX);
+    return raft_store_bootstrap_from(kv, node, index, &buf, also, err);
 }
 
 async void consensus_close(struct consensus *c)
@@ -644,4 +666,9 @@ uint64_t consensus_applied(const struct consensus *c)
 bool consensus_has_failed(const struct consensus *c)
 {
     return c->failed;
+}
+
+int consensus_failure(const struct consensus *c)
+{
+    return c->failed ? c->error.code : 0;
 }

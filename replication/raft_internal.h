@@ -132,7 +132,12 @@ async int raft_store_load(struct raft_store *store, struct kv *kv, uint64_t node
                           struct raft_entry **ret_entries, size_t *ret_count,
                           struct error *err);
 void raft_store_done(struct raft_store *store);
-async int raft_store_bootstrap(struct kv *kv, uint64_t node, struct error *err);
+/* `also`, or NULL: goes into the same write, and is taken over. */
+async int raft_store_bootstrap(struct kv *kv, uint64_t node, struct kv_batch *also,
+                               struct error *err);
+async int raft_store_bootstrap_from(struct kv *kv, uint64_t node, uint64_t index,
+                                    const struct raft_buffer *state,
+                                    struct kv_batch *also, struct error *err);
 
 uint64_t raft_store_term_of(const struct raft_store *store, uint64_t index); /* 0: none */
 const struct config_at *raft_store_config(const struct raft_store *store);
@@ -231,6 +236,7 @@ struct consensus {
     raft_io_tick_cb tick;
     raft_io_recv_cb recv;
     bool is_inside; /* libraft is running: exactly one task, this once */
+    bool is_set_up; /* `raft` has something that must be closed */
 
     struct raft_store store;
     struct raft_entry *loaded; /* for io.load */
@@ -297,6 +303,8 @@ void consensus_leave(struct consensus *c);
 
 void raft_io_setup(struct consensus *c);
 async void raft_io_run(struct consensus *c, struct io_request *request);
+/* After a failure: has libraft let go of everything it waits for. */
+void raft_io_let_go(struct consensus *c);
 /* This node's snapshot, whose pieces are written, becomes the one in force. */
 async void raft_io_finish_own(struct consensus *c);
 

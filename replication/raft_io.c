@@ -9,8 +9,9 @@
  * once, but for this node's own snapshot, which takes long and which nothing depends on.
  *
  * What can fail: the storage. Then these functions say to libraft that all is well and do
- * nothing any more: no message leaves, no command is applied, no completion comes. So
- * none of its paths for errors is ever taken, some of which free what is not theirs.
+ * nothing any more: no message leaves, no command is applied. So none of its paths for
+ * errors is ever taken, some of which free what is not theirs. Completions come when all
+ * is over, for libraft to release what it holds.
  *
  * On close nothing is left in the queue; this node's snapshot is waited for.
  */
@@ -297,9 +298,8 @@ static int io_snapshot_put(struct raft_io *io, unsigned trailing,
                            raft_io_snapshot_put_cb cb)
 {
     struct consensus *c = of_io(io);
-    if (c->failed)
-        return 0;
-    if (trailing != 0) { /* ours never is */
+    if (trailing != 0) { /* of the leader's it is 0 */
+        assert(!c->failed); /* fsm_snapshot has looked */
         own_start(c, trailing, req, snapshot, cb);
         return 0;
     }
@@ -349,7 +349,9 @@ async void raft_io_finish_own(struct consensus *c)
     c->is_inside = false;
 }
 
-static async void run_install(struct consensus *c, struct io_request *r)
+/* Each of these: false, and consensus has failed. */
+
+static async bool run_install(struct consensus *c, struct io_request *r)
 {
     const struct raft_snapshot *snapshot = r->snapshot;
     struct snapshot_meta meta = {.index = snapshot->index,
@@ -365,13 +367,14 @@ static async void run_install(struct consensus *c, struct io_request *r)
     if (rc != 0)
         consensus_fail(c, rc, "storing a snapshot from the leader");
     if (c->failed)
-        return;
+        return false;
     /* libraft keeps what it believed of membership that was not committed. */
     c->needs_reload = true;
     r->put(r->request, 0);
+    return true;
 }
 
-static async void run_get(struct consensus *c, struct io_request *r)
+static async bool run_get(struct consensus *c, struct io_request *r)
 {
     struct error err = {0};
     struct raft_buffer buf;
@@ -381,41 +384,77 @@ static async void run_get(struct consensus *c, struct io_request *r)
     if (c->failed) {
         if (rc == 0)
             raft_free(buf.base);
-        return;
+        return false;
     }
     struct raft_snapshot *snapshot = loaded_snapshot(c);
     raft_free(snapshot->bufs[0].base);
     snapshot->bufs[0] = buf;
     r->got(r->request, snapshot, 0);
+    return true;
 }
 
-static async void run_append(struct consensus *c, struct io_request *r)
+static async bool run_append(struct consensus *c, struct io_request *r)
 {
     int rc = raft_store_append(&c->store, r->entries, r->count);
     metric_add(c->appends, 1);
     if (rc != 0)
         consensus_fail(c, rc, "appending to the log");
-    if (!c->failed) /* so it may have, in the task that stores a snapshot */
-        r->appended(r->request, 0);
+    if (c->failed) /* so it may have in the task that stores a snapshot */
+        return false;
+    r->appended(r->request, 0);
+    return true;
 }
 
 async void raft_io_run(struct consensus *c, struct io_request *r)
 {
+    bool is_done = true;
     switch (r->kind) {
     case IO_SEND:
         r->sent(r->request, 0);
         break;
     case IO_APPEND:
-        run_append(c, r);
+        is_done = run_append(c, r);
         break;
     case IO_INSTALL:
-        run_install(c, r);
+        is_done = run_install(c, r);
         break;
     case IO_GET:
-        run_get(c, r);
+        is_done = run_get(c, r);
         break;
     }
-    raft_free(r);
+    if (is_done)
+        raft_free(r);
+    else
+        STAILQ_INSERT_HEAD(&c->io_requests, r, link);
+}
+
+/* Tells libraft that all it asked for was done. What it wants next is not done either,
+ * and comes to an end: nothing comes in any more. */
+void raft_io_let_go(struct consensus *c)
+{
+    struct io_request *r;
+    assert(c->failed && c->is_inside && c->own_state != OWN_WRITING);
+    if (c->own_state == OWN_WRITTEN)
+        c->own_done(c->own_put, 0);
+    c->own_state = OWN_NONE;
+    while ((r = STAILQ_FIRST(&c->io_requests)) != NULL) {
+        STAILQ_REMOVE_HEAD(&c->io_requests, link);
+        switch (r->kind) {
+        case IO_SEND:
+            r->sent(r->request, 0);
+            break;
+        case IO_APPEND:
+            r->appended(r->request, 0);
+            break;
+        case IO_INSTALL:
+            r->put(r->request, 0);
+            break;
+        case IO_GET:
+            r->got(r->request, loaded_snapshot(c), 0);
+            break;
+        }
+        raft_free(r);
+    }
 }
 
 /* --- the state machine --- */
@@ -437,7 +476,13 @@ static int fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void *
         return 0;
     bool ok = command_read(&r, &origin);
     assert(ok); /* entry_read has looked */
-    c->options.machine.apply(c->options.machine.arg, index, r.at, r.left, &answer);
+    int rc = c->options.machine.apply(c->options.machine.arg, index, r.at, r.left,
+                                      &answer);
+    if (rc != 0) {
+        writer_done(&answer);
+        consensus_fail(c, rc, "log entry %llu (key 're')", (unsigned long long)index);
+        return 0;
+    }
     c->applied = index;
     metric_add(c->applies, 1);
     trace(c->loop, "consensus_apply", index, c->options.node, origin.id);

@@ -33,6 +33,8 @@
 #define KEY_MAX        14U
 #define SCAN_PAIRS     512U
 
+#define BOOTSTRAP_PIECE_BYTES ((uint32_t)MIB)
+
 static_assert(CONSENSUS_COMMAND_MAX + 1024 <= KV_VALUE_MAX, "an entry is one value");
 
 struct key {
@@ -398,34 +400,6 @@ async int raft_store_switch(struct raft_store *store, struct snapshot_meta *meta
     return delete_pieces(store, old_generation, old_pieces);
 }
 
-async int raft_store_bootstrap(struct kv *kv, uint64_t node, struct error *err)
-{
-    struct kv_page page;
-    int rc = kv_scan(kv, "r", 1, NULL, 0, 1, &page);
-    if (rc != 0)
-        return err_set(err, rc, "consensus: %s", err_text(rc));
-    bool is_empty = page.count == 0;
-    kv_page_done(&page);
-    if (!is_empty)
-        return err_set(err, -PLX_EEXISTS, "consensus: the store has a log already");
-    struct consensus_member self = {node, CONSENSUS_VOTER};
-    struct member_list members = {1, &self};
-    struct raft_configuration conf;
-    struct raft_entry entry = {.term = 1, .type = RAFT_CHANGE};
-    members_to_raft(&members, &conf);
-    raft_configuration_encode(&conf, &entry.buf);
-    raft_configuration_close(&conf);
-    struct kv_batch batch;
-    struct writer w = {0};
-    kv_batch_init(&batch);
-    put_vote(&batch, node, 1, 0);
-    entry_write(&w, &entry);
-    record_put_writer(&batch, entry_key(1), &w);
-    raft_free(entry.buf.base);
-    rc = kv_write_wait(kv, &batch, KV_SYNCED);
-    return rc == 0 ? 0 : err_set(err, rc, "consensus: bootstrap: %s", err_text(rc));
-}
-
 /* --- reading --- */
 
 static async int load_vote(struct raft_store *store, struct error *err)
@@ -675,4 +649,98 @@ async int raft_store_read_snapshot(struct raft_store *store, struct raft_buffer 
     }
     *ret = (struct raft_buffer){.base = bytes, .len = at};
     return 0;
+}
+
+/* --- beginning --- */
+
+/* One that has what else is to change. */
+static struct kv_batch batch_with(struct kv_batch *also)
+{
+    struct kv_batch batch;
+    kv_batch_init(&batch);
+    if (also == NULL)
+        return batch;
+    batch = *also;
+    kv_batch_init(also);
+    return batch;
+}
+
+static async int refuse_if_begun(struct kv *kv, struct error *err)
+{
+    static const char *const NAMES[] = {"rv", "re", "rs"};
+    for (size_t i = 0; i < ARRAY_LEN(NAMES); i++) {
+        struct kv_page page;
+        int rc = kv_scan(kv, NAMES[i], 2, NULL, 0, 1, &page);
+        if (rc != 0)
+            return err_set(err, rc, "consensus: reading keys '%s': %s", NAMES[i],
+                           err_text(rc));
+        bool is_empty = page.count == 0;
+        kv_page_done(&page);
+        if (!is_empty)
+            return err_set(err, -PLX_EEXISTS, "consensus: the store has a log already");
+    }
+    return 0;
+}
+
+static async int bootstrap_write(struct kv *kv, struct kv_batch *batch, struct error *err)
+{
+    int rc = kv_write_wait(kv, batch, KV_SYNCED);
+    return rc == 0 ? 0 : err_set(err, rc, "consensus: bootstrap: %s", err_text(rc));
+}
+
+async int raft_store_bootstrap(struct kv *kv, uint64_t node, struct kv_batch *also,
+                               struct error *err)
+{
+    struct kv_batch batch = batch_with(also);
+    int rc = refuse_if_begun(kv, err);
+    if (rc != 0) {
+        kv_batch_done(&batch);
+        return rc;
+    }
+    struct consensus_member self = {node, CONSENSUS_VOTER};
+    struct member_list members = {1, &self};
+    struct raft_configuration conf;
+    struct raft_entry entry = {.term = 1, .type = RAFT_CHANGE};
+    struct writer w = {0};
+    members_to_raft(&members, &conf);
+    raft_configuration_encode(&conf, &entry.buf);
+    raft_configuration_close(&conf);
+    put_vote(&batch, node, 1, 0);
+    entry_write(&w, &entry);
+    record_put_writer(&batch, entry_key(1), &w);
+    raft_free(entry.buf.base);
+    return bootstrap_write(kv, &batch, err);
+}
+
+/* The pieces come first, as those of any snapshot; until the last write names them they
+ * are rubbish. */
+async int raft_store_bootstrap_from(struct kv *kv, uint64_t node, uint64_t index,
+                                    const struct raft_buffer *state,
+                                    struct kv_batch *also, struct error *err)
+{
+    struct kv_batch batch = batch_with(also);
+    struct consensus_member self = {node, CONSENSUS_VOTER};
+    struct snapshot_meta meta = {.index = index,
+                                 .term = 1,
+                                 .config_index = index,
+                                 .members = {1, &self}};
+    struct raft_store store = {.kv = kv, .node = node};
+    int rc = refuse_if_begun(kv, err);
+    if (rc == 0 && state->len > CONSENSUS_SNAPSHOT_MAX)
+        rc = err_set(err, -PLX_ELIMIT, "consensus: a state of %zu bytes is too large",
+                     state->len);
+    if (rc == 0)
+        rc = scan(&store, "rp", drop_stray, NULL, err);
+    if (rc == 0) {
+        rc = raft_store_write_pieces(&store, state, 1, BOOTSTRAP_PIECE_BYTES, &meta);
+        if (rc != 0)
+            err_set(err, rc, "consensus: bootstrap: %s", err_text(rc));
+    }
+    if (rc != 0) {
+        kv_batch_done(&batch);
+        return rc;
+    }
+    put_vote(&batch, node, 1, 0);
+    put_snapshot(&batch, &meta);
+    return bootstrap_write(kv, &batch, err);
 }

@@ -316,7 +316,7 @@ static int outcome_of(const struct waiting *w)
     return w->was_sent || w->state == WAITING_INDEX ? -PLX_EUNKNOWN : -PLX_ENOLEADER;
 }
 
-static void look_at(struct consensus *c, struct waiting *w)
+static void look_at(struct consensus *c, struct waiting *w, bool is_alone)
 {
     bool is_passed = w->state == WAITING_INDEX && c->applied >= w->index;
     bool is_late = now_ns(c) >= w->deadline_ns;
@@ -328,15 +328,17 @@ static void look_at(struct consensus *c, struct waiting *w)
         settle(c, w, -PLX_ENOLEADER);
     else if (is_late && w->from_node != 0)
         waiting_remove(c, w);
-    else if (is_late)
+    else if (is_late && !is_alone)
         settle(c, w, outcome_of(w));
 }
 
 void submit_look(struct consensus *c)
 {
     struct waiting *w, *next;
+    /* It waits for nobody but its own storage, which answers or fails. */
+    bool is_alone = c->raft.state == RAFT_LEADER && consensus_is_only_voter(c);
     TAILQ_FOREACH_SAFE (w, &c->waitings, link, next)
-        look_at(c, w);
+        look_at(c, w, is_alone);
 }
 
 void submit_end_all(struct consensus *c, int code)
@@ -406,6 +408,8 @@ async int consensus_barrier(struct consensus *c)
     int rc = refusal(c);
     if (rc != 0)
         return rc;
+    if (consensus_is_leader(c) && consensus_is_only_voter(c))
+        return 0; /* what it commits it has applied, and nobody else commits anything */
     struct waiting w = {.id = ++c->next_id, .is_barrier = true};
     return wait_for(c, &w);
 }

@@ -36,6 +36,7 @@ struct replica_read {
     struct store_read store;   /* address, count, iov: the caller's */
     void (*done)(struct replica_read *read);
     int result;
+    void *call;
 };
 
 struct replica_create {
@@ -67,6 +68,8 @@ struct replica_ops {
     async int (*walk_headers)(struct replica *replica, struct address extent,
                               header_fn *fn, void *arg, uint32_t *ret_end);
     void (*read)(struct replica *replica, struct replica_read *read);
+    /* The same for a read. Nothing is written to what was given up. */
+    void (*cancel_read)(struct replica *replica, struct replica_read *read);
     void (*destroy)(struct replica *replica);
 };
 

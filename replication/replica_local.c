@@ -105,6 +105,11 @@ static void local_read(struct replica *replica, struct replica_read *read)
     store_read(store_of(replica), &read->store);
 }
 
+static void local_cancel_read(struct replica *replica, struct replica_read *read)
+{
+    (void)replica, (void)read;
+}
+
 static void local_destroy(struct replica *replica)
 {
     free(container_of(replica, struct replica_local, replica));
@@ -121,6 +126,7 @@ static const struct replica_ops LOCAL_OPS = {
     .trim_headers = local_trim_headers,
     .walk_headers = local_walk,
     .read = local_read,
+    .cancel_read = local_cancel_read,
     .destroy = local_destroy,
 };
 

@@ -366,6 +366,7 @@ static void remote_read(struct replica *replica, struct replica_read *read)
         read->done(read);
         return;
     }
+    read->call = call;
     call->call = (struct rpc_call){.node = replica->node,
                                    .op = STORE_RPC_READ,
                                    .head = &head,
@@ -373,6 +374,12 @@ static void remote_read(struct replica *replica, struct replica_read *read)
                                    .timeout_ns = READ_TIMEOUT_NS,
                                    .done = read_done};
     rpc_start(remote->rpc, &call->call);
+}
+
+static void remote_cancel_read(struct replica *replica, struct replica_read *read)
+{
+    struct remote_call *call = read->call;
+    rpc_cancel(remote_of(replica)->rpc, &call->call);
 }
 
 static void remote_destroy(struct replica *replica)
@@ -397,6 +404,7 @@ static const struct replica_ops REMOTE_OPS = {
     .trim_headers = remote_trim_headers,
     .walk_headers = remote_walk,
     .read = remote_read,
+    .cancel_read = remote_cancel_read,
     .destroy = remote_destroy,
 };
 

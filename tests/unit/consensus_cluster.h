@@ -99,8 +99,8 @@ static inline void counter_note(struct cluster *cl, const struct counter *counte
     CHECK_EQ(cl->hash_at[counter->count], counter->hash);
 }
 
-static inline void counter_apply(void *arg, uint64_t index, const void *bytes, size_t len,
-                                 struct writer *answer)
+static inline int counter_apply(void *arg, uint64_t index, const void *bytes, size_t len,
+                                struct writer *answer)
 {
     struct node *n = arg;
     struct cluster *cl = n->cluster;
@@ -125,6 +125,7 @@ static inline void counter_apply(void *arg, uint64_t index, const void *bytes, s
         counter_note(cl, counter);
     }
     write_u64(answer, counter->answers[client]);
+    return 0;
 }
 
 static inline void counter_encode(void *arg, struct writer *w)
@@ -379,7 +380,7 @@ static inline void node_main(struct task_call *call)
     };
     int rc = kv_open(n->loop, n->path, true, &n->kv, &err);
     if (rc == 0 && n->is_first) {
-        rc = consensus_bootstrap(n->kv, n->id, &err);
+        rc = consensus_bootstrap(n->kv, n->id, NULL, &err);
         if (rc == -PLX_EEXISTS)
             rc = 0;
     }

@@ -167,7 +167,8 @@ static inline async void hosts_open_parts(struct hosts *h)
     DO(kv_open(h->loop, h->kv_path, false, &h->kv, &err));
     store.kv = h->kv;
     DO(store_open(h->loop, &store, &h->store, &err));
-    DO(cluster_open(h->loop, h->kv, &h->cluster, &err));
+    struct cluster_options cluster = {.loop = h->loop, .kv = h->kv, .node = 1};
+    DO(cluster_open(&cluster, &h->cluster, &err));
     h->member = replica_local_create(h->store, 1);
     CHECK(h->member != NULL);
     for (uint64_t node = 2; node <= HOSTS_MAX; node++)

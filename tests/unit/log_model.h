@@ -6,6 +6,7 @@
 #ifndef PARALLAX_TESTS_UNIT_LOG_MODEL_H
 #define PARALLAX_TESTS_UNIT_LOG_MODEL_H
 
+#include "replication/copies.h"
 #include "replication/disk_log.h"
 #include "tests/unit/fake_recovery.h"
 
@@ -72,6 +73,7 @@ struct test {
     struct kv *kv;
     struct cluster *cluster;
     struct store *store;
+    struct copies *copies; /* of that store; NULL without it */
     struct disk_log *log;
     struct log_callbacks callbacks;
     struct log_budget budget;
@@ -214,7 +216,7 @@ static inline async void read_piece(struct test *t, const struct log_piece *piec
                                       .crcs = piece->crcs,
                                       .done = read_done}};
     event_init(&mine.over);
-    log_read(t->store, &mine.read);
+    copies_read(t->copies, &mine.read);
     event_wait(&mine.over);
     CHECK_EQ(mine.read.result, 0);
     buffer_put(buffer);

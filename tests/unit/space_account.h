@@ -164,23 +164,28 @@ static inline async void space_walk_dying(struct space_account *account,
 
 /* --- lists --- */
 
+struct space_read {
+    struct log_read read;
+    struct event over;
+};
+
 static inline void space_read_done(struct log_read *read)
 {
-    event_set(read->priv[0]);
+    event_set(&container_of(read, struct space_read, read)->over);
 }
 
 static inline async int space_read(struct space_account *account, struct address address,
                                    uint32_t crc, uint8_t *ret_bytes)
 {
     struct iovec iov = {ret_bytes, BLOCK_SIZE};
-    struct event over;
-    struct log_read read = {.address = address, .count = 1, .iov = &iov, .iov_count = 1,
-                            .crcs = &crc, .done = space_read_done, .priv = {&over}};
+    struct space_read mine = {.read = {.address = address, .count = 1, .iov = &iov,
+                                       .iov_count = 1, .crcs = &crc,
+                                       .done = space_read_done}};
 
-    event_init(&over);
-    log_read(account->host->store, &read);
-    event_wait(&over);
-    return read.result;
+    event_init(&mine.over);
+    copies_read(account->host->copies, &mine.read);
+    event_wait(&mine.over);
+    return mine.read.result;
 }
 
 static inline async void space_entries(struct space_account *account,

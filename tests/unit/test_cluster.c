@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The command log: what was answered is there after any end of the process. */
+/* A cluster of one: what was answered is there after any end of the process. */
 #include <sys/wait.h>
 
 #include "replication/cluster.h"
@@ -8,15 +8,22 @@
 #define SUBMITTERS 8U
 #define SEEDS      60U
 
+static int try_open(struct body *body, struct kv *kv, struct cluster **ret_cluster)
+{
+    struct cluster_options options = {.loop = body->loop, .kv = kv, .node = 1};
+    struct error err = {0};
+    int rc = cluster_bootstrap(kv, 1, &err);
+    if (rc == 0 || rc == -PLX_EEXISTS)
+        rc = cluster_open(&options, ret_cluster, &err);
+    CHECK((rc == 0) == (*ret_cluster != NULL) && (rc == 0 || err.text[0] != '\0'));
+    return rc;
+}
+
 static struct cluster *open_all(struct body *body, struct kv **ret_kv)
 {
     struct cluster *cluster = NULL;
-    struct error err = {0};
     CHECK_EQ(kv_open(body->loop, body_path(body, "kv"), true, ret_kv, NULL), 0);
-    if (cluster_open(body->loop, *ret_kv, &cluster, &err) != 0) {
-        fprintf(stderr, "%s\n", err.text);
-        exit(1);
-    }
+    CHECK_EQ(try_open(body, *ret_kv, &cluster), 0);
     return cluster;
 }
 
@@ -53,7 +60,7 @@ static uint32_t count_keys(struct kv *kv, const char *prefix)
     uint32_t count = 0;
     bool more = true;
     while (more) {
-        CHECK_EQ(kv_scan(kv, prefix, 1, after, after_len, 1000, &page), 0);
+        CHECK_EQ(kv_scan(kv, prefix, strlen(prefix), after, after_len, 1000, &page), 0);
         count += page.count;
         more = page.more;
         if (page.count != 0) {
@@ -171,7 +178,7 @@ static void test_group(struct body *body)
     static struct submitter submitters[100];
     struct cluster *cluster = open_all(body, &kv);
     const struct metric *writes = metric_counter(body->loop,
-                                                 "parallax_cluster_writes_total", "");
+                                                 "parallax_consensus_writes_total", "");
     CHECK_EQ(init(cluster), 0);
     uint64_t before = writes->value;
     run_submitters(body, cluster, submitters, 100, 1);
@@ -192,15 +199,15 @@ static void test_snapshot(struct body *body)
     struct writer before, after;
     CHECK_EQ(init(cluster), 0);
     run_submitters(body, cluster, submitters, 100, 40);
-    CHECK_EQ(count_keys(kv, "l"), 4001);
-    CHECK_EQ(count_keys(kv, "c"), 0);
+    CHECK(count_keys(kv, "re") > 4001);
+    CHECK_EQ(count_keys(kv, "rp"), 0);
     run_submitters(body, cluster, submitters, 100, 50); /* their names exist already */
     CHECK_EQ(cluster_disk_count(cluster_state(cluster)), 4000);
     CHECK_EQ(submitters[0].code, -PLX_EEXISTS);
     encode(cluster, &before);
     cluster_close(cluster);
-    CHECK_EQ(count_keys(kv, "c"), 1);
-    CHECK(count_keys(kv, "l") < 101);
+    CHECK_EQ(count_keys(kv, "rp"), 1);
+    CHECK(count_keys(kv, "re") < 500);
     kv_close(kv);
 
     cluster = open_all(body, &kv);
@@ -237,70 +244,11 @@ static void test_pieces(struct body *body)
     run_submitters(body, cluster, submitters, 100, 41);
     CHECK_EQ(create(cluster, "one-more", &result), 0);
     cluster_close(cluster);
-    CHECK_EQ(count_keys(kv, "c"), 2);
+    CHECK_EQ(count_keys(kv, "rp"), 2);
     kv_close(kv);
     cluster = open_all(body, &kv);
     CHECK_EQ(cluster_disk_count(cluster_state(cluster)), 10000 + 4100 + 2);
     check_submitted(cluster, submitters, 100);
-    cluster_close(cluster);
-    kv_close(kv);
-}
-
-/* --- damage --- */
-
-static void put(struct kv *kv, const void *key, size_t key_len, const void *value,
-                size_t len)
-{
-    struct kv_batch batch;
-    kv_batch_init(&batch);
-    if (value == NULL)
-        kv_batch_delete(&batch, key, key_len);
-    else
-        kv_batch_put(&batch, key, key_len, value, len);
-    CHECK_EQ(kv_write_wait(kv, &batch, KV_SYNCED), 0);
-}
-
-static void check_refuses(struct body *body, struct kv *kv, int code, const char *text)
-{
-    struct cluster *cluster = NULL;
-    struct error err = {0};
-    CHECK_EQ(cluster_open(body->loop, kv, &cluster, &err), code);
-    CHECK(cluster == NULL);
-    if (strstr(err.text, text) == NULL)
-        CHECK_STR(err.text, text);
-}
-
-static void test_damage(struct body *body)
-{
-    static const uint8_t KEY[9] = {'l', 0, 0, 0, 0, 0, 0, 0, 2};
-    struct kv *kv;
-    struct cluster *cluster = open_all(body, &kv);
-    struct cluster_result result;
-    void *value;
-    size_t len;
-    CHECK_EQ(init(cluster), 0);
-    CHECK_EQ(create(cluster, "a", &result), 0);
-    CHECK_EQ(create(cluster, "b", &result), 0);
-    cluster_close(cluster);
-    CHECK_EQ(kv_get(kv, KEY, sizeof KEY, &value, &len), 0);
-    ((uint8_t *)value)[len - 1] ^= 1;
-    put(kv, KEY, sizeof KEY, value, len);
-    check_refuses(body, kv, -PLX_EDAMAGED, "log record 2 (key 'l'): checksum mismatch");
-    put(kv, KEY, sizeof KEY, value, 3);
-    check_refuses(body, kv, -PLX_EDAMAGED, "log record 2 (key 'l'): checksum mismatch");
-    put(kv, KEY, sizeof KEY, NULL, 0);
-    check_refuses(body, kv, -PLX_EDAMAGED, "log record 2 (key 'l') is missing, 3 is");
-    ((uint8_t *)value)[len - 1] ^= 1;
-    put(kv, KEY, 8, value, len);
-    check_refuses(body, kv, -PLX_EDAMAGED, "a key of 8 bytes");
-    put(kv, KEY, 8, NULL, 0);
-    put(kv, KEY, sizeof KEY, value, len);
-    put(kv, "c\0\0\0\0", 5, "nonsense", 8);
-    check_refuses(body, kv, -PLX_EFORMAT, "cluster: snapshot (keys 'c')");
-    put(kv, "c\0\0\0\0", 5, NULL, 0);
-    free(value);
-    CHECK_EQ(cluster_open(body->loop, kv, &cluster, NULL), 0);
-    CHECK_EQ(cluster_disk_count(cluster_state(cluster)), 2);
     cluster_close(cluster);
     kv_close(kv);
 }
@@ -322,7 +270,7 @@ static void failing_body(struct body *body)
     memset(f->submitters, 0, sizeof f->submitters);
     CHECK_EQ(kv_open(body->loop, "failing", true, &kv, NULL), 0);
     sim_fail_nth_io(body->world, f->nth);
-    int rc = cluster_open(body->loop, kv, &cluster, NULL);
+    int rc = try_open(body, kv, &cluster);
     if (rc == 0) {
         rc = init(cluster);
         run_submitters(body, cluster, f->submitters, SUBMITTERS, 5);
@@ -330,6 +278,8 @@ static void failing_body(struct body *body)
         if (f->happened) { /* it takes no more commands */
             CHECK_EQ(create(cluster, "late", &result), -PLX_EFAILED);
             CHECK(result.text[0] != '\0');
+            CHECK_EQ(cluster_failure(cluster), -EIO);
+            CHECK_EQ(cluster_barrier(cluster), -PLX_EFAILED);
         }
         for (uint32_t i = 0; i < SUBMITTERS; i++)
             CHECK_EQ(f->submitters[i].code,
@@ -350,7 +300,7 @@ static void failed_before_body(struct body *body)
     struct kv *kv = NULL;
     struct cluster *cluster = NULL;
     CHECK_EQ(kv_open(body->loop, "failing", false, &kv, NULL), 0);
-    CHECK_EQ(cluster_open(body->loop, kv, &cluster, NULL), 0);
+    CHECK_EQ(try_open(body, kv, &cluster), 0);
     check_submitted(cluster, f->submitters, SUBMITTERS);
     CHECK(cluster_disk_by_name(cluster_state(cluster), "late") == NULL);
     cluster_close(cluster);
@@ -438,7 +388,6 @@ static void test_lives(void)
 int main(void)
 {
     run_on_both(test_reopen);
-    run_on_both(test_damage);
     run_on_real(test_group);
     run_on_sim(test_group);
     run_on_real(test_snapshot);

@@ -634,8 +634,11 @@ static void storage_error_at(uint64_t seed, int64_t nth, bool *ret_happened)
     sim_fail_nth_io(cl->world, -1);
     for (uint32_t i = 1; i <= 3; i++)
         if (cl->nodes[i].loop == NULL || cl->nodes[i].has_failed ||
-            cl->nodes[i].open_rc != 0)
+            cl->nodes[i].open_rc != 0) {
+            if (cl->nodes[i].consensus != NULL)
+                CHECK_EQ(OP(&cl->nodes[i], .kind = OP_CLOSE), 0);
             reopen(&cl->nodes[i], SIM_POWER_CUT);
+        }
     for (uint32_t i = 1; i <= 3; i++)
         submit_next(&cl->nodes[i], i);
     cluster_agree(cl);

@@ -9,16 +9,21 @@ struct sum {
     uint64_t sum, count;
 };
 
-static void sum_apply(void *arg, uint64_t index, const void *bytes, size_t len,
-                      struct writer *answer)
+#define UNKNOWN_COMMAND 0xeeU /* by its last byte */
+
+static int sum_apply(void *arg, uint64_t index, const void *bytes, size_t len,
+                     struct writer *answer)
 {
     struct sum *sum = arg;
     const uint8_t *at = bytes;
     CHECK(index != 0);
+    if (at[len - 1] == UNKNOWN_COMMAND)
+        return -PLX_ENEWER;
     for (size_t i = 0; i < len; i++)
         sum->sum += at[i];
     sum->count++;
     write_u64(answer, sum->sum);
+    return 0;
 }
 
 static void sum_encode(void *arg, struct writer *ret)
@@ -59,6 +64,7 @@ static async int open_sum(struct body *body, struct kv *kv, uint64_t node,
         .tuning = {.snapshot_entries = 10, .trailing_entries = 3, .piece_bytes = 1000},
     };
     *sum = (struct sum){0};
+    *ret = NULL;
     return consensus_open(&options, ret, err);
 }
 
@@ -87,8 +93,8 @@ static void test_life(struct body *body)
     struct kv *kv = open_kv(body);
     struct consensus *c;
     struct sum sum;
-    CHECK_EQ(consensus_bootstrap(kv, 5, &err), 0);
-    CHECK_EQ(consensus_bootstrap(kv, 5, &err), -PLX_EEXISTS);
+    CHECK_EQ(consensus_bootstrap(kv, 5, NULL, &err), 0);
+    CHECK_EQ(consensus_bootstrap(kv, 5, NULL, &err), -PLX_EEXISTS);
     uint64_t term = 0;
     for (unsigned i = 1; i <= 4; i++) {
         CHECK_EQ(open_sum(body, kv, 5, &sum, &c, &err), 0);
@@ -101,6 +107,64 @@ static void test_life(struct body *body)
         CHECK_EQ(sum.sum, (3 * 25 + 24 * 25 / 2) * i);
         consensus_close(c);
     }
+    kv_close(kv);
+}
+
+/* A command that this program cannot carry out ends it here, and is not passed over
+ * later. */
+static void test_unknown_command(struct body *body)
+{
+    struct error err = {0};
+    struct kv *kv = open_kv(body);
+    struct writer answer = {0};
+    struct consensus *c;
+    struct sum sum;
+    uint8_t command = UNKNOWN_COMMAND;
+    CHECK_EQ(consensus_bootstrap(kv, 5, NULL, &err), 0);
+    CHECK_EQ(open_sum(body, kv, 5, &sum, &c, &err), 0);
+    submit_some(c, 2);
+    CHECK_EQ(consensus_failure(c), 0);
+    CHECK_EQ(consensus_submit(c, &command, 1, &answer), -PLX_EFAILED);
+    CHECK_EQ(consensus_failure(c), -PLX_ENEWER);
+    CHECK_EQ(consensus_submit(c, "x", 1, &answer), -PLX_EFAILED);
+    consensus_close(c);
+    for (unsigned i = 0; i < 2; i++) {
+        CHECK_EQ(open_sum(body, kv, 5, &sum, &c, &err), -PLX_ENEWER);
+        CHECK(strstr(err.text, "log entry 5 (key 're')") != NULL);
+        CHECK_EQ(sum.count, 2);
+    }
+    kv_close(kv);
+}
+
+/* From a state that something else has made. */
+static void test_bootstrap_from(struct body *body)
+{
+    struct error err = {0};
+    struct kv *kv = open_kv(body);
+    struct writer state = {0};
+    struct kv_batch also;
+    struct consensus *c;
+    struct sum sum = {.sum = 70, .count = 7};
+    void *value;
+    size_t len;
+    sum_encode(&sum, &state);
+    kv_batch_init(&also);
+    kv_batch_put(&also, "x", 1, "y", 1);
+    CHECK_EQ(consensus_bootstrap_from(kv, 5, 700, state.bytes, state.len, &also, &err),
+             0);
+    CHECK_EQ(kv_get(kv, "x", 1, &value, &len), 0);
+    free(value);
+    CHECK_EQ(consensus_bootstrap_from(kv, 5, 700, state.bytes, state.len, NULL, &err),
+             -PLX_EEXISTS);
+    for (unsigned i = 0; i < 3; i++) {
+        CHECK_EQ(open_sum(body, kv, 5, &sum, &c, &err), 0);
+        CHECK_EQ(sum.count, 7 + 20 * i);
+        CHECK(consensus_is_leader(c) && consensus_applied(c) > 700);
+        submit_some(c, 20);
+        CHECK_EQ(sum.count, 27 + 20 * i);
+        consensus_close(c);
+    }
+    writer_done(&state);
     kv_close(kv);
 }
 
@@ -178,7 +242,7 @@ static void test_damage(struct body *body)
     struct consensus *c;
     struct sum sum;
     uint32_t kinds[256] = {0}, last_entry = 0;
-    CHECK_EQ(consensus_bootstrap(kv, 5, &err), 0);
+    CHECK_EQ(consensus_bootstrap(kv, 5, NULL, &err), 0);
     CHECK_EQ(open_sum(body, kv, 5, &sum, &c, &err), 0);
     submit_some(c, 30);
     consensus_close(c);
@@ -215,7 +279,7 @@ static void test_newer(struct body *body)
 {
     struct error err = {0};
     struct kv *kv = open_kv(body);
-    CHECK_EQ(consensus_bootstrap(kv, 5, &err), 0);
+    CHECK_EQ(consensus_bootstrap(kv, 5, NULL, &err), 0);
     struct kv_page page = all_of(kv);
     for (uint32_t i = 0; i < page.count; i++) {
         const struct kv_pair *pair = &page.pairs[i];
@@ -237,9 +301,77 @@ static void test_newer(struct body *body)
     kv_close(kv);
 }
 
+/* --- the nth operation of the key-value store fails --- */
+
+struct failing {
+    int64_t nth;
+    bool happened;
+    unsigned answered;
+};
+
+/* With everything closed properly; what is not released is seen by who looks for it. */
+static void failing_body(struct body *body)
+{
+    struct failing *f = body->arg;
+    struct error err = {0};
+    struct consensus *c;
+    struct sum sum;
+    struct kv *kv = open_kv(body);
+    sim_fail_nth_io(body->world, f->nth);
+    int rc = consensus_bootstrap(kv, 5, NULL, &err);
+    for (unsigned i = 0; i < 2 && rc == 0; i++) {
+        rc = open_sum(body, kv, 5, &sum, &c, &err);
+        for (unsigned k = 0; k < 20 && rc == 0; k++) {
+            struct writer answer = {0};
+            rc = consensus_submit(c, "x", 1, &answer);
+            writer_done(&answer);
+            f->answered += rc == 0;
+            CHECK(rc == 0 || (rc == -PLX_EFAILED && consensus_failure(c) == -EIO));
+        }
+        if (c != NULL)
+            consensus_close(c);
+        c = NULL;
+    }
+    f->happened = sim_failure_happened(body->world);
+    CHECK((rc == 0) == !f->happened || f->answered == 40); /* old pieces may stay */
+    sim_fail_nth_io(body->world, -1);
+    kv_close(kv);
+}
+
+static void failed_before_body(struct body *body)
+{
+    struct failing *f = body->arg;
+    struct error err = {0};
+    struct consensus *c;
+    struct sum sum;
+    struct kv *kv = open_kv(body);
+    int rc = consensus_bootstrap(kv, 5, NULL, &err);
+    CHECK(rc == 0 || rc == -PLX_EEXISTS);
+    CHECK_EQ(open_sum(body, kv, 5, &sum, &c, &err), 0);
+    CHECK(sum.count == f->answered || sum.count == f->answered + 1);
+    consensus_close(c);
+    kv_close(kv);
+}
+
+static void test_failures(void)
+{
+    struct failing f = {.happened = true};
+    for (int64_t nth = 0; f.happened; nth++) {
+        struct sim_world *world = sim_world_create((uint64_t)nth + 1);
+        f = (struct failing){.nth = nth};
+        run_in_world(world, failing_body, &f);
+        run_in_world(world, failed_before_body, &f);
+        sim_world_destroy(world);
+        CHECK(nth < 1000 && (f.happened || nth > 60));
+    }
+}
+
 int main(void)
 {
     run_on_both(test_life);
+    run_on_both(test_unknown_command);
+    run_on_both(test_bootstrap_from);
+    test_failures();
     run_on_real(test_damage);
     run_on_real(test_newer);
     return 0;

@@ -100,7 +100,14 @@ static async void open_cluster(struct test *t)
     CHECK_EQ(kv_open(t->loop, KV_PATH, true, &t->kv, &err), 0);
     if (t->script->on_store)
         open_store(t);
-    CHECK_EQ(cluster_open(t->loop, t->kv, &t->cluster, &err), 0);
+    struct cluster_options options = {.loop = t->loop, .kv = t->kv, .node = 1};
+    if (t->disk == 0)
+        CHECK_EQ(cluster_bootstrap(t->kv, 1, &err), 0);
+    CHECK_EQ(cluster_open(&options, &t->cluster, &err), 0);
+    struct copies_options copies = {
+        .loop = t->loop, .cluster = t->cluster, .store = t->store, .node = 1};
+    if (t->script->on_store)
+        CHECK_EQ(copies_create(&copies, &t->copies), 0);
     if (t->disk != 0)
         return;
     struct cluster_command init = {
@@ -402,6 +409,7 @@ static void life_main(struct task_call *call)
     CHECK_EQ(buffer_pool_used_bytes(t->pool), 0);
     CHECK_EQ(t->budget.used_bytes, 0);
     leader_stop(t);
+    copies_destroy(t->copies);
     cluster_close(t->cluster);
     if (t->script->on_store)
         store_close(t->store);

@@ -443,15 +443,17 @@ static async void run_forced(struct hosts *h)
     task_sleep_ns(9 * NS_PER_S);
     CHECK_EQ(owner_of(h, "web"), 1);
     CHECK_EQ(write_byte(here, BYTES, 2), 0);
+    CHECK_EQ(flush(here), 0);
     party_flags(h, 1, NODE_DOWN);
     CHECK_EQ(op_wait(&first, NULL), 0);
     CHECK_EQ(op_wait(&read, NULL), 0);
     CHECK_EQ(owner_of(h, "web"), 2);
     check_byte(there, 0, 5);
     check_byte(there, BYTES, 2);
-    CHECK_EQ(write_byte(here, 0, 66), -PLX_EEPOCH);
-    task_sleep_ns(NS_PER_MS); /* it knows now */
+    task_sleep_ns(NS_PER_MS); /* it knows, though it has done nothing since */
     CHECK_EQ(flush(here), -PLX_EEPOCH);
+    CHECK_EQ(read_bytes_at(here, 0, BYTES, data), -PLX_EEPOCH);
+    CHECK_EQ(write_byte(here, 0, 66), -PLX_EEPOCH);
     check_byte(there, 0, 5);
     party_flags(h, 1, 0);
     CHECK_EQ(write_byte(here, 0, 66), -PLX_EEPOCH);

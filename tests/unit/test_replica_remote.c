@@ -496,6 +496,35 @@ static void given_up(struct test *t)
     CHECK(length >= before + (10 - owed) * 17 && (length - before) % 17 == 0);
 }
 
+/* A read that was given up leaves the caller's memory alone, whatever comes late. */
+static async void read_given_up(struct test *t)
+{
+    static uint8_t bytes[64 * BLOCK_SIZE], was[sizeof bytes];
+    const struct replica_ops *far = t->replica->ops;
+    CHECK_EQ(create(t, EXTENT(1)), 0);
+    CHECK_EQ(append_some(t, EXTENT(1), 0, 1), 0);
+    CHECK_EQ(append_some(t, EXTENT(1), 64, 1), 0);
+    for (uint32_t i = 0; i < 20; i++) {
+        struct iovec iov = {bytes, sizeof bytes};
+        struct near_read mine = {
+            .read = {.store = {.address = address_plus(EXTENT(1), 2), .count = 64,
+                               .iov = &iov, .iov_count = 1},
+                     .done = near_read_done}};
+        memset(bytes, 0xee, sizeof bytes);
+        event_init(&mine.over);
+        far->read(t->replica, &mine.read);
+        task_sleep_ns(sim_world_random(t->world, NS_PER_MS));
+        bool came = mine.over.is_set;
+        if (!came)
+            far->cancel_read(t->replica, &mine.read);
+        CHECK(mine.over.is_set);
+        CHECK_EQ(mine.read.result, came ? 0 : -ECANCELED);
+        memcpy(was, bytes, sizeof bytes);
+        task_sleep_ns(10 * NS_PER_MS);
+        CHECK(memcmp(bytes, was, sizeof bytes) == 0);
+    }
+}
+
 /* A service that closes answers what it has begun, and refuses the rest. */
 static async void closed(struct test *t)
 {
@@ -578,6 +607,7 @@ int main(void)
         run(refused, seed);
         run(restarted, seed);
         run(lost, seed);
+        run(read_given_up, seed);
         run(given_up, seed);
         run(closed, seed);
     }

@@ -54,10 +54,10 @@ static void answer_run(struct work *work)
     read->done(read);
 }
 
-void log_read(struct store *store, struct log_read *read)
+void copies_read(struct copies *copies, struct log_read *read)
 {
     struct answer *answer = calloc(1, sizeof *answer);
-    CHECK(answer != NULL && store == NULL);
+    CHECK(answer != NULL && copies == NULL);
     answer->work.run = answer_run;
     answer->read = read;
     fake.reads++;
