@@ -81,6 +81,8 @@ void parts_resume(struct store *store)
         if (!read->cursor.is_whole)
             return;
         STAILQ_REMOVE_HEAD(&store->starved_reads, waiting);
+        if (read->pending == 0)
+            read_finish(store, read);
     }
 }
 

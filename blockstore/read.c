@@ -37,7 +37,7 @@ async void readers_drain(struct store *store, struct extent *e)
 
 /* --- reads --- */
 
-static void read_finish(struct store *store, struct store_read *read)
+void read_finish(struct store *store, struct store_read *read)
 {
     reader_left(store, read->cursor.extent, read->cursor.phase);
     read->done(read);
@@ -97,7 +97,11 @@ void read_issue(struct store *store, struct store_read *read)
         uint32_t n = extent_place(cursor->extent,
                                   address_block(read->address) + cursor->issued,
                                   read->count - cursor->issued, &offset_bytes);
-        assert(n > 0); /* E3: the length lies within the space */
+        if (n == 0) { /* it died, and the rest was moved, while it waited for a part */
+            part_put(store, part);
+            read->result = -PLX_EDEAD;
+            break;
+        }
         uint64_t bytes = fill_part(read, (uint64_t)n * BLOCK_SIZE, part);
         cursor->issued += (uint32_t)(bytes / BLOCK_SIZE);
         part->of.read = read;
@@ -108,8 +112,7 @@ void read_issue(struct store *store, struct store_read *read)
         file_submit(store->file, &part->io);
     }
     cursor->is_whole = true;
-    read->pending--; /* the last part is still under way, so this is not the end */
-    assert(read->pending > 0);
+    read->pending--;
 }
 
 static int read_check(const struct extent *e, const struct store_read *read)
@@ -142,4 +145,5 @@ void store_read(struct store *store, struct store_read *read)
         read_issue(store, read);
     if (!read->cursor.is_whole)
         STAILQ_INSERT_TAIL(&store->starved_reads, read, waiting);
+    assert(read->pending > 0); /* E3: its blocks have their places */
 }

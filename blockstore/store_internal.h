@@ -273,6 +273,8 @@ void append_finish(struct store *store, struct extent *e);
 
 /* read.c */
 void read_issue(struct store *store, struct store_read *read);
+/* All parts of it are done. */
+void read_finish(struct store *store, struct store_read *read);
 /* Reads that begin after this are in the new phase; waits for those before it. */
 async void readers_drain(struct store *store, struct extent *e);
 void reader_left(struct store *store, struct extent *e, uint8_t phase);

@@ -340,6 +340,40 @@ static void deleted(struct body *body)
     }
 }
 
+#define READS (IO_PARTS_MAX + 1)
+
+/* A read waits for its turn while its block dies and the rest of the extent is moved. */
+static void starved(struct body *body)
+{
+    (void)body;
+    struct model_extent *x = new_final(20, 10);
+    struct test_read *reads = calloc(READS, sizeof *reads);
+    struct iovec iov = {.iov_base = aligned_alloc(BLOCK_SIZE, BLOCK_SIZE),
+                        .iov_len = BLOCK_SIZE};
+    const uint32_t dead = 5;
+    trim_headers(x);
+    sim_world_faults(m->world)->stuck_ppm = 1000000;
+    for (uint32_t i = 0; i < READS; i++) {
+        reads[i].read = (struct store_read){.address = address_plus(x->address, dead),
+                                            .count = 1,
+                                            .iov = &iov,
+                                            .iov_count = 1,
+                                            .done = read_over};
+        event_init(&reads[i].over);
+        store_read(m->store, &reads[i].read);
+    }
+    sim_world_faults(m->world)->stuck_ppm = 0;
+    CHECK(!STAILQ_EMPTY(&m->store->starved_reads));
+    CHECK_EQ(store_trim(m->store, x->address, &dead, 1), 0);
+    CHECK_EQ(machine_compact(m, x, 0, EXTENT_PIECES, false), 0);
+    for (uint32_t i = 0; i < READS; i++) {
+        event_wait(&reads[i].over);
+        CHECK_EQ(reads[i].read.result, i < IO_PARTS_MAX ? 0 : -PLX_EDEAD);
+    }
+    free(iov.iov_base);
+    free(reads);
+}
+
 /* --- space comes back --- */
 
 static uint32_t spaces_seen;
@@ -521,6 +555,7 @@ int main(void)
     scenario(unreadable, 64, true, 1);
     scenario(together, 64, true, 5);
     scenario(deleted, 64, true, 3);
+    scenario(starved, 64, true, 1);
     scenario(scattered, 200, true, 2);
     scenario(idle, 200, false, 2);
     scenario(nearly_full, 64, true, 2);
