@@ -155,23 +155,6 @@ static void plan_layout(struct compaction *c, const struct extent *e)
     c->stored = bitmap_rank(c->layout, EXTENT_BLOCKS);
 }
 
-static int take_pieces(struct compaction *c, uint32_t want)
-{
-    struct store *store = c->store;
-    while (want > 0) {
-        struct run run;
-        uint32_t n = slabs_take_pieces(&store->slabs, want, &run);
-        if (n == 0)
-            return -PLX_EFULL;
-        if (runs_add(&c->to, run) < 0) {
-            space_release(store, run);
-            return -ENOMEM;
-        }
-        want -= n;
-    }
-    return 0;
-}
-
 /* The runs that will be, and those that will be free. */
 static int plan_runs(struct compaction *c, const struct extent *e)
 {
@@ -207,10 +190,8 @@ static int plan(struct compaction *c)
     c->new_digest = s->digest || is_whole || e->layout == NULL;
     if (c->new_digest)
         c->digest_count = digest_blocks(e->live);
-    int result = take_pieces(c,
-                             pieces_of(c->section_blocks) + pieces_of(c->digest_count));
-    zero_fill_wanted(c->store);
-    allocate_wanted(c->store);
+    int result = space_take_pieces(
+        c->store, &c->to, pieces_of(c->section_blocks) + pieces_of(c->digest_count));
     return result == 0 ? plan_runs(c, e) : result;
 }
 
@@ -327,13 +308,6 @@ static int live_of(const struct compaction *c, const struct extent *e, uint8_t *
     return 0;
 }
 
-static void give_back(struct store *store, struct runs *runs)
-{
-    for (uint32_t i = 0; i < runs->count; i++)
-        space_release(store, runs->at[i]);
-    runs_done(runs);
-}
-
 /* With the extent locked: the record, then the same here. */
 static async int change_locked(struct compaction *c, struct extent *e)
 {
@@ -364,7 +338,7 @@ static async int change_locked(struct compaction *c, struct extent *e)
     extent_count(&c->store->extents, e, c->stored, e->live);
     runs_done(&c->to); /* they are the extent's now */
     readers_drain(c->store, e);
-    give_back(c->store, &c->old); /* E8 */
+    space_give_back(c->store, &c->old); /* E8 */
     return 0;
 }
 
@@ -455,7 +429,7 @@ async int compact_section(struct store *store, const struct section *section,
         metric_add(store->compact_count, 1);
     /* A record that failed may be there all the same: then nothing of it is free. */
     if (result != -PLX_EFAILED)
-        give_back(store, &c->to);
+        space_give_back(store, &c->to);
     compaction_destroy(c);
     return result;
 }

@@ -223,6 +223,7 @@ static async int evacuate(struct mover *m)
     if (m->pinned == NULL)
         return -ENOMEM;
     look_at_all(m, pin);
+    install_each(m->store, pin, m);
     m->slab = slabs_emptiest(slabs, m->pinned);
     free(m->pinned);
     struct compact_space space = space_now(m->store);

@@ -322,6 +322,15 @@ async int record_write(struct store *store, const struct extent *e, uint32_t pie
     return batch_write(store, &batch, durability);
 }
 
+/* The key-value store keeps the order of its writes: this one makes those before it
+ * durable, and says nothing itself. */
+async int store_settle(struct store *store)
+{
+    struct kv_batch batch;
+    kv_batch_init(&batch);
+    return batch_write(store, &batch, KV_SYNCED);
+}
+
 async int record_delete(struct store *store, const struct extent *e)
 {
     struct kv_batch batch;

@@ -163,6 +163,43 @@ void space_release(struct store *store, struct run run)
         loop_post(store->loop, store->on_space);
 }
 
+bool space_has_room(struct store *store, uint32_t pieces)
+{
+    uint32_t part_free = store->slabs.part_free;
+    uint32_t slabs = (uint32_t)div_up_u64(pieces > part_free ? pieces - part_free : 0,
+                                          SLAB_PIECES);
+    if (slabs <= slabs_allowed(store, false))
+        return true;
+    compact_wanted(store);
+    return false;
+}
+
+int space_take_pieces(struct store *store, struct runs *runs, uint32_t want)
+{
+    int result = 0;
+    while (want > 0 && result == 0) {
+        struct run run;
+        uint32_t n = slabs_take_pieces(&store->slabs, want, &run);
+        if (n == 0)
+            result = -PLX_EFULL;
+        else
+            result = runs_add(runs, run);
+        if (result < 0 && n > 0)
+            space_release(store, run);
+        want -= n;
+    }
+    zero_fill_wanted(store);
+    allocate_wanted(store);
+    return result;
+}
+
+void space_give_back(struct store *store, struct runs *runs)
+{
+    for (uint32_t i = 0; i < runs->count; i++)
+        space_release(store, runs->at[i]);
+    runs_done(runs);
+}
+
 void space_cut(struct store *store, struct extent *e, uint32_t pieces)
 {
     for (;;) {

@@ -49,7 +49,8 @@ async int store_create_extent(struct store *store, struct address extent, uint64
     assert(slabs_hint >= 1 && slabs_hint <= EXTENT_SLABS);
     if (store->failed)
         return -PLX_EFAILED;
-    if (extent_find(&store->extents, extent) != NULL)
+    if (extent_find(&store->extents, extent) != NULL ||
+        install_is_under_way(store, extent))
         return -PLX_EEXISTS;
     struct extent *e = extent_create(extent, disk, epoch, nonce);
     if (e == NULL)
@@ -171,6 +172,7 @@ async int extent_delete(struct store *store, struct extent *e)
 {
     if (e->state == EXTENT_OPEN)
         appends_drain(e->open);
+    install_cancel(store, e->address);
     int result = record_delete(store, e);
     if (result < 0)
         return result;
@@ -189,8 +191,10 @@ async int extent_delete(struct store *store, struct extent *e)
 async int store_delete_extent(struct store *store, struct address extent)
 {
     struct extent *e = extent_lock(store, extent);
-    if (e == NULL)
+    if (e == NULL) {
+        install_cancel(store, extent);
         return store->failed ? -PLX_EFAILED : 0;
+    }
     int result = extent_delete(store, e);
     if (result < 0)
         extent_unlock(store, e);
@@ -242,6 +246,8 @@ async int store_finalize_extent(struct store *store, struct address extent,
     struct extent *e = extent_lock(store, extent);
     if (e == NULL && store->failed)
         return -PLX_EFAILED;
+    if (e == NULL && length == 0)
+        install_cancel(store, extent);
     if (e == NULL)
         return length == 0 ? 0 : -PLX_EMISSING;
     int result;

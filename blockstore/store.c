@@ -440,6 +440,7 @@ static bool is_quiet(const struct store *store)
 
 async void store_close(struct store *store)
 {
+    assert(SLIST_EMPTY(&store->installs));
     store->is_closing = true;
     timer_stop(store->loop, &store->idle);
     timer_stop(store->loop, &store->compact_timer);

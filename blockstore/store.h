@@ -201,6 +201,19 @@ async int store_trim(struct store *store, struct address extent, const uint32_t 
 /* The same for all headers and the roll record of a final extent, once and for all:
  * nobody may want to walk it any more. Idempotent. */
 async int store_trim_headers(struct store *store, struct address extent);
+/* What was trimmed so far is durable when this is answered. */
+async int store_settle(struct store *store);
+/* What another store says of its final copy of an extent. */
+struct store_copy {
+    uint64_t nonce;
+    uint32_t length;
+    bool has_headers;
+    const uint8_t *live; /* as store_live_map */
+};
+/* What is dead there dies here, too, as if it was trimmed; headers all together or not at
+ * all. -PLX_EMISSING; -PLX_EPRECONDITION: it is not final, or not the same. */
+async int store_merge_live(struct store *store, struct address extent,
+                           const struct store_copy *other);
 /* A bit for each block, BITMAP_BYTES bytes; set: it is live. -PLX_EMISSING. */
 int store_live_map(const struct store *store, struct address extent, uint8_t *ret_map);
 

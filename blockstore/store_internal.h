@@ -123,6 +123,9 @@ struct store {
     bool failed, is_closing;
     int failed_code;
 
+    SLIST_HEAD(, store_install) installs;
+    uint32_t install_count;
+
     struct waitlist unlocked;     /* some extent was unlocked */
     struct waitlist readers_gone; /* a count of readers fell to 0 */
     struct waitlist quiet;        /* something of the store's own ended */
@@ -246,6 +249,12 @@ int space_ahead(struct store *store, struct extent *e);
 void space_release(struct store *store, struct run run);
 /* Gives back what lies behind the first `pieces` pieces. */
 void space_cut(struct store *store, struct extent *e, uint32_t pieces);
+/* Whether so many pieces can be taken so that the reserve is left. */
+bool space_has_room(struct store *store, uint32_t pieces);
+/* Adds single pieces of shared slabs. -PLX_EFULL, -ENOMEM: some of them were added. */
+int space_take_pieces(struct store *store, struct runs *runs, uint32_t want);
+/* All of them are free, and none is left. */
+void space_give_back(struct store *store, struct runs *runs);
 static inline uint32_t pieces_of(uint32_t blocks)
 {
     return (uint32_t)div_up_u64(blocks, PIECE_BLOCKS);
@@ -255,6 +264,17 @@ static inline uint32_t pieces_of(uint32_t blocks)
 void headers_drop(struct extent *e);
 /* Frees a locked extent. On failure it is still there, and locked. */
 async int extent_delete(struct store *store, struct extent *e);
+
+/* install.c: copies on their way in. They are told of what happens to their extent. */
+bool install_is_under_way(const struct store *store, struct address address);
+/* False: there is none. */
+bool install_trim(struct store *store, struct address address, const uint32_t *blocks,
+                  uint32_t count);
+bool install_trim_headers(struct store *store, struct address address);
+void install_cancel(struct store *store, struct address address);
+/* Calls fn for each that has taken space. */
+void install_each(const struct store *store, void (*fn)(void *arg, struct extent *copy),
+                  void *arg);
 
 /* part.c */
 int parts_init(struct store *store);

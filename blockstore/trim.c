@@ -7,6 +7,9 @@
  * together, when the extent has left its disk's log; until then they count as live,
  * so that an extent which may still be walked is neither deleted nor compacted.
  *
+ * What dies of a copy that is being installed is noted there, and in what it replaces if
+ * that is final by now.
+ *
  * What can fail: a record write, which is the store's end. Without memory for it the
  * blocks are dead here and the next record of the extent says so.
  *
@@ -94,13 +97,21 @@ static async int trimmed(struct store *store, struct extent *e, uint32_t died)
     return result;
 }
 
+/* A copy that is on its way in has noted it: there is nothing else to trim yet. */
+static int trimmed_install(bool is_noted, int result)
+{
+    bool is_none = result == -PLX_EMISSING || result == -PLX_EPRECONDITION;
+    return is_noted && is_none ? 0 : result;
+}
+
 async int store_trim(struct store *store, struct address extent, const uint32_t *blocks,
                      uint32_t count)
 {
     int result;
     struct extent *e = lock_final(store, extent, &result);
+    bool is_noted = install_trim(store, extent, blocks, count);
     if (e == NULL)
-        return result;
+        return trimmed_install(is_noted, result);
     return trimmed(store, e, live_clear(e, blocks, count));
 }
 
@@ -108,13 +119,44 @@ async int store_trim_headers(struct store *store, struct address extent)
 {
     int result;
     struct extent *e = lock_final(store, extent, &result);
+    bool is_noted = install_trim_headers(store, extent);
     if (e == NULL)
-        return result;
+        return trimmed_install(is_noted, result);
     if (e->headers == NULL) {
         extent_unlock(store, e);
         return 0;
     }
     return trimmed(store, e, headers_clear(e));
+}
+
+/* Of what is no header, or all: what is dead in the other copy. */
+static uint32_t merge(struct extent *e, const struct store_copy *other)
+{
+    uint32_t died = 0;
+    if (!other->has_headers && e->headers != NULL)
+        died = headers_clear(e);
+    uint32_t live = bitmap_rank(e->live_map, e->length);
+    for (uint32_t i = 0; i < BITMAP_BYTES; i++) {
+        uint8_t kept = e->headers != NULL ? e->headers[i] : 0;
+        e->live_map[i] &= (uint8_t)(other->live[i] | kept);
+    }
+    return died + live - bitmap_rank(e->live_map, e->length);
+}
+
+async int store_merge_live(struct store *store, struct address extent,
+                           const struct store_copy *other)
+{
+    int result;
+    struct extent *e = lock_final(store, extent, &result);
+    if (e == NULL)
+        return result;
+    if (e->length != other->length || e->nonce != other->nonce)
+        result = -PLX_EPRECONDITION;
+    uint32_t died = result == 0 ? merge(e, other) : 0;
+    if (died > 0)
+        return trimmed(store, e, died);
+    extent_unlock(store, e);
+    return result;
 }
 
 int store_live_map(const struct store *store, struct address extent, uint8_t *ret_map)
