@@ -198,16 +198,28 @@ static async int write_one(struct again *again, uint64_t number)
 
 /* --- all of them --- */
 
-static async int flush_all(struct take_over *over)
+struct again_flush {
+    struct log_flush flush;
+    struct event over;
+};
+
+static void flush_done(struct log_flush *flush)
 {
-    struct disk_log *log = over->log;
-    int rc = log_flush_all(log, TAKE_OVER_WAIT_NS);
-    bool is_stalled = rc != 0 && log->stall.code != 0;
-    if (rc != 0)
-        err_set(over->err, rc, "writing batches again up to %llu: %s%s%s",
-                (unsigned long long)over->plan.last, err_text(rc),
-                is_stalled ? ": " : "", is_stalled ? log->stall.text : "");
-    return rc;
+    event_set(&container_of(flush, struct again_flush, flush)->over);
+}
+
+/* Waits until all that was handed to the log is on all members, and flushes it. */
+static async int flush_all(struct disk_log *log)
+{
+    while (log->down == 0 && log->committed < log->sealed)
+        waitlist_wait(&log->changed);
+    if (log->down != 0)
+        return log->down;
+    struct again_flush flush = {.flush.done = flush_done};
+    event_init(&flush.over);
+    log_flush(log, &flush.flush);
+    event_wait(&flush.over);
+    return flush.flush.result;
 }
 
 static async int write_all(struct again *again)
@@ -222,15 +234,21 @@ static async int write_all(struct again *again)
         if (extent != again->extent || find_indexed(again, n) == NULL)
             rc = index_extent(again, extent, n);
         if (rc == 0 && log->retained_bytes >= TAKE_OVER_BYTES)
-            rc = flush_all(over);
+            rc = flush_all(log);
         if (rc == 0)
             rc = write_one(again, n);
-        if (rc != 0 && over->err->code == 0)
+        if (rc != 0)
             err_set(over->err, rc, "extent %llx: writing batch %llu again: %s",
                     (unsigned long long)extent->extent.v, (unsigned long long)n,
                     err_text(rc));
     }
-    return rc == 0 ? flush_all(over) : rc;
+    if (rc == 0) {
+        rc = flush_all(log);
+        if (rc != 0)
+            err_set(over->err, rc, "writing batches again up to %llu: %s",
+                    (unsigned long long)over->plan.last, err_text(rc));
+    }
+    return rc;
 }
 
 async int take_over_write_again(struct take_over *over)

@@ -11,9 +11,6 @@
  * to hope for that is the end at once. A copy whose headers are damaged counts as an
  * answer, and as nothing else.
  *
- * A member that was declared lost counts as stopped, and has nothing; if that is so of
- * all members of an extent, what only it had is lost.
- *
  * Answers that come after that are dropped: a task may be stuck in a call to a dead node
  * for longer than anybody waits. So what the tasks work on belongs to all of them, and
  * the last one frees it.
@@ -25,7 +22,6 @@
 /* What a member has said of an extent. */
 struct answer {
     bool is_there;
-    bool is_lost; /* the member was declared lost: nothing will come of it */
     int refusal;  /* why the member cannot tell; 0: it has not said so */
     bool is_live; /* stopped by this take-over, not found by a restart scan */
     struct plan_copy copy;
@@ -47,7 +43,6 @@ struct asker {
     struct task_call call;
     struct collection *collection;
     struct replica *member;
-    bool is_here;
 };
 
 struct collection {
@@ -60,7 +55,6 @@ struct collection {
     struct asker *askers;
     uint32_t asker_count;
     uint32_t users;   /* tasks and the take-over */
-    uint32_t here;    /* of these, tasks at this node's own store */
     bool is_closed;   /* nobody looks at it any more */
     struct waitlist changed;
 };
@@ -199,7 +193,6 @@ static void asker_main(struct task_call *call)
         waitlist_wake_all(&collection->changed); /* it may have refused */
         task_sleep_ns(TAKE_OVER_RETRY_NS);
     }
-    collection->here -= asker->is_here;
     waitlist_wake_all(&collection->changed);
     collection_put(collection); /* before the waiters run */
 }
@@ -224,7 +217,7 @@ static bool is_enough(const struct collected *extent, uint64_t now_ns, uint64_t 
         return true;
     for (uint32_t i = 0; i < extent->member_count; i++) {
         const struct answer *answer = &extent->answers[i];
-        there += answer->is_there || answer->is_lost;
+        there += answer->is_there;
         sound += answer_is_sound(answer);
         if (extent->is_final && answer_is_sound(answer) &&
             answer->copy.end >= extent->length)
@@ -245,10 +238,9 @@ static int hopeless(const struct collected *extent)
     int refusal = 0;
     for (uint32_t i = 0; i < extent->member_count; i++) {
         const struct answer *answer = &extent->answers[i];
-        bool is_missing = !answer->is_there && !answer->is_lost;
-        if (is_missing && answer->refusal == 0)
+        if (!answer->is_there && answer->refusal == 0)
             return 0;
-        if (is_missing)
+        if (!answer->is_there)
             refusal = answer->refusal;
     }
     return refusal;
@@ -265,59 +257,23 @@ static const struct collected *first_wanting(const struct collection *collection
     return NULL;
 }
 
-/* The members that have not answered, and why that matters. */
-static void name_missing(const struct collected *extent, char *ret, size_t cap)
+/* Names the members that have not answered. */
+static int say_who_is_missing(struct take_over *over, const struct collected *extent)
 {
     char who[REPLICAS_MAX * 24] = "";
-    uint32_t there = 0;
     size_t at = 0;
     for (uint32_t i = 0; i < extent->member_count; i++) {
-        const struct answer *answer = &extent->answers[i];
-        there += answer->is_there;
-        if (!answer->is_there && !answer->is_lost)
+        if (!extent->answers[i].is_there)
             at += (size_t)snprintf(who + at, sizeof who - at, "%s%llu", at ? ", " : "",
                                    (unsigned long long)extent->members[i]);
     }
-    bool may_lack = there > 0 && extent->live_ns == 0 && !extent->is_final;
-    snprintf(ret, cap, "extent %llx: %s; out of reach: node %s",
-             (unsigned long long)extent->extent.v,
-             may_lack ? "the copies in reach were restarted and may have lost its end"
-                      : "not enough copies are in reach",
-             who);
-}
-
-static int say_who_is_missing(struct take_over *over, const struct collected *extent)
-{
-    char text[LOG_TEXT_MAX];
-    name_missing(extent, text, sizeof text);
-    return err_set(over->err, -EHOSTUNREACH, "%s", text);
-}
-
-/* Once it takes longer than it should. */
-static void say_wait(struct take_over *over, const struct collected *extent,
-                     uint64_t begun_ns, bool *is_said)
-{
-    char text[LOG_TEXT_MAX];
-    if (*is_said || loop_now_ns(over->log->loop) - begun_ns < TAKE_OVER_SAY_NS)
-        return;
-    *is_said = true;
-    name_missing(extent, text, sizeof text);
-    log_warning(over->log->loop, "disk %llu: the take-over waits: %s",
-                (unsigned long long)over->log->disk, text);
-}
-
-/* Somebody may be declared lost meanwhile. */
-static void note_lost(struct take_over *over, struct collection *collection)
-{
-    const struct cluster_state *state = cluster_state(over->log->cluster);
-    for (uint32_t i = 0; i < collection->count; i++) {
-        struct collected *extent = &collection->collected[i];
-        for (uint32_t j = 0; j < extent->member_count; j++) {
-            const struct cluster_node *node =
-                cluster_node_by_id(state, extent->members[j]);
-            extent->answers[j].is_lost = node == NULL || (node->flags & NODE_GONE);
-        }
-    }
+    return err_set(over->err, -EHOSTUNREACH,
+                   "extent %llx: %s; out of reach: node %s",
+                   (unsigned long long)extent->extent.v,
+                   extent->live_ns != 0 || extent->is_final
+                       ? "not enough copies are in reach"
+                       : "the copies in reach were restarted and may have lost its end",
+                   who);
 }
 
 struct tick {
@@ -337,13 +293,10 @@ static async int wait_for_enough(struct take_over *over, struct collection *coll
     uint64_t begun_ns = loop_now_ns(collection->loop);
     struct tick tick = {.timer.fire = tick_fired, .collection = collection};
     const struct collected *wanting;
-    bool is_said = false;
     int rc = 0;
     timer_start(collection->loop, &tick.timer, TAKE_OVER_SHORT_NS);
-    note_lost(over, collection);
     while (rc == 0 && (wanting = first_wanting(collection, begun_ns)) != NULL) {
-        say_wait(over, wanting, begun_ns, &is_said);
-        rc = over->log->down != 0 ? over->log->down : hopeless(wanting);
+        rc = hopeless(wanting);
         if (rc != 0)
             err_set(over->err, rc, "extent %llx: stopping or reading it failed: %s",
                     (unsigned long long)wanting->extent.v, err_text(rc));
@@ -351,8 +304,6 @@ static async int wait_for_enough(struct take_over *over, struct collection *coll
             rc = say_who_is_missing(over, wanting);
         else
             waitlist_wait(&collection->changed);
-        log_look_at_state(over->log); /* is the lease still its own? */
-        note_lost(over, collection);
     }
     timer_stop(collection->loop, &tick.timer);
     return rc;
@@ -360,8 +311,7 @@ static async int wait_for_enough(struct take_over *over, struct collection *coll
 
 /* --- the whole --- */
 
-static void add_asker(struct collection *collection, struct replica *member,
-                      bool is_here)
+static void add_asker(struct collection *collection, struct replica *member)
 {
     for (uint32_t i = 0; i < collection->asker_count; i++) {
         if (collection->askers[i].member == member)
@@ -370,8 +320,6 @@ static void add_asker(struct collection *collection, struct replica *member,
     struct asker *asker = &collection->askers[collection->asker_count++];
     asker->collection = collection;
     asker->member = member;
-    asker->is_here = is_here;
-    collection->here += is_here;
 }
 
 static struct collection *collection_create(const struct take_over *over)
@@ -417,8 +365,7 @@ static void start_askers(struct take_over *over, struct collection *collection)
         for (uint32_t j = 0; j < extent->member_count; j++)
             to->members[j] = extent->copies[j].node;
         for (uint32_t j = 0; j < tail->member_count; j++)
-            add_asker(collection, tail->members[j],
-                      tail->members[j]->node == over->log->node);
+            add_asker(collection, tail->members[j]);
         tail = TAILQ_NEXT(tail, link);
     }
     collection->users += collection->asker_count;
@@ -438,14 +385,11 @@ static void take_answers(struct take_over *over, const struct collection *collec
         extent->is_rolled = collection->extents[i].is_rolled;
         extent->rolled_number = collection->extents[i].rolled_number;
         extent->copy_count = 0;
-        uint32_t lost = 0;
         for (uint32_t j = 0; j < extent->member_count; j++) {
             const struct answer *answer = &collection->collected[i].answers[j];
-            lost += answer->is_lost;
-            if (answer->is_there && !answer->is_lost)
+            if (answer->is_there)
                 extent->copies[extent->copy_count++] = answer->copy;
         }
-        extent->member_count -= lost;
     }
 }
 
@@ -459,8 +403,8 @@ async int take_over_collect(struct take_over *over)
     if (rc == 0)
         take_answers(over, collection);
     collection->is_closed = true;
-    while (collection->here > 0)
-        waitlist_wait(&collection->changed); /* that store goes with the log's owner */
+    while (over->log->local != NULL && collection->users > 1)
+        waitlist_wait(&collection->changed); /* that member goes with the log */
     collection_put(collection);
     return rc;
 }

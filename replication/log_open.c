@@ -44,25 +44,6 @@ static void sync_fired(struct timer *timer)
     log_advance(log);
 }
 
-void log_tick(struct disk_log *log)
-{
-    bool fast = log->owed > 0;
-    if (log->local != NULL || (log->tick_timer.armed && (log->ticks_fast || !fast)))
-        return;
-    log->ticks_fast = fast;
-    timer_start(log->loop, &log->tick_timer, fast ? TICK_NS : IDLE_TICK_NS);
-}
-
-static void tick_fired(struct timer *timer)
-{
-    struct disk_log *log = container_of(timer, struct disk_log, tick_timer);
-    log_check_slow(log);
-    if (loop_now_ns(log->loop) - log->renewed_ns >= RENEW_EVERY_NS)
-        log_renew(log);
-    log->wants_cleaning = true;
-    log_advance(log);
-}
-
 /* --- the directory of a store alone --- */
 
 static struct replica *find_alone(struct replica_directory *directory, uint64_t node)
@@ -82,7 +63,7 @@ static struct chosen choose_alone(struct replica_directory *directory, uint64_t 
 {
     struct disk_log *log = container_of(directory, struct disk_log, alone);
     (void)disk, (void)avoid, (void)avoid_count;
-    return (struct chosen){.members = {log->local}, .count = 1};
+    return (struct chosen){.members = {log->local}, .count = 1, .group = 1};
 }
 
 /* --- the log --- */
@@ -99,11 +80,6 @@ static struct disk_log *log_create(const struct log_options *options)
     log->buffers = options->buffers;
     log->node = options->node;
     log->disk = options->disk;
-    log->append_limit_ns = options->append_limit_ns != 0
-                               ? options->append_limit_ns
-                               : LOG_APPEND_LIMIT_MS * NS_PER_MS;
-    log->sync_limit_ns = options->sync_limit_ns != 0 ? options->sync_limit_ns
-                                                     : LOG_SYNC_LIMIT_MS * NS_PER_MS;
     log->sealed_fn = options->sealed;
     log->sealed_arg = options->sealed_arg;
     log->uid = cluster_state_uid(cluster_state(options->cluster));
@@ -120,10 +96,6 @@ static struct disk_log *log_create(const struct log_options *options)
     log->buffer_waiter.run = buffer_came;
     log->retry_timer.fire = retry_fired;
     log->sync_timer.fire = sync_fired;
-    log->tick_timer.fire = tick_fired;
-    log->renewed_ns = loop_now_ns(log->loop);
-    LIST_INIT(&log->creations);
-    LIST_INIT(&log->janitors);
     if (options->directory != NULL) {
         log->directory = options->directory;
         return log;
@@ -141,24 +113,6 @@ static struct disk_log *log_create(const struct log_options *options)
 
 /* --- 1: the lease --- */
 
-static bool may_take(const struct log_options *options, const struct cluster_disk *disk)
-{
-    const struct cluster_node *owner =
-        cluster_node_by_id(cluster_state(options->cluster), disk->owner);
-    return disk->owner == 0 || disk->owner == options->node || options->force ||
-           (owner != NULL && (owner->flags & (NODE_DOWN | NODE_OUT | NODE_GONE)));
-}
-
-static int say_whose(const struct take_over *over, const struct cluster_disk *disk)
-{
-    const struct cluster_node *owner =
-        cluster_node_by_id(cluster_state(over->options->cluster), disk->owner);
-    bool has_address = owner != NULL && owner->address[0] != '\0';
-    return err_set(over->err, -PLX_EOWNED, "disk %s is served by node %llu%s%s",
-                   disk->name, (unsigned long long)disk->owner,
-                   has_address ? " at " : "", has_address ? owner->address : "");
-}
-
 static async int take_lease(struct take_over *over)
 {
     const struct log_options *options = over->options;
@@ -167,19 +121,21 @@ static async int take_lease(struct take_over *over)
     if (disk == NULL)
         return err_set(over->err, -PLX_EMISSING, "there is no disk %llu",
                        (unsigned long long)options->disk);
-    if (!may_take(options, disk))
-        return say_whose(over, disk);
+    const struct cluster_node *owner =
+        cluster_node_by_id(cluster_state(options->cluster), disk->owner);
+    bool is_up = owner != NULL && (owner->flags & (NODE_DOWN | NODE_GONE)) == 0;
+    if (disk->owner != 0 && disk->owner != options->node && is_up)
+        return err_set(over->err, -PLX_EOWNED, "disk %s is served by node %llu",
+                       disk->name, (unsigned long long)disk->owner);
     struct cluster_command command = {.op = CLUSTER_LEASE_TAKE,
                                       .disk = options->disk,
                                       .epoch = disk->epoch,
-                                      .node = options->node,
-                                      .force = options->force};
+                                      .node = options->node};
     struct cluster_result result;
     int rc = cluster_submit(options->cluster, &command, &result);
     if (rc != 0)
         return err_set(over->err, rc, "taking the lease: %s", result.text);
     over->log->epoch = result.epoch;
-    over->log->is_watching = true;
     return 0;
 }
 

@@ -253,7 +253,6 @@ void log_go_down(struct disk_log *log, int code)
     timer_stop(log->loop, &log->sync_timer);
     timer_stop(log->loop, &log->retry_timer);
     log_round_void(log);
-    log->has_given_up = true;
     struct record_list failing = STAILQ_HEAD_INITIALIZER(failing);
     collect_records(log, &log->inflight, &failing);
     collect_records(log, &log->moving, &failing);
@@ -274,8 +273,8 @@ static void send_moving(struct disk_log *log)
 {
     struct batch *batch;
     while ((batch = TAILQ_FIRST(&log->moving)) != NULL &&
-           log->inflight_count < BATCHES_INFLIGHT && log_room_for(log, batch->blocks) &&
-           (batch = batch_renew(batch)) != NULL) {
+           log->inflight_count < BATCHES_INFLIGHT && batch->owed == 0 &&
+           log_room_for(log, batch->blocks)) {
         TAILQ_REMOVE(&log->moving, batch, link);
         TAILQ_INSERT_TAIL(&log->inflight, batch, link);
         log->inflight_count++;
@@ -341,53 +340,18 @@ static void free_orphans(struct disk_log *log)
     }
 }
 
-static void cancel_list(const struct batch_list *batches)
-{
-    struct batch *batch;
-    TAILQ_FOREACH(batch, batches, link)
-    {
-        if (batch->owed > 0)
-            batch_cancel(batch);
-    }
-}
-
-/* Nobody waits for these answers any more. */
-static void cancel_given_up(struct disk_log *log)
-{
-    log->has_given_up = false;
-    cancel_list(&log->moving);
-    cancel_list(&log->orphans);
-    struct tail_extent *tail;
-    TAILQ_FOREACH(tail, &log->tails, link)
-    {
-        bool is_over = tail->phase >= TAIL_DECIDED || log->down != 0;
-        if (!is_over || tail->ops == 0)
-            continue;
-        log_cancel_roll_record(tail);
-        log_cancel_syncs(tail);
-    }
-}
-
 static void advance_once(struct disk_log *log)
 {
-    if (cluster_state_applied(cluster_state(log->cluster)) != log->applied_seen)
-        log_look_at_state(log);
     free_orphans(log);
     if (log->down == 0)
         commit_ready(log);
     bool may_send = log->down == 0 && settle_failures(log);
-    if (log->has_given_up)
-        cancel_given_up(log);
-    if (log->renews && log->ahead_count > 0)
-        log_renew(log);
     if (may_send && !log->retry_timer.armed) {
         log->wants_extent = false;
         send_moving(log);
         send_queued(log);
         log_want_extents(log);
     }
-    if (log->wants_cleaning)
-        log_clean_up(log);
     log_flushes_finish(log); /* the next one may want a round */
     if (log->down == 0)
         log_sync_if_wanted(log);
@@ -412,7 +376,6 @@ void log_advance(struct disk_log *log)
         advance_once(log);
     }
     log->advancing = false;
-    log_tick(log);
     assert(log->flushed <= log->placed && log->flushed <= log->committed &&
            log->committed <= log->sealed); /* L1 */
     waitlist_wake_all(&log->changed);

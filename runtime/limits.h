@@ -24,11 +24,6 @@
 #define SYNC_EVERY_BYTES      (16 * MIB)
 #define SYNC_EVERY_MS         1000U
 #define LOG_EXTENTS_MAX    100U                         /* unfolded tail of one disk */
-/* For a member of several. Longer than a device's worst moments, shorter than guests
- * notice; a member that was left out has to be brought up again, which costs. */
-#define LOG_APPEND_LIMIT_MS   1000U
-#define LOG_SYNC_LIMIT_MS     5000U
-#define LOG_CREATE_LIMIT_MS   1000U
 
 static_assert(EXTENT_BLOCKS % SLAB_BLOCKS == 0, "an extent is whole slabs");
 static_assert(SLAB_BYTES % PIECE_BYTES == 0, "a slab is whole pieces");

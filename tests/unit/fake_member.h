@@ -6,8 +6,7 @@
  * are all the same byte but for the eighth, enough to make them again.
  *
  * A member may be restarted beside the process, and may be out of reach for a while: then
- * it answers nothing but timeouts, and has done what it was asked, or has not. It may be
- * slow. Requests may be given up, unless it is the one of this process.
+ * it answers nothing but timeouts.
  */
 #ifndef PARALLAX_TESTS_UNIT_FAKE_MEMBER_H
 #define PARALLAX_TESTS_UNIT_FAKE_MEMBER_H
@@ -57,10 +56,6 @@ struct fake_member {
     int64_t fail_nth;  /* the nth append or sync from now fails; -1: off */
     bool has_failed, is_broken;
     bool is_silent;    /* out of reach */
-    bool is_known;     /* that is known to those who choose */
-    bool is_here;      /* what was begun cannot be given up */
-    uint64_t timeout_ns; /* of requests to it while it is silent */
-    uint64_t delay_ns; /* it is that slow */
     struct waitlist quiet;
 };
 
@@ -100,19 +95,18 @@ static inline bool fake_fails(struct fake_member *member, uint32_t ppm)
 
 #define FAKE_TIMEOUT_NS (30 * NS_PER_MS)
 
-/* What is asked of it is lost. */
+/* What is asked of it, or what it answers, is lost. */
 static inline async bool fake_is_lost(struct fake_member *member)
 {
     if (!member->is_silent)
         return false;
-    task_sleep_ns(member->timeout_ns);
+    task_sleep_ns(FAKE_TIMEOUT_NS);
     return true;
 }
 
 static inline uint64_t fake_latency(struct fake_member *member)
 {
-    return member->delay_ns + 20 * NS_PER_US +
-           sim_world_random(member->world, 200 * NS_PER_US);
+    return 20 * NS_PER_US + sim_world_random(member->world, 200 * NS_PER_US);
 }
 
 /* --- operations --- */
@@ -122,14 +116,8 @@ static inline async int fake_create(struct replica *replica,
 {
     struct fake_member *member = fake_of(replica);
     CHECK(create->slabs_hint >= 1 && create->slabs_hint <= EXTENT_SLABS);
-    if (member->is_silent) {
-        task_sleep_ns(min_u64(member->timeout_ns, create->limit_ns));
+    if (fake_is_lost(member))
         return -ETIMEDOUT;
-    }
-    if (member->delay_ns > create->limit_ns) {
-        task_sleep_ns(create->limit_ns);
-        return -ETIMEDOUT;
-    }
     task_sleep_ns(fake_latency(member));
     if (member->is_broken)
         return -PLX_EFAILED;
@@ -150,11 +138,10 @@ struct fake_io {
     struct timer timer;
     struct fake_member *member;
     struct replica_append *append; /* or */
-    struct replica_sync *sync;     /* both NULL: it was given up */
+    struct replica_sync *sync;
     struct fake_extent *extent;
     struct fake_append *data;
     uint64_t boot;
-    bool fails; /* the write */
     int result;
 };
 
@@ -164,47 +151,20 @@ static inline void fake_io_done(struct timer *timer)
     bool is_cut_off = io->boot != io->member->medium->boots;
     if (is_cut_off)
         io->result = -ECONNRESET;
-    if (io->data != NULL && !is_cut_off) {
-        io->extent->inflight--;
-        io->data->is_done = true;
-        io->data->is_failed = io->fails;
+    if (io->append != NULL) {
+        if (io->data != NULL && !is_cut_off) {
+            io->extent->inflight--;
+            io->data->is_done = true;
+            io->data->is_failed = io->result != 0;
+        }
+        waitlist_wake_all(&io->member->quiet);
+        io->append->result = io->result;
+        io->append->done(io->append);
+    } else {
+        io->sync->result = io->result;
+        io->sync->done(io->sync);
     }
-    waitlist_wake_all(&io->member->quiet);
-    struct replica_append *append = io->append;
-    struct replica_sync *sync = io->sync;
-    int result = io->result;
     free(io);
-    if (append != NULL) {
-        append->result = result;
-        append->done(append);
-    }
-    if (sync != NULL) {
-        sync->result = result;
-        sync->done(sync);
-    }
-}
-
-static inline void fake_cancel_append(struct replica *replica,
-                                      struct replica_append *append)
-{
-    struct fake_io *io = append->call;
-    if (fake_of(replica)->is_here)
-        return;
-    CHECK(io->append == append);
-    io->append = NULL;
-    append->result = -ECANCELED;
-    append->done(append);
-}
-
-static inline void fake_cancel_sync(struct replica *replica, struct replica_sync *sync)
-{
-    struct fake_io *io = sync->call;
-    if (fake_of(replica)->is_here)
-        return;
-    CHECK(io->sync == sync);
-    io->sync = NULL;
-    sync->result = -ECANCELED;
-    sync->done(sync);
 }
 
 static inline struct fake_append *fake_copy(const struct store_append *append)
@@ -269,10 +229,11 @@ static inline void fake_append(struct replica *replica, struct replica_append *a
                            .extent = e,
                            .boot = member->medium->boots,
                            .result = fake_accept(member, e, &append->store)};
-    append->call = io;
-    bool is_lost = member->is_silent && sim_world_random(member->world, 2) == 0;
-    if (is_lost)
+    if (member->is_silent) {
         io->result = -ETIMEDOUT;
+        timer_start(member->loop, &io->timer, FAKE_TIMEOUT_NS);
+        return;
+    }
     bool refuses_at_once = io->result != 0 && sim_world_random(member->world, 2) == 0;
     if (io->result == 0) {
         struct fake_append *data = fake_copy(&append->store);
@@ -288,7 +249,6 @@ static inline void fake_append(struct replica *replica, struct replica_append *a
             fake_append_free(data);
         }
         if (fails) {
-            io->fails = true;
             io->result = member->append_error;
             e->is_refusing = true;
             e->length = append->store.block;
@@ -298,14 +258,10 @@ static inline void fake_append(struct replica *replica, struct replica_append *a
             e->end += data->blocks;
         }
     }
-    if (member->is_silent) {
-        io->result = -ETIMEDOUT; /* it may have done it */
-        timer_start(member->loop, &io->timer, member->timeout_ns);
-    } else if (refuses_at_once) {
+    if (refuses_at_once)
         fake_io_done(&io->timer);
-    } else {
+    else
         timer_start(member->loop, &io->timer, fake_latency(member));
-    }
 }
 
 static inline void fake_sync(struct replica *replica, struct replica_sync *sync)
@@ -316,7 +272,6 @@ static inline void fake_sync(struct replica *replica, struct replica_sync *sync)
                            .member = member,
                            .sync = sync,
                            .boot = member->medium->boots};
-    sync->call = io;
     const struct fake_extent *e = fake_find(member->medium, sync->extent);
     if (member->is_broken)
         io->result = -PLX_EFAILED;
@@ -331,8 +286,7 @@ static inline void fake_sync(struct replica *replica, struct replica_sync *sync)
         for (; data != NULL; data = data->next)
             data->is_synced |= data->is_done;
     }
-    timer_start(member->loop, &io->timer,
-                member->is_silent ? member->timeout_ns : 3 * fake_latency(member));
+    timer_start(member->loop, &io->timer, 3 * fake_latency(member));
 }
 
 /* The end of the prefix without a gap. */
@@ -524,8 +478,6 @@ static inline const struct replica_ops *fake_ops(void)
     static const struct replica_ops ops = {.create = fake_create,
                                            .append = fake_append,
                                            .sync = fake_sync,
-                                           .cancel_append = fake_cancel_append,
-                                           .cancel_sync = fake_cancel_sync,
                                            .stop = fake_stop,
                                            .finalize = fake_finalize,
                                            .trim_headers = fake_trim_headers,
@@ -543,7 +495,6 @@ static inline void fake_member_init(struct fake_member *member, struct loop *loo
                                    .world = world,
                                    .medium = medium,
                                    .append_error = -EIO,
-                                   .timeout_ns = FAKE_TIMEOUT_NS,
                                    .fail_nth = -1};
     waitlist_init(&member->quiet);
 }
