@@ -43,6 +43,7 @@ struct asker {
     struct task_call call;
     struct collection *collection;
     struct replica *member;
+    bool is_here;
 };
 
 struct collection {
@@ -55,6 +56,7 @@ struct collection {
     struct asker *askers;
     uint32_t asker_count;
     uint32_t users;   /* tasks and the take-over */
+    uint32_t here;    /* of these, tasks at this node's own store */
     bool is_closed;   /* nobody looks at it any more */
     struct waitlist changed;
 };
@@ -193,6 +195,7 @@ static void asker_main(struct task_call *call)
         waitlist_wake_all(&collection->changed); /* it may have refused */
         task_sleep_ns(TAKE_OVER_RETRY_NS);
     }
+    collection->here -= asker->is_here;
     waitlist_wake_all(&collection->changed);
     collection_put(collection); /* before the waiters run */
 }
@@ -311,7 +314,7 @@ static async int wait_for_enough(struct take_over *over, struct collection *coll
 
 /* --- the whole --- */
 
-static void add_asker(struct collection *collection, struct replica *member)
+static void add_asker(struct collection *collection, struct replica *member, bool is_here)
 {
     for (uint32_t i = 0; i < collection->asker_count; i++) {
         if (collection->askers[i].member == member)
@@ -320,6 +323,8 @@ static void add_asker(struct collection *collection, struct replica *member)
     struct asker *asker = &collection->askers[collection->asker_count++];
     asker->collection = collection;
     asker->member = member;
+    asker->is_here = is_here;
+    collection->here += is_here;
 }
 
 static struct collection *collection_create(const struct take_over *over)
@@ -365,7 +370,8 @@ static void start_askers(struct take_over *over, struct collection *collection)
         for (uint32_t j = 0; j < extent->member_count; j++)
             to->members[j] = extent->copies[j].node;
         for (uint32_t j = 0; j < tail->member_count; j++)
-            add_asker(collection, tail->members[j]);
+            add_asker(collection, tail->members[j],
+                      tail->members[j]->node == over->log->node);
         tail = TAILQ_NEXT(tail, link);
     }
     collection->users += collection->asker_count;
@@ -403,8 +409,8 @@ async int take_over_collect(struct take_over *over)
     if (rc == 0)
         take_answers(over, collection);
     collection->is_closed = true;
-    while (over->log->local != NULL && collection->users > 1)
-        waitlist_wait(&collection->changed); /* that member goes with the log */
+    while (collection->here > 0)
+        waitlist_wait(&collection->changed); /* that store may be closed behind us */
     collection_put(collection);
     return rc;
 }
