@@ -98,10 +98,11 @@ static async int find_bad(struct mend *mend, const struct map_root *root, uint64
 
 /* --- mending them --- */
 
-/* Makes the node again; 0 if it can be read then. *ret_written: it was made again,
- * whatever is read now. */
+/* Makes the node again; 0 if it can be read then. *ret_failed: what else failed when it
+ * had been made, NULL: nothing was written. A write that failed may have come through all
+ * the same, so that nobody finds the node again: it has to be told. */
 static async int mend_node(struct mend *mend, const struct bad_node *bad,
-                           bool *ret_written)
+                           const char **ret_failed)
 {
     struct host *host = mend->check->host;
     const struct rebuild rebuild = {
@@ -113,9 +114,11 @@ static async int mend_node(struct mend *mend, const struct bad_node *bad,
     const struct node *node;
     int rc = made ? node_rebuild(&rebuild, made) : -ENOMEM;
 
-    if (rc == 0)
+    *ret_failed = NULL;
+    if (rc == 0) {
         rc = store_mend_block(host->store, bad->entry.address, made, bad->entry.crc);
-    *ret_written = rc == 0;
+        *ret_failed = rc < 0 ? ", but writing it: " : ", but read back: ";
+    }
     if (rc == 0)
         rc = node_get(host->nodes, bad->entry.address, bad->entry.crc, &node);
     if (rc == 0)
@@ -132,13 +135,13 @@ static async int mend_bad(struct mend *mend)
     for (uint32_t i = 0; i < mend->bad_count && rc == 0; i++) {
         const struct bad_node *bad = &mend->bad[i];
         uint64_t start = bad->index * map_entry_blocks(bad->level + 1);
-        bool written;
-        rc = mend_node(mend, bad, &written);
+        const char *failed;
+        rc = mend_node(mend, bad, &failed);
         if (rc == 0) {
             mend->mended++;
             check->report.rebuilt_nodes++;
         }
-        if (written)
+        if (failed)
             check_finding(check,
                           "%s: offset %llu: map node at level %u, extent %llx block %u: "
                           "%s; rebuilt from what its log tells%s%s",
@@ -146,7 +149,7 @@ static async int mend_bad(struct mend *mend)
                           bad->level,
                           (unsigned long long)address_extent(bad->entry.address).v,
                           address_block(bad->entry.address), err_text(bad->code),
-                          rc < 0 ? ", but read back: " : "", rc < 0 ? err_text(rc) : "");
+                          rc < 0 ? failed : "", rc < 0 ? err_text(rc) : "");
         if (rc != -PLX_ECANCELLED && rc != -ENOMEM && rc != -PLX_EFAILED)
             rc = 0;
     }

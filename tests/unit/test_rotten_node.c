@@ -448,11 +448,11 @@ static async void body_mended_now(struct machine *m)
     check_named(m, "d", m->arg);
 }
 
-static void test_failures(void)
+static void test_failures(uint64_t seed)
 {
     has_failed = true;
     for (fail_at = 0; has_failed; fail_at++) {
-        struct machine *m = machine_create(1);
+        struct machine *m = machine_create(seed);
         machine_run(m, body_two_leaves);
         machine_run(m, body_mend_fails);
         machine_run(m, body_mended_now);
@@ -705,7 +705,8 @@ int main(void)
     }
     test_window(5, body_window_mended);
     test_window(150, body_window_wide);
-    test_failures();
+    for (uint64_t seed = 1; seed <= seeds_of(8); seed++)
+        test_failures(seed);
     test_history();
     struct machine *m = machine_create(1);
     m->options.no_idle_work = false;
