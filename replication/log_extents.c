@@ -299,6 +299,8 @@ static async int open_some(struct disk_log *log, uint32_t count)
         return -EHOSTUNREACH;
     struct cluster_command command = {.op = CLUSTER_EXTENT_OPEN,
                                       .count = count,
+                                      .group = chosen.group,
+                                      .group_epoch = chosen.group_epoch,
                                       .member_count = (uint8_t)chosen.count};
     for (uint32_t i = 0; i < chosen.count; i++)
         command.members[i] = chosen.members[i]->node;

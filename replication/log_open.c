@@ -63,7 +63,7 @@ static struct chosen choose_alone(struct replica_directory *directory, uint64_t 
 {
     struct disk_log *log = container_of(directory, struct disk_log, alone);
     (void)disk, (void)avoid, (void)avoid_count;
-    return (struct chosen){.members = {log->local}, .count = 1, .group = 1};
+    return (struct chosen){.members = {log->local}, .count = 1};
 }
 
 /* --- the log --- */

@@ -82,7 +82,7 @@ struct replica {
 struct chosen {
     struct replica *members[REPLICAS_MAX]; /* the nearest first */
     uint32_t count;       /* 0: not as many are in reach as there must be */
-    uint16_t group;
+    uint16_t group;       /* 0: group 1, without its rules */
     uint64_t group_epoch; /* EXTENT_OPEN is refused if the group has another by then */
 };
 

@@ -107,8 +107,7 @@ static inline struct chosen member_choose(struct replica_directory *directory,
                                           uint32_t avoid_count)
 {
     (void)disk, (void)avoid, (void)avoid_count;
-    return (struct chosen){
-        .members = {member_find(directory, 1)}, .count = 1, .group = 1};
+    return (struct chosen){.members = {member_find(directory, 1)}, .count = 1};
 }
 
 /* --- start and end --- */

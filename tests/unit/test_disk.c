@@ -500,6 +500,57 @@ static void test_kill(void)
     }
 }
 
+/* --- groups --- */
+
+/* New extents go to all groups there are, and their addresses say to which. */
+static async void body_groups(struct machine *m)
+{
+    struct cluster_command command = {
+        .op = CLUSTER_GROUP_ADD, .pool = 1, .member_count = 1, .members = {1}};
+    struct cluster_result result;
+    uint32_t elsewhere = 0;
+    uint8_t data[BLOCK_SIZE];
+    char name[16];
+    for (uint32_t i = 0; i < 7; i++)
+        CHECK_EQ(cluster_submit(m->host->cluster, &command, &result), 0);
+    for (uint32_t i = 0; i < 16; i++) {
+        struct disk *disk;
+        snprintf(name, sizeof name, "d%u", i);
+        memset(data, (int)i, sizeof data);
+        DO(disk_create(m->host, name, MIB, &err));
+        DO(disk_open(m->host, name, DISK_READ_WRITE, &disk, &err));
+        CHECK_EQ(write_bytes_at(disk, 0, sizeof data, data, 0), 0);
+        const struct cluster_disk *state =
+            cluster_disk_by_name(cluster_state(m->host->cluster), name);
+        for (uint32_t j = 0; j < state->extent_count; j++)
+            elsewhere += address_group(state->extents[j].extent) != 1;
+        disk_close(disk);
+    }
+    CHECK(elsewhere > 8);
+}
+
+static async void body_groups_read(struct machine *m)
+{
+    uint8_t data[BLOCK_SIZE];
+    char name[16];
+    for (uint32_t i = 0; i < 16; i++) {
+        struct disk *disk;
+        snprintf(name, sizeof name, "d%u", i);
+        DO(disk_open(m->host, name, DISK_READ_WRITE, &disk, &err));
+        CHECK_EQ(read_bytes_at(disk, 0, sizeof data, data), 0);
+        CHECK(data[0] == i && data[BLOCK_SIZE - 1] == i);
+        disk_close(disk);
+    }
+}
+
+static void test_groups(void)
+{
+    struct machine *m = machine_create(1);
+    machine_run(m, body_groups);
+    machine_run(m, body_groups_read);
+    machine_destroy(m);
+}
+
 /* LeakSanitizer would report what killed processes left, so it does not look. */
 static void in_child(void (*test)(void))
 {
@@ -532,6 +583,7 @@ int main(void)
     test_full();
     test_damage();
     test_damaged_map();
+    test_groups();
     in_child(test_damaged_log);
     in_child(test_kill);
     return 0;

@@ -596,7 +596,7 @@ static struct chosen choose_members(struct replica_directory *directory, uint64_
                                     const uint64_t *avoid, uint32_t avoid_count)
 {
     struct test *t = container_of(directory, struct test, directory);
-    struct chosen chosen = {.group = 1};
+    struct chosen chosen = {.count = 0};
     CHECK_EQ(disk, t->disk);
     for (uint32_t i = 0; i < member_count(t); i++) {
         bool is_avoided = false;
