@@ -258,7 +258,8 @@ static async int open_parts(struct host *host, const struct host_options *option
         rc = open_own_parts(host, options, err);
     if (rc < 0)
         return rc;
-    disk_table_watch(host);
+    if (host->rpc) /* else nobody can take one */
+        disk_table_watch(host);
     rc = open_copies(host);
     return rc < 0 ? err_set(err, rc, "%s", err_text(rc)) : 0;
 }
