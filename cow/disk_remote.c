@@ -203,7 +203,7 @@ static async int own(struct disk *disk, enum hand_over_kind kind, uint32_t opene
         owner = disk->remote->given_to; /* R2 */
     if (owner != 0)
         rc = ask(disk, owner, state->epoch, kind);
-    if (is_silence(rc) && kind == HAND_OVER_RETURNING)
+    if (is_silence(rc) && opened < disk->oldest)
         return err_set(err, -PLX_EOWNED,
                        "disk %s: node %llu, which has it now, is silent", disk->name,
                        (unsigned long long)owner);
@@ -365,14 +365,13 @@ static async int try_read(struct disk *disk, struct disk_io *io)
 /* Until somebody answers. */
 static async void read_remote(struct disk *disk, struct disk_io *io)
 {
-    uint64_t began_ns = loop_now_ns(disk->loop);
     int rc;
 
     for (;;) {
         rc = disk->down;
         if (rc == 0)
             rc = disk->is_remote ? try_read(disk, io) : 1;
-        uint64_t limit_ns = began_ns + (is_ours(disk) ? OWN_NS : READ_NS);
+        uint64_t limit_ns = io->started_ns + (is_ours(disk) ? OWN_NS : READ_NS);
         if (!may_pass(rc) || loop_now_ns(disk->loop) >= limit_ns)
             break;
         task_sleep_ns(RETRY_NS);

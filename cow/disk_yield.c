@@ -184,7 +184,22 @@ static async int end_log(struct disk *disk, uint64_t node, struct error *err)
     return rc;
 }
 
-static async int yield_disk(struct disk *disk, uint64_t node, struct error *err)
+/* Why an open disk is not handed over now; 0: it is. */
+static int may_yield(const struct yield_job *job, const struct disk *disk)
+{
+    const struct cluster_disk *state = state_of(job->host, job->disk);
+
+    if (!state || state->owner != job->host->node)
+        return -PLX_EPRECONDITION;
+    if (job->kind == HAND_OVER_RETURNING && disk->clients > 0)
+        return -PLX_EBUSY;
+    if (disk->exclusive || (state->flags & DISK_IMPORTING) ||
+        pin_is_taken(&job->host->pins, PIN_CLOSED, disk->id))
+        return -PLX_EBUSY;
+    return disk->down;
+}
+
+static async int yield_disk(struct yield_job *job, struct disk *disk, struct error *err)
 {
     struct deadline deadline = {.timer.fire = deadline_fired, .disk = disk};
     struct error ignored = {0};
@@ -203,28 +218,12 @@ static async int yield_disk(struct disk *disk, uint64_t node, struct error *err)
     }
     close_door(disk, &deadline);
     timer_stop(disk->loop, &deadline.timer);
-    if (disk->down || !is_drained(disk)) {
-        int rc = disk->down ? disk->down : -PLX_EBUSY;
-        open_door(disk);
-        return err_set(err, rc, "%s", disk->down ? err_text(rc)
-                                                 : "what is under way does not end");
-    }
-    return end_log(disk, node, err);
-}
-
-/* Why an open disk is not handed over now; 0: it is. */
-static int may_yield(const struct yield_job *job, const struct disk *disk)
-{
-    const struct cluster_disk *state = state_of(job->host, job->disk);
-
-    if (!state || state->owner != job->host->node)
-        return -PLX_EPRECONDITION;
-    if (job->kind == HAND_OVER_RETURNING && disk->clients > 0)
-        return -PLX_EBUSY;
-    if (disk->exclusive || disk->is_yielding || (state->flags & DISK_IMPORTING) ||
-        pin_is_taken(&job->host->pins, PIN_CLOSED, disk->id))
-        return -PLX_EBUSY;
-    return disk->down;
+    int rc = may_yield(job, disk); /* somebody may have come meanwhile */
+    if (rc == 0 && is_drained(disk))
+        return end_log(disk, job->node, err);
+    open_door(disk);
+    return rc < 0 ? err_set(err, rc, "%s", err_text(rc))
+                  : err_set(err, -PLX_EBUSY, "what is under way does not end");
 }
 
 static async int yield_open(struct yield_job *job, struct error *err)
@@ -238,10 +237,10 @@ static async int yield_open(struct yield_job *job, struct error *err)
         rc = disk_acquire(job->host, job->disk, 0, &disk, err);
     if (rc < 0)
         return rc;
-    rc = may_yield(job, disk);
+    rc = disk->is_yielding ? -PLX_EBUSY : may_yield(job, disk);
     if (rc == 0) {
         disk->is_yielding = true;
-        rc = yield_disk(disk, job->node, err);
+        rc = yield_disk(job, disk, err);
         disk->is_yielding = false;
     } else {
         err_set(err, rc, "%s", err_text(rc));

@@ -468,10 +468,17 @@ static async void run_silent(struct hosts *h)
 {
     struct disk *here = make(h);
     struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    struct op *reads = calloc(64, sizeof *reads);
+    CHECK(reads != NULL);
     h->parties[1].mood = SILENT;
     uint64_t began_ns = loop_now_ns(h->loop);
+    for (uint32_t i = 0; i < 64; i++)
+        op_start(&reads[i], there, DISK_READ, 0, 0, BYTES, NULL);
     CHECK(write_byte(there, 0, 5) < 0);
     uint8_t data[BYTES];
+    for (uint32_t i = 0; i < 64; i++)
+        CHECK_EQ(op_wait(&reads[i], NULL), -EIO);
+    free(reads);
     CHECK_EQ(read_bytes_at(there, 0, BYTES, data), -EIO);
     CHECK(loop_now_ns(h->loop) - began_ns < 120 * NS_PER_S);
     CHECK_EQ(owner_of(h, "web"), 1);
@@ -507,6 +514,65 @@ static async void run_new_side_silent(struct hosts *h)
     party_flags(h, 2, 0);
     h->parties[2].mood = ANSWERS;
     disk_close(there);
+    disk_close(here);
+}
+
+/* A client that comes anew takes it, whoever was here before. */
+static async void run_new_side_down(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    CHECK_EQ(write_byte(there, 0, 2), 0);
+    h->parties[2].mood = SILENT;
+    party_flags(h, 2, NODE_DOWN);
+    struct disk *again = attach_to(h, 1, "web", DISK_READ_WRITE);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    check_byte(again, 0, 2);
+    CHECK_EQ(write_byte(again, 0, 3), 0);
+    CHECK_EQ(write_byte(there, 0, 66), -PLX_EEPOCH);
+    party_release(&h->parties[2], -ECONNRESET);
+    party_flags(h, 2, 0);
+    h->parties[2].mood = ANSWERS;
+    check_byte(again, 0, 3);
+    disk_close(there);
+    disk_close(again);
+    disk_close(here);
+}
+
+struct puller {
+    struct task_call call;
+    struct hosts *h;
+    int code;
+    bool is_over;
+};
+
+static async void puller_main(struct task_call *call)
+{
+    struct puller *puller = container_of(call, struct puller, call);
+    struct error err = {0};
+    puller->code = disk_pull(puller->h->parties[3].host, "web", &err);
+    puller->is_over = true;
+}
+
+/* A client comes while its host is about to give the disk away to one without. */
+static async void run_client_comes(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct puller puller = {.h = h};
+    disk_close(here);
+    puller.call = (struct task_call){.main = puller_main, .name = "puller"};
+    task_start(h->loop, &puller.call);
+    while (!here->is_yielding)
+        task_yield();
+    CHECK(!here->door_closed);
+    CHECK(attach_to(h, 1, "web", DISK_READ_WRITE) == here);
+    uint32_t opened = disk_opened(here);
+    CHECK_EQ(write_byte_as(here, opened, 0, 2), 0);
+    while (!puller.is_over)
+        task_sleep_ns(NS_PER_MS);
+    CHECK_EQ(puller.code, -PLX_EBUSY);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    CHECK_EQ(write_byte_as(here, opened, 0, 3), 0);
     disk_close(here);
 }
 
@@ -738,6 +804,8 @@ int main(int argc, char **argv)
         {"forced", run_forced},
         {"silent", run_silent},
         {"new side silent", run_new_side_silent},
+        {"new side down", run_new_side_down},
+        {"client comes", run_client_comes},
         {"broken", run_broken},
         {"cut off", run_cut_off},
         {"foreign", run_foreign},
