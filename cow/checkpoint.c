@@ -353,11 +353,13 @@ static async int propose(struct disk *disk, const struct checkpoint_attempt *att
             .list = attempt->list.named,
         };
         log_finals_prepare(disk->log, covers, &command);
-        rc = cluster_submit(disk->host->cluster, &command, &result);
+        rc = cluster_submit_known(disk->host->cluster, &command, &disk->host->is_stopping,
+                                  &result);
         log_finals_committed(disk->log, rc == 0);
         mutex_unlock(&disk->command_lock);
     }
-    if (rc == -PLX_EFAILED) /* nobody knows: what K wrote is neither live nor dead */
+    /* What K wrote is neither live nor dead. */
+    if (cluster_outcome_is_unknown(rc))
         disk_go_down(disk, rc);
     if (rc < 0)
         return err_set(err, rc, "checkpoint: %s", result.text);

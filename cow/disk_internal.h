@@ -211,7 +211,8 @@ struct host {
     struct work relief;
     struct reclaim *reclaim;           /* cow/reclaim.h */
     struct usage_cache *usage_cache;   /* usage.c; NULL until it is used */
-    bool closing;
+    bool closing;     /* opens no disk any more */
+    bool is_stopping; /* before that: waits for no command whose outcome is not known */
     uint64_t guest_ops;                /* ever submitted by front ends */
     struct scrub *scrub;               /* scrub.c */
     struct scheduler *scheduler;       /* schedule.c */

@@ -331,6 +331,7 @@ async int host_open(struct loop *loop, const struct host_options *options,
 
 async void host_close(struct host *host)
 {
+    host->is_stopping = true;
     background_close(host);
     reclaim_stop(host);
     disk_table_close(host);

@@ -116,8 +116,9 @@ static async int commit_size(struct host *host, uint64_t id, uint64_t epoch,
         .op = op, .disk = id, .epoch = epoch, .size_bytes = size_bytes,
     };
     struct cluster_result result;
+    int rc = cluster_submit_known(host->cluster, &command, &host->is_stopping, &result);
 
-    return host_submit(host, &command, &result, err);
+    return rc < 0 ? err_set(err, rc, "%s", result.text) : 0;
 }
 
 /* What is cut off must not come back when the disk grows again: it is zeroed first. */
@@ -153,6 +154,8 @@ static async int resize_open(struct disk *disk, uint64_t size_bytes, struct erro
         disk->size_bytes = size_bytes;
         host_renew_reserve(disk->host);
     }
+    if (cluster_outcome_is_unknown(rc)) /* a map is as high as the size wants it */
+        disk_go_down(disk, rc);
     if (shrinks)
         disk->exclusive = false;
     return rc;

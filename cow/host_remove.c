@@ -142,8 +142,11 @@ async int disk_remove(struct host *host, const char *name, unsigned flags,
     struct cluster_result result;
     rc = cluster_submit(host->cluster, &command, &result);
     reclaim_wake(host);
+    disk = cluster_disk_by_id(cluster_state(host->cluster), id);
     /* The reclaimer may have done it first. */
-    return rc == -PLX_EFAILED ? err_set(err, rc, "%s", err_text(rc)) : 0;
+    return rc < 0 && disk && !(disk->flags & DISK_REMOVED)
+               ? err_set(err, rc, "%s", result.text)
+               : 0;
 }
 
 /* --- trash --- */

@@ -250,11 +250,12 @@ static struct reclaim_job next_job(const struct look *look)
 
 /* --- one job --- */
 
+/* What is begun may not begin later, when nobody holds what it must not meet. */
 static async int submit(struct host *host, const struct cluster_command *command,
                         struct error *err)
 {
     struct cluster_result result;
-    int rc = cluster_submit(host->cluster, command, &result);
+    int rc = cluster_submit_known(host->cluster, command, &host->is_stopping, &result);
 
     if (rc < 0)
         err_set(err, rc, "%s", result.text[0] ? result.text : err_text(rc));
@@ -442,7 +443,7 @@ static async void remove_for_good(struct look *look, uint64_t id)
     int rc = submit(look->host, &command, &err);
 
     /* Refused: somebody else did it. */
-    if (rc == -PLX_EFAILED)
+    if (cluster_outcome_is_unknown(rc) || rc == -PLX_ENOLEADER)
         look->has_failed = true;
 }
 

@@ -65,7 +65,9 @@ static async int commit_version(struct disk *disk, const struct marker *marker,
         .wall_ns = loop_wall_ns(disk->loop),
     };
     log_finals_prepare(disk->log, 0, &command);
-    rc = cluster_submit(disk->host->cluster, &command, &result);
+    /* If nobody knew whether there is a version, no checkpoint could go on from it. */
+    rc = cluster_submit_known(disk->host->cluster, &command, &disk->host->is_stopping,
+                              &result);
     log_finals_committed(disk->log, rc == 0);
     mutex_unlock(&disk->command_lock);
     if (rc < 0)

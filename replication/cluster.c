@@ -277,9 +277,24 @@ static void client_put(struct cluster *cluster, struct client *client)
     waitlist_wake_one(&cluster->client_free);
 }
 
-/* Until its outcome is known, or too much time has passed. */
+/* How long a command is repeated. */
+struct patience {
+    uint64_t deadline_ns;
+    const bool *gives_up; /* NULL: the deadline holds also for what may exist */
+};
+
+static bool is_at_end(const struct cluster *cluster, const struct submission *submission,
+                      const struct patience *patience)
+{
+    if (refusal(cluster) != 0)
+        return true;
+    if (patience->gives_up != NULL && submission->may_exist)
+        return *patience->gives_up;
+    return loop_now_ns(cluster->loop) >= patience->deadline_ns;
+}
+
 static async int carry_out(struct cluster *cluster, struct submission *submission,
-                           const struct writer *bytes, uint64_t deadline_ns)
+                           const struct writer *bytes, const struct patience *patience)
 {
     for (;;) {
         struct writer answer = {0};
@@ -292,7 +307,7 @@ static async int carry_out(struct cluster *cluster, struct submission *submissio
         if (rc == -PLX_EFAILED || is_final)
             return rc;
         submission->may_exist |= rc == -PLX_EUNKNOWN || rc == -PLX_ECANCELLED;
-        if (refusal(cluster) != 0 || loop_now_ns(cluster->loop) >= deadline_ns)
+        if (is_at_end(cluster, submission, patience))
             return submission->may_exist ? -PLX_EUNKNOWN : rc;
         metric_add(cluster->repeats, 1);
         if (rc != -PLX_EUNKNOWN && rc != -PLX_ENOLEADER)
@@ -301,14 +316,13 @@ static async int carry_out(struct cluster *cluster, struct submission *submissio
 }
 
 static async int submit(struct cluster *cluster, const struct cluster_command *command,
-                        struct submission *submission)
+                        const struct patience *patience, struct submission *submission)
 {
-    uint64_t deadline_ns = loop_now_ns(cluster->loop) + CLUSTER_SUBMIT_MS * NS_PER_MS;
     struct writer bytes = {0};
     struct client *client;
     int rc = refusal(cluster);
     if (rc == 0)
-        rc = client_get(cluster, deadline_ns, &client);
+        rc = client_get(cluster, patience->deadline_ns, &client);
     if (rc != 0)
         return rc;
     rc = encode(command, client, &bytes);
@@ -316,7 +330,7 @@ static async int submit(struct cluster *cluster, const struct cluster_command *c
         submission->client = client->id;
         submission->sequence = client->sequence;
         TAILQ_INSERT_TAIL(&cluster->submissions, submission, link);
-        rc = carry_out(cluster, submission, &bytes, deadline_ns);
+        rc = carry_out(cluster, submission, &bytes, patience);
         TAILQ_REMOVE(&cluster->submissions, submission, link);
     }
     writer_done(&bytes);
@@ -338,9 +352,19 @@ static void leave(struct cluster *cluster)
 async int cluster_submit(struct cluster *cluster, const struct cluster_command *command,
                          struct cluster_result *ret_result)
 {
+    return cluster_submit_known(cluster, command, NULL, ret_result);
+}
+
+async int cluster_submit_known(struct cluster *cluster,
+                               const struct cluster_command *command,
+                               const bool *gives_up, struct cluster_result *ret_result)
+{
     struct submission submission = {.is_known = false};
+    struct patience patience = {
+        .deadline_ns = loop_now_ns(cluster->loop) + CLUSTER_SUBMIT_MS * NS_PER_MS,
+        .gives_up = gives_up};
     enter(cluster);
-    int rc = submit(cluster, command, &submission);
+    int rc = submit(cluster, command, &patience, &submission);
     if (!submission.is_known) {
         submission.result = (struct cluster_result){.code = rc};
         snprintf(submission.result.text, sizeof submission.result.text, "cluster: %s",

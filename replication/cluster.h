@@ -71,6 +71,11 @@ int cluster_failure(const struct cluster *cluster);
  */
 async int cluster_submit(struct cluster *cluster, const struct cluster_command *command,
                          struct cluster_result *ret_result);
+/* The same for those who could not go on without knowing: what may have been carried out
+ * is repeated until that is known, or *gives_up. */
+async int cluster_submit_known(struct cluster *cluster,
+                               const struct cluster_command *command,
+                               const bool *gives_up, struct cluster_result *ret_result);
 /* May what was answered so have been carried out, though that is not known? */
 bool cluster_outcome_is_unknown(int code);
 

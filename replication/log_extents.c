@@ -306,7 +306,7 @@ static async int open_some(struct disk_log *log, uint32_t count)
         command.members[i] = chosen.members[i]->node;
     log_finals_fill(log, PROPOSER_OPENER, disk->checkpoint.covers, &command);
     struct cluster_result result;
-    int rc = cluster_submit(log->cluster, &command, &result);
+    int rc = cluster_submit_known(log->cluster, &command, &log->is_closing, &result);
     log_finals_settle(log, PROPOSER_OPENER, rc == 0);
     if (rc == 0)
         rc = add_opened(log, (struct address){result.id}, count, &chosen);
@@ -325,6 +325,7 @@ static bool open_failed(struct disk_log *log, int rc)
         log_go_down(log, -PLX_EEPOCH);
         return true;
     case -PLX_EFAILED:
+    case -PLX_EUNKNOWN: /* some may be listed that this log does not know of */
     case -ENOMEM:
         log_go_down(log, rc);
         return true;
@@ -349,6 +350,8 @@ static void opener_main(struct task_call *call)
             continue;
         if (open_failed(log, rc))
             break;
+        if (rc == -PLX_ENOLEADER && !log->is_closing)
+            continue; /* it has waited for one long enough to try again at once */
         if (++failures > (rc == -PLX_ELIMIT ? LIST_FULL_TRIES : FRUITLESS_ROLLS_MAX)) {
             log_go_down(log, rc);
             break;

@@ -171,9 +171,10 @@ static void check_submitted(const struct cluster *cluster,
     }
 }
 
-/* A hundred commands at once share a few writes. */
+/* A hundred commands at once share a few writes; one has one, and a barrier none. */
 static void test_group(struct body *body)
 {
+    struct cluster_result result;
     struct kv *kv;
     static struct submitter submitters[100];
     struct cluster *cluster = open_all(body, &kv);
@@ -185,6 +186,11 @@ static void test_group(struct body *body)
     CHECK(writes->value - before < 10); /* how many tasks start per round differs */
     check_submitted(cluster, submitters, 100);
     CHECK_EQ(cluster_disk_count(cluster_state(cluster)), 100);
+    before = writes->value;
+    CHECK_EQ(create(cluster, "alone", &result), 0);
+    CHECK_EQ(writes->value, before + 1);
+    CHECK_EQ(cluster_barrier(cluster), 0);
+    CHECK_EQ(writes->value, before + 1);
     cluster_close(cluster);
     kv_close(kv);
 }
