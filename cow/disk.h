@@ -83,6 +83,9 @@ async int disk_open(struct host *host, const char *name, enum disk_access access
  * with a text that names the node, while a client elsewhere uses it: such a disk moves
  * when its client does (DISK_INCOMING). */
 async int disk_pull(struct host *host, const char *name, struct error *err);
+/* The same by force, though its owner does not give it up, and may be serving a client:
+ * that one's changes fail from now on. What was acknowledged to it is kept. */
+async int disk_break(struct host *host, const char *name, struct error *err);
 /* Gives one opening back; nothing of it may be in flight. After the last one the disk
  * stays open for a while, then checkpoints and gives up its lease by itself. */
 void disk_close(struct disk *disk);

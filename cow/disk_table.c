@@ -439,6 +439,31 @@ async int disk_pull(struct host *host, const char *name, struct error *err)
     return rc;
 }
 
+/* With the lease it is as if this host had been its owner before. */
+async int disk_break(struct host *host, const char *name, struct error *err)
+{
+    const struct cluster_disk *disk = host_find_disk(host, name, err);
+    struct cluster_result result;
+
+    if (!disk)
+        return -PLX_EMISSING;
+    if (!disk->owner || disk->owner == host->node)
+        return err_set(err, -PLX_EPRECONDITION, "disk %s: %s", name,
+                       disk->owner ? "this node owns it" : "nobody owns it");
+    log_warning(host->loop, "disk %s: taken by force from node %llu", name,
+                (unsigned long long)disk->owner);
+    const struct cluster_command command = {
+        .op = CLUSTER_LEASE_TAKE,
+        .disk = disk->id,
+        .epoch = disk->epoch,
+        .node = host->node,
+        .force = true,
+    };
+    int rc = host_submit(host, &command, &result, err);
+
+    return rc < 0 ? rc : disk_pull(host, name, err);
+}
+
 async int disk_open(struct host *host, const char *name, enum disk_access access,
                     struct disk **ret_disk, struct error *err)
 {

@@ -64,16 +64,19 @@ static async int create_parts(struct loop *loop, const struct host_options *opti
         .path = options->store_path,
         .capacity_bytes = options->capacity_bytes,
         .kv = kv,
+        .incarnation = options->incarnation,
         .no_idle_work = true,
     };
     struct store_usage usage;
     struct store *store;
-    struct uid cluster;
+    struct uid cluster = options->cluster;
+    bool is_alone = uid_equal(cluster, (struct uid){{0}});
     int rc;
 
-    loop_random_bytes(loop, cluster.b, sizeof cluster.b);
+    if (is_alone)
+        loop_random_bytes(loop, cluster.b, sizeof cluster.b);
     rc = store_create(loop, &store_options, cluster, err);
-    if (rc < 0)
+    if (rc < 0 || !is_alone)
         return rc;
     store_options.capacity_bytes = 0;
     rc = store_open(loop, &store_options, &store, err);
@@ -193,6 +196,16 @@ static void borrow_parts(struct host *host, const struct host_parts *parts)
     host->node = parts->node;
 }
 
+static bool has_other_nodes(const struct cluster_state *state)
+{
+    const struct cluster_node *node = NULL;
+    uint32_t count = 0;
+
+    while ((node = cluster_node_next(state, node)))
+        count += (node->flags & NODE_GONE) == 0;
+    return count > 1;
+}
+
 static async int open_own_parts(struct host *host, const struct host_options *options,
                                 struct error *err)
 {
@@ -222,6 +235,11 @@ static async int open_own_parts(struct host *host, const struct host_options *op
                        "%s: store and metadata belong to different clusters",
                        options->store_path);
     host->node = cluster_state_node_of_store(state, usage.incarnation);
+    if (has_other_nodes(state))
+        return err_set(err, -PLX_EFORMAT,
+                       "%s: belongs to a node of a cluster, but what says so is missing "
+                       "(folder node/)",
+                       options->store_path);
     if (!host->node)
         return err_set(err, -PLX_EFORMAT, "%s: the cluster does not know this store",
                        options->store_path);
@@ -336,6 +354,16 @@ async void host_close(struct host *host)
     reclaim_stop(host);
     disk_table_close(host);
     host_free(host);
+}
+
+struct cluster *host_cluster(struct host *host)
+{
+    return host->cluster;
+}
+
+uint64_t host_node(struct host *host)
+{
+    return host->node;
 }
 
 struct loop *host_loop(struct host *host)

@@ -35,6 +35,9 @@ struct host_options {
     const char *kv_path;       /* folder of its metadata */
     const struct host_parts *parts; /* NULL: host_open opens them, at these paths */
     uint64_t capacity_bytes;   /* a new store's size; an old one grows to it; 0: keep */
+    /* host_create: the new store is to be one of this cluster, which knows it by this
+     * identity. All zeros: it gets a cluster of its own. */
+    struct uid cluster, incarnation;
     uint64_t node_cache_bytes; /* 0: default of limits.h; the same for the next */
     uint64_t overlay_bytes;
     uint64_t retained_bytes;
@@ -48,8 +51,8 @@ struct host_options {
     void *sealed_arg;
 };
 
-/* Makes a new store and cluster of one. -PLX_EEXISTS if there is one already;
- * nothing half-made is left after an error. */
+/* Makes a new store and a cluster of one, or only a store, of the cluster of the options.
+ * -PLX_EEXISTS if there is one already; nothing half-made is left after an error. */
 async int host_create(struct loop *loop, const struct host_options *options,
                       struct error *err);
 /* Opens the store (restart scan of extents that were open) and the cluster state. */
@@ -60,6 +63,8 @@ async int host_open(struct loop *loop, const struct host_options *options,
 async void host_close(struct host *host);
 
 struct loop *host_loop(struct host *host);
+struct cluster *host_cluster(struct host *host);
+uint64_t host_node(struct host *host); /* its number in the cluster */
 /* For payload of front ends, bounded by NBD_BUFFER_BYTES. */
 struct buffer_pool *host_buffers(struct host *host);
 
@@ -106,7 +111,9 @@ struct disk_info {
     uint32_t snapshot_count;
     uint32_t clients;         /* openings on this host */
     bool served;              /* somebody holds its lease */
+    bool is_elsewhere;        /* by another node: of its clients nothing is known here */
     char owner[64];           /* who, if served */
+    char pool[DISK_NAME_MAX + 1];
     char parent[2 * DISK_NAME_MAX + 2]; /* "DISK@SNAP" or "" */
     uint64_t created_wall_ns;
     uint64_t quota_bytes;     /* 0: none */
@@ -131,6 +138,9 @@ int snapshot_list(struct host *host, const char *disk, struct snapshot_info **re
  * bytes of letters, digits and . _ - + : (not first: . - +), so never '@' or '/'. */
 async int disk_create(struct host *host, const char *name, uint64_t size_bytes,
                       struct error *err);
+/* With the copies of this pool; NULL: of the default one. */
+async int disk_create_in_pool(struct host *host, const char *name, uint64_t size_bytes,
+                              const char *pool, struct error *err);
 /* Shrinking is refused while clients are attached; growing never is. */
 async int disk_resize(struct host *host, const char *name, uint64_t size_bytes,
                       struct error *err);

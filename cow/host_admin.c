@@ -65,13 +65,14 @@ async int host_submit(struct host *host, const struct cluster_command *command,
 }
 
 static async int create(struct host *host, const char *name, uint64_t size_bytes,
-                        unsigned flags, struct error *err)
+                        unsigned flags, uint32_t pool, struct error *err)
 {
     struct cluster_command command = {
         .op = CLUSTER_DISK_CREATE,
         .name = name,
         .size_bytes = size_bytes,
         .flags = flags,
+        .pool = pool,
         .wall_ns = loop_wall_ns(host->loop),
     };
     struct cluster_result result;
@@ -85,7 +86,18 @@ static async int create(struct host *host, const char *name, uint64_t size_bytes
 async int disk_create(struct host *host, const char *name, uint64_t size_bytes,
                       struct error *err)
 {
-    return create(host, name, size_bytes, 0, err);
+    return create(host, name, size_bytes, 0, 0, err);
+}
+
+async int disk_create_in_pool(struct host *host, const char *name, uint64_t size_bytes,
+                              const char *pool, struct error *err)
+{
+    const struct cluster_pool *found =
+        pool ? cluster_pool_by_name(cluster_state(host->cluster), pool) : NULL;
+
+    if (pool && !found)
+        return err_set(err, -PLX_EMISSING, "pool %s: no such pool", pool);
+    return create(host, name, size_bytes, 0, found ? found->id : 0, err);
 }
 
 async int disk_rename(struct host *host, const char *old_name, const char *new_name,
@@ -362,7 +374,7 @@ async int disk_clone(struct host *host, const char *disk_name, const char *snaps
 
 async int import_begin(struct host *host, const char *name, struct error *err)
 {
-    return create(host, name, DISK_BYTES_MAX, DISK_IMPORTING, err);
+    return create(host, name, DISK_BYTES_MAX, DISK_IMPORTING, 0, err);
 }
 
 static const struct cluster_disk *find_import(struct host *host, const char *name,

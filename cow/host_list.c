@@ -34,6 +34,10 @@ static void describe(struct host *host, const struct cluster_disk *disk,
         .quota_bytes = disk->quota_bytes,
     };
     memcpy(ret->name, disk->name, sizeof ret->name);
+    const struct cluster_pool *pool = cluster_pool_by_id(state, disk->pool);
+    if (pool)
+        memcpy(ret->pool, pool->name, sizeof ret->pool);
+    ret->is_elsewhere = disk->owner && disk->owner != host->node;
     if (disk->owner)
         snprintf(ret->owner, sizeof ret->owner, "node %llu",
                  (unsigned long long)disk->owner);

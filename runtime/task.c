@@ -458,6 +458,32 @@ void task_sleep_ns(uint64_t duration_ns)
         task_park();
 }
 
+struct outing {
+    struct work work;
+    struct task *task;
+    void (*fn)(void *arg);
+    void *arg;
+    bool is_over;
+};
+
+static void outing_run(struct work *work)
+{
+    struct outing *outing = container_of(work, struct outing, work);
+    outing->fn(outing->arg);
+    outing->is_over = true;
+    task_wake(outing->task);
+}
+
+void task_outside(void (*fn)(void *arg), void *arg)
+{
+    struct outing outing = {
+        .work.run = outing_run, .task = current, .fn = fn, .arg = arg};
+    assert(outing.task != NULL && "only a task can wait");
+    loop_post(outing.task->pool->loop, &outing.work);
+    while (!outing.is_over)
+        task_park();
+}
+
 void task_no_suspend_begin(void)
 {
     if (current != NULL)

@@ -40,6 +40,10 @@ void task_wake(struct task *task);
 async void task_yield(void);
 async void task_sleep_ns(uint64_t duration_ns);
 
+/* Calls fn on the loop's own stack, which is a large one, and waits for it: for what must
+ * not be called on a task. fn may not suspend. */
+async void task_outside(void (*fn)(void *arg), void *arg);
+
 /* Between these, suspending is a bug and asserts. They nest. */
 void task_no_suspend_begin(void);
 void task_no_suspend_end(void);

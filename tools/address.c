@@ -11,7 +11,7 @@
 
 #define BACKLOG 64
 
-int address_of_path(const char *path, struct address *ret, struct error *err)
+int address_of_path(const char *path, struct socket_address *ret, struct error *err)
 {
     size_t len = strlen(path);
     if (len == 0)
@@ -20,13 +20,13 @@ int address_of_path(const char *path, struct address *ret, struct error *err)
         return err_set(err, -ENAMETOOLONG,
                        "%s: too long for a socket; choose one of at most %zu bytes", path,
                        sizeof ret->path - 1);
-    *ret = (struct address){.kind = ADDRESS_UNIX};
+    *ret = (struct socket_address){.kind = ADDRESS_UNIX};
     memcpy(ret->path, path, len + 1);
     return 0;
 }
 
 /* Splits HOST:PORT; false if the text is not of that form. */
-static bool split_host_port(const char *text, struct address *ret)
+static bool split_host_port(const char *text, struct socket_address *ret)
 {
     const char *colon = strrchr(text, ':');
     if (colon == NULL || colon == text || colon[1] == '\0')
@@ -40,13 +40,13 @@ static bool split_host_port(const char *text, struct address *ret)
     if (host_len >= sizeof ret->host || port_len >= sizeof ret->port ||
         strspn(colon + 1, "0123456789") != port_len)
         return false;
-    *ret = (struct address){.kind = ADDRESS_TCP};
+    *ret = (struct socket_address){.kind = ADDRESS_TCP};
     memcpy(ret->host, host, host_len);
     memcpy(ret->port, colon + 1, port_len);
     return true;
 }
 
-int address_parse(const char *text, struct address *ret, struct error *err)
+int address_parse(const char *text, struct socket_address *ret, struct error *err)
 {
     if (strncmp(text, "unix:", 5) == 0)
         return address_of_path(text + 5, ret, err);
@@ -63,7 +63,7 @@ int address_parse(const char *text, struct address *ret, struct error *err)
     return 0;
 }
 
-int address_make_absolute(struct address *address, struct error *err)
+int address_make_absolute(struct socket_address *address, struct error *err)
 {
     if (address->kind != ADDRESS_UNIX || address->path[0] == '/')
         return 0;
@@ -75,7 +75,7 @@ int address_make_absolute(struct address *address, struct error *err)
     return address_of_path(path, address, err);
 }
 
-struct address_text address_text(const struct address *address)
+struct address_text address_text(const struct socket_address *address)
 {
     struct address_text ret;
     bool is_v6 = strchr(address->host, ':') != NULL;
@@ -87,7 +87,7 @@ struct address_text address_text(const struct address *address)
     return ret;
 }
 
-static struct sockaddr_un unix_address(const struct address *address)
+static struct sockaddr_un unix_address(const struct socket_address *address)
 {
     struct sockaddr_un un = {.sun_family = AF_UNIX};
     static_assert(sizeof un.sun_path == sizeof address->path, "same length");
@@ -95,7 +95,7 @@ static struct sockaddr_un unix_address(const struct address *address)
     return un;
 }
 
-static int connect_unix(const struct address *address, int *ret_fd)
+static int connect_unix(const struct socket_address *address, int *ret_fd)
 {
     struct sockaddr_un un = unix_address(address);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -111,7 +111,7 @@ static int connect_unix(const struct address *address, int *ret_fd)
 }
 
 /* The first address of host and port; NULL with -errno. */
-static int resolve(const struct address *address, struct addrinfo **ret)
+static int resolve(const struct socket_address *address, struct addrinfo **ret)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
     int r = getaddrinfo(address->host, address->port, &hints, ret);
@@ -120,7 +120,7 @@ static int resolve(const struct address *address, struct addrinfo **ret)
     return r == EAI_SYSTEM ? -errno : -EADDRNOTAVAIL;
 }
 
-int address_connect(const struct address *address, int *ret_fd)
+int address_connect(const struct socket_address *address, int *ret_fd)
 {
     if (address->kind == ADDRESS_UNIX)
         return connect_unix(address, ret_fd);
@@ -154,7 +154,7 @@ static bool is_loopback(const struct sockaddr *sa)
     return sa->sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr);
 }
 
-int address_check_loopback(const struct address *address, struct error *err)
+int address_check_loopback(const struct socket_address *address, struct error *err)
 {
     if (address->kind == ADDRESS_UNIX)
         return 0;
@@ -175,7 +175,7 @@ int address_check_loopback(const struct address *address, struct error *err)
 }
 
 /* Removes a socket whose daemon is gone, so that its path can be used again. */
-static int remove_stale(const struct address *address, struct error *err)
+static int remove_stale(const struct socket_address *address, struct error *err)
 {
     struct stat st;
     if (lstat(address->path, &st) < 0)
@@ -195,7 +195,7 @@ static int remove_stale(const struct address *address, struct error *err)
     return 0;
 }
 
-static int bind_unix(int fd, const struct address *address, struct error *err)
+static int bind_unix(int fd, const struct socket_address *address, struct error *err)
 {
     struct sockaddr_un un = unix_address(address);
     int r = remove_stale(address, err);
@@ -208,8 +208,8 @@ static int bind_unix(int fd, const struct address *address, struct error *err)
     return 0;
 }
 
-static int bind_tcp(int fd, const struct addrinfo *ai, const struct address *address,
-                    struct error *err)
+static int bind_tcp(int fd, const struct addrinfo *ai,
+                    const struct socket_address *address, struct error *err)
 {
     const int on = 1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -219,13 +219,10 @@ static int bind_tcp(int fd, const struct addrinfo *ai, const struct address *add
     return 0;
 }
 
-int address_listen(const struct address *address, int *ret_fd, struct error *err)
+static int listen_on(const struct socket_address *address, int *ret_fd, struct error *err)
 {
     struct addrinfo *ai = NULL;
-    int family = AF_UNIX;
-    int r = address_check_loopback(address, err);
-    if (r < 0)
-        return r;
+    int family = AF_UNIX, r = 0;
     if (address->kind == ADDRESS_TCP) {
         r = resolve(address, &ai);
         if (r < 0)
@@ -246,6 +243,21 @@ int address_listen(const struct address *address, int *ret_fd, struct error *err
     if (r == 0)
         *ret_fd = fd;
     else if (fd >= 0)
+        close(fd);
+    return r;
+}
+
+int address_listen(const struct socket_address *address, int *ret_fd, struct error *err)
+{
+    int r = address_check_loopback(address, err);
+    return r < 0 ? r : listen_on(address, ret_fd, err);
+}
+
+int address_try(const struct socket_address *address, struct error *err)
+{
+    int fd;
+    int r = listen_on(address, &fd, err);
+    if (r == 0)
         close(fd);
     return r;
 }

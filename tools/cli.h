@@ -39,6 +39,15 @@ enum {
     CLI_QUOTA = 1 << 17,
     CLI_RATE = 1 << 18,
     CLI_REPAIR = 1 << 19,
+    CLI_LISTEN = 1 << 20,
+    CLI_DOMAIN = 1 << 21,
+    CLI_TOKEN = 1 << 22,
+    CLI_WITNESS = 1 << 23,
+    CLI_VALID = 1 << 24,
+    CLI_LOST = 1 << 25,
+    CLI_COPIES = 1 << 26,
+    CLI_MIN_COPIES = 1 << 27,
+    CLI_POOL = 1 << 28,
 };
 
 struct command;
@@ -48,9 +57,10 @@ struct cli {
     const struct command *command;
     const char *connect; /* -c, else $PARALLAX, else NULL */
     unsigned options;    /* which were given */
-    bool json, quiet, backing, detach, recursive, none, repair;
+    bool json, quiet, backing, detach, recursive, none, repair, witness, lost;
     const char *count, *format, *nbd, *control, *capacity;
     const char *since, *onto, *keep_last, *older_than, *quota, *rate;
+    const char *listen, *domain, *token, *valid, *copies, *min_copies, *pool;
     struct cli_rule { /* --every and the --keep behind it, which may be missing */
         const char *every, *keep;
     } rules[CLI_RULES_MAX];
@@ -81,6 +91,9 @@ int cli_fail_error(const struct cli *cli, int code, const struct error *err);
 int cli_split_snapshot(const char *text, char **ret_disk, char **ret_snapshot,
                        struct error *err);
 
+/* Becomes the daemon's program: returns only if that cannot be run. */
+int cli_exec_daemon(const struct cli *cli, char *const argv[]);
+
 int cmd_up(const struct cli *cli);
 int cmd_down(const struct cli *cli);
 int cmd_status(const struct cli *cli);
@@ -105,6 +118,19 @@ int cmd_trash_empty(const struct cli *cli);
 int cmd_trash_keep(const struct cli *cli);
 int cmd_scrub(const struct cli *cli);
 int cmd_clone(const struct cli *cli);
+int cmd_cluster_init(const struct cli *cli);
+int cmd_cluster_join(const struct cli *cli);
+int cmd_cluster_token(const struct cli *cli);
+int cmd_node_list(const struct cli *cli);
+int cmd_node_show(const struct cli *cli);
+int cmd_node_drain(const struct cli *cli);
+int cmd_node_undrain(const struct cli *cli);
+int cmd_node_remove(const struct cli *cli);
+int cmd_pool_list(const struct cli *cli);
+int cmd_pool_create(const struct cli *cli);
+int cmd_pool_set(const struct cli *cli);
+int cmd_disk_owner(const struct cli *cli);
+int cmd_disk_break(const struct cli *cli);
 int cmd_import(const struct cli *cli);
 int cmd_export(const struct cli *cli);
 /* With --onto and --since. */

@@ -21,7 +21,7 @@ struct client {
 /* --- finding the daemon --- */
 
 /* The control socket of what -c names; *ret_up is what `parallax up` would take. */
-static int find_daemon(const char *where, struct address *ret, const char **ret_up,
+static int find_daemon(const char *where, struct socket_address *ret, const char **ret_up,
                        struct error *err)
 {
     struct stat st;
@@ -52,7 +52,7 @@ int client_create(const char *where, struct client **ret_client, struct error *e
     if (where == NULL || where[0] == '\0')
         return err_set(err, -EDESTADDRREQ,
                        "which daemon? Give -c DIR, or set PARALLAX=DIR");
-    struct address address;
+    struct socket_address address;
     const char *up;
     int r = find_daemon(where, &address, &up, err);
     if (r < 0)
@@ -165,6 +165,16 @@ static int remote_error(json_t *error, struct error *err)
     return err_set(err, -EREMOTEIO, "%s", text[0] != '\0' ? text : code);
 }
 
+/* What was answered without a majority is said to be old, whatever the format. */
+static void take_ok(json_t *ok, json_t **ret_ok)
+{
+    const char *stale = json_string_value(json_object_get(ok, "stale"));
+    if (stale != NULL)
+        fprintf(stderr, "parallax: warning: %s\n", stale);
+    if (ret_ok != NULL)
+        *ret_ok = json_incref(ok);
+}
+
 int client_call(struct client *client, json_t *request,
                 const struct client_callbacks *callbacks, json_t **ret_ok,
                 struct error *err)
@@ -185,8 +195,8 @@ int client_call(struct client *client, json_t *request,
             call_progress(callbacks, progress);
         else if (ok == NULL && !more)
             r = remote_error(json_object_get(reply, "error"), err);
-        else if (ok != NULL && ret_ok != NULL)
-            *ret_ok = json_incref(ok);
+        else if (ok != NULL)
+            take_ok(ok, ret_ok);
         json_decref(reply);
     }
     return r;

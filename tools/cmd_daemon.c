@@ -12,7 +12,7 @@
 /* --- up --- */
 
 /* The daemon that belongs to this program: beside it, else wherever PATH has one. */
-static void exec_daemon(char *const argv[])
+int cli_exec_daemon(const struct cli *cli, char *const argv[])
 {
     char path[PATH_MAX];
     ssize_t len = readlink("/proc/self/exe", path, sizeof path - sizeof "/parallaxd");
@@ -26,6 +26,8 @@ static void exec_daemon(char *const argv[])
         execv(path, argv);
     }
     execvp("parallaxd", argv);
+    return cli_fail(cli, EXIT_FAILED, "cannot run parallaxd: %s; is it installed?",
+                    strerror(errno));
 }
 
 int cmd_up(const struct cli *cli)
@@ -46,9 +48,7 @@ int cmd_up(const struct cli *cli)
         argv[argc++] = "--detach";
     argv[argc++] = "--";
     argv[argc++] = cli->args[0];
-    exec_daemon((char *const *)(uintptr_t)argv);
-    return cli_fail(cli, EXIT_FAILED, "cannot run parallaxd: %s; is it installed?",
-                    strerror(errno));
+    return cli_exec_daemon(cli, (char *const *)(uintptr_t)argv);
 }
 
 /* --- down --- */

@@ -14,10 +14,11 @@ static int run_with_size(const struct cli *cli, const char *op)
     uint64_t size;
     if (size_parse_disk(cli->args[1], &size, &err) < 0)
         return cli_fail(cli, EXIT_USAGE, "%s", err.text);
-    return request_run(cli,
-                       json_pack("{s:s, s:s, s:I}", "op", op, "name", cli->args[0],
-                                 "size_bytes", (json_int_t)size),
-                       NULL);
+    json_t *request = json_pack("{s:s, s:s, s:I}", "op", op, "name", cli->args[0],
+                                "size_bytes", (json_int_t)size);
+    if (cli->pool != NULL)
+        json_object_set_new(request, "pool", json_string(cli->pool));
+    return request_run(cli, request, NULL);
 }
 
 int cmd_disk_create(const struct cli *cli)
@@ -38,10 +39,19 @@ int cmd_disk_rename(const struct cli *cli)
                        NULL);
 }
 
+/* Not known of a disk that another node serves. */
+static void add_clients(struct table *table, json_t *disk)
+{
+    if (json_is_null(json_object_get(disk, "clients")))
+        table_add(table, "-");
+    else
+        table_add_number(table, reply_number(disk, "clients"));
+}
+
 static void fill_disks(struct table *table, json_t *items)
 {
-    static const char *const head[] = {"NAME",      "SIZE",    "USED",
-                                       "SNAPSHOTS", "CLIENTS", "PARENT"};
+    static const char *const head[] = {"NAME",    "SIZE",   "USED", "SNAPSHOTS",
+                                       "CLIENTS", "PARENT", "OWNER"};
     for (size_t i = 0; i < ARRAY_LEN(head); i++)
         table_add(table, head[i]);
     size_t i;
@@ -52,14 +62,16 @@ static void fill_disks(struct table *table, json_t *items)
         table_add_size(table, reply_number(disk, "size_bytes"));
         table_add_size(table, reply_number(disk, "used_bytes"));
         table_add_number(table, reply_number(disk, "snapshots"));
-        table_add_number(table, reply_number(disk, "clients"));
+        add_clients(table, disk);
         table_add(table, reply_string(disk, "parent"));
+        table_add(table, reply_string(disk, "owner"));
     }
 }
 
 int cmd_disk_list(const struct cli *cli)
 {
-    return request_list(cli, json_pack("{s:s}", "op", "disk.list"), "lrrrrl", fill_disks);
+    return request_list(cli, json_pack("{s:s}", "op", "disk.list"), "lrrrrll",
+                        fill_disks);
 }
 
 static void print_disk(json_t *disk)
@@ -75,7 +87,9 @@ static void print_disk(json_t *disk)
     printf("served     %s\n", json_is_true(json_object_get(disk, "served"))
                                   ? reply_string(disk, "owner")
                                   : "no");
-    printf("clients    %" PRIu64 "\n", reply_number(disk, "clients"));
+    if (!json_is_null(json_object_get(disk, "clients")))
+        printf("clients    %" PRIu64 "\n", reply_number(disk, "clients"));
+    printf("pool       %s\n", reply_string(disk, "pool"));
     printf("created    %s\n", reply_string(disk, "created"));
 }
 

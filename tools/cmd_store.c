@@ -68,12 +68,34 @@ static void print_work(json_t *s)
     printf("%s written\n", size_text(reply_number(compaction, "written_bytes")).text);
 }
 
+/* Of a cluster of many. */
+static void print_members(json_t *members)
+{
+    size_t i;
+    json_t *node;
+    if (members == NULL)
+        return;
+    json_t *down = json_object_get(members, "nodes_down");
+    printf("cluster    %" PRIu64 " nodes, %zu not up; this is node %" PRIu64 "%s\n",
+           reply_number(members, "nodes"), json_array_size(down),
+           reply_number(members, "node"),
+           json_is_true(json_object_get(members, "majority"))
+               ? ""
+               : "; no majority in reach: this may be old");
+    json_array_foreach(down, i, node)
+        printf("  %-8s node %" PRIu64 " at %s\n", reply_string(node, "state"),
+               reply_number(node, "node"), reply_string(node, "address"));
+    printf("groups     %" PRIu64 ", %" PRIu64 " not whole\n",
+           reply_number(members, "groups"), reply_number(members, "groups_not_whole"));
+}
+
 static void print_status(json_t *s)
 {
     const char *warning = json_string_value(json_object_get(s, "warning"));
     printf("health     %s\n", reply_string(s, "health"));
     if (warning != NULL && warning[0] != '\0')
         printf("warning    %s; %s\n", warning, reply_string(s, "room"));
+    print_members(json_object_get(s, "members"));
     print_space(s);
     printf("disks      %" PRIu64 ", %" PRIu64 " open\n", reply_number(s, "disks"),
            reply_number(s, "open_disks"));

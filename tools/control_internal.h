@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What control_server.c (lines, connections) and control_ops.c (what is asked for) need
- * from each other. */
+/*
+ * What the files of the control server share:
+ *
+ *   control_server.c   connections and their lines
+ *   control_node.c     requests that other nodes hand on, and handing them on
+ *   control_call.c     one request at work, whoever asked
+ *   control_ops.c and the files beside it: what can be asked for
+ */
 #ifndef PARALLAX_TOOLS_CONTROL_INTERNAL_H
 #define PARALLAX_TOOLS_CONTROL_INTERNAL_H
 
@@ -8,23 +14,61 @@
 
 #include "tools/control_server.h"
 
-struct connection;
+/* Where the answer to a request goes: embedded in a connection, or in what stands for the
+ * one of another node. */
+struct control_sink {
+    /* Lines, each with its newline. NULL: memory was out; the answer is worth nothing. */
+    void (*emit)(struct control_sink *sink, const char *lines, size_t len);
+    size_t (*pending)(const struct control_sink *sink); /* bytes not taken yet */
+    bool is_dead;            /* nobody waits for the answer any more */
+    struct waitlist drained; /* less is pending, or it is dead */
+    char *import;            /* see control_import */
+};
 
 /* One request at work. */
 struct control_call {
     const struct control_services *services;
-    struct connection *connection;
+    struct control_sink *sink;
     json_t *request; /* an object, without its "op" */
     json_t *result;  /* what stands behind "ok"; NULL: {} */
+    bool is_from_node; /* another node has handed it on: it goes no further */
+    bool is_stale;     /* the state may be old: no majority was in reach */
+};
+
+/* What a request needs of the other nodes. */
+enum control_scope {
+    CONTROL_LOCAL,   /* nothing: it is about this daemon */
+    CONTROL_READS,   /* the state as it is now; an old one is better than none */
+    CONTROL_CHANGES, /* a majority */
 };
 
 /* An operation: 0, or a negative code and its text. Runs on a task. */
 struct control_op {
     const char *name;
     async int (*run)(struct control_call *call, struct error *err);
+    enum control_scope scope;
+    /* The argument that names a disk: the node that owns it carries the request out.
+     * NULL: any node can. */
+    const char *disk_key;
 };
 /* NULL: no such operation. */
 const struct control_op *control_op_find(const char *name);
+
+/* control_call.c. Carries a request out and answers it; the request is taken over. */
+async void control_call_run(struct control_call *call, const struct control_op *op);
+void control_emit(struct control_sink *sink, const char *key, json_t *value);
+void control_emit_error(struct control_sink *sink, int code, const char *text);
+
+/* control_node.c. If another node owns the disk: has it carried out there; *ret_answered
+ * then, unless it fails. */
+async int control_hand_on(struct control_call *call, const struct control_op *op,
+                          bool *ret_answered, struct error *err);
+struct control_nodes;
+struct control_nodes *control_nodes_create(const struct control_services *services);
+/* Ends what waits; -PLX_ECANCELLED for what comes. */
+async void control_nodes_stop(struct control_nodes *nodes);
+void control_nodes_destroy(struct control_nodes *nodes); /* NULL is allowed */
+void control_nodes_serve(struct control_nodes *nodes, struct rpc_request *request);
 
 /* The operations that are not in control_ops.c itself; its table names them all. */
 async int op_status(struct control_call *call, struct error *err);
@@ -44,6 +88,16 @@ async int op_snapshot_diff(struct control_call *call, struct error *err);
 async int op_schedule_get(struct control_call *call, struct error *err);
 async int op_schedule_set(struct control_call *call, struct error *err);
 async int op_clone(struct control_call *call, struct error *err);
+async int op_node_list(struct control_call *call, struct error *err);
+async int op_node_drain(struct control_call *call, struct error *err);
+async int op_node_remove(struct control_call *call, struct error *err);
+async int op_pool_list(struct control_call *call, struct error *err);
+async int op_pool_set(struct control_call *call, struct error *err);
+async int op_cluster_token(struct control_call *call, struct error *err);
+async int op_disk_owner(struct control_call *call, struct error *err);
+async int op_disk_break(struct control_call *call, struct error *err);
+/* What `status` says of the cluster; NULL: it is one of one. */
+json_t *control_cluster_json(const struct control_call *call);
 
 /* control_util.c. Fills the variables from what is left of the request; keys nobody asked
  * for are an error, so that a misspelt option is not silently ignored. */

@@ -31,13 +31,14 @@ static int check_size(json_int_t size, struct error *err)
 static json_t *disk_json(const struct disk_info *d)
 {
     return json_pack(
-        "{s:s, s:o, s:o, s:o, s:o, s:b, s:o, s:o, s:o, s:o}", "name", d->name,
+        "{s:s, s:o, s:o, s:o, s:o, s:b, s:o, s:o, s:o, s:o, s:s}", "name", d->name,
         "size_bytes", control_number(d->size_bytes), "used_bytes",
         control_number(d->used_bytes), "snapshots", control_number(d->snapshot_count),
         "parent", control_string_or_null(d->parent), "served", d->served, "clients",
-        control_number(d->clients), "owner", control_string_or_null(d->owner), "created",
-        control_time(d->created_wall_ns), "quota_bytes",
-        d->quota_bytes > 0 ? control_number(d->quota_bytes) : json_null());
+        d->is_elsewhere ? json_null() : control_number(d->clients), "owner",
+        control_string_or_null(d->owner), "created", control_time(d->created_wall_ns),
+        "quota_bytes", d->quota_bytes > 0 ? control_number(d->quota_bytes) : json_null(),
+        "pool", d->pool);
 }
 
 static async int op_disk_list(struct control_call *call, struct error *err)
@@ -69,12 +70,15 @@ static int op_disk_show(struct control_call *call, struct error *err)
 
 static async int op_disk_create(struct control_call *call, struct error *err)
 {
-    const char *name;
+    const char *name, *pool = NULL;
     json_int_t size;
-    int r = control_unpack(call, err, "{s:s, s:I}", "name", &name, "size_bytes", &size);
+    int r = control_unpack(call, err, "{s:s, s:I, s?s}", "name", &name, "size_bytes",
+                           &size, "pool", &pool);
     if (r == 0)
         r = check_size(size, err);
-    return r < 0 ? r : disk_create(call->services->host, name, (uint64_t)size, err);
+    return r < 0 ? r
+                 : disk_create_in_pool(call->services->host, name, (uint64_t)size, pool,
+                                       err);
 }
 
 static async int op_disk_resize(struct control_call *call, struct error *err)
@@ -248,35 +252,43 @@ static async int op_import_discard(struct control_call *call, struct error *err)
 }
 
 static const struct control_op ops[] = {
-    {"status", op_status},
-    {"shut_down", op_shut_down},
-    {"disk.list", op_disk_list},
-    {"disk.show", op_disk_show},
-    {"disk.create", op_disk_create},
-    {"disk.resize", op_disk_resize},
-    {"disk.rename", op_disk_rename},
-    {"disk.set", op_disk_set},
-    {"disk.rm", op_disk_remove},
-    {"disk.usage", op_disk_usage},
-    {"snapshot.list", op_snapshot_list},
-    {"snapshot.create", op_snapshot_create},
-    {"snapshot.rollback", op_snapshot_rollback},
-    {"snapshot.rm", op_snapshot_remove},
-    {"snapshot.diff", op_snapshot_diff},
-    {"schedule.get", op_schedule_get},
-    {"schedule.set", op_schedule_set},
-    {"trash.list", op_trash_list},
-    {"trash.restore", op_trash_restore},
-    {"trash.empty", op_trash_empty},
-    {"trash.keep", op_trash_keep},
-    {"clone", op_clone},
-    {"import.begin", op_import_begin},
-    {"import.publish", op_import_publish},
-    {"import.discard", op_import_discard},
-    {"check", op_check},
-    {"scrub.start", op_scrub_start},
-    {"scrub.pause", op_scrub_pause},
-    {"scrub.status", op_scrub_status},
+    {"status", op_status, CONTROL_READS, NULL},
+    {"shut_down", op_shut_down, CONTROL_LOCAL, NULL},
+    {"disk.list", op_disk_list, CONTROL_READS, NULL},
+    {"disk.show", op_disk_show, CONTROL_READS, NULL},
+    {"disk.create", op_disk_create, CONTROL_CHANGES, NULL},
+    {"disk.resize", op_disk_resize, CONTROL_CHANGES, "name"},
+    {"disk.rename", op_disk_rename, CONTROL_CHANGES, "name"},
+    {"disk.set", op_disk_set, CONTROL_CHANGES, NULL},
+    {"disk.rm", op_disk_remove, CONTROL_CHANGES, "name"},
+    {"disk.usage", op_disk_usage, CONTROL_READS, "name"},
+    {"disk.owner", op_disk_owner, CONTROL_READS, NULL},
+    {"disk.break", op_disk_break, CONTROL_CHANGES, NULL},
+    {"snapshot.list", op_snapshot_list, CONTROL_READS, NULL},
+    {"snapshot.create", op_snapshot_create, CONTROL_CHANGES, "disk"},
+    {"snapshot.rollback", op_snapshot_rollback, CONTROL_CHANGES, "disk"},
+    {"snapshot.rm", op_snapshot_remove, CONTROL_CHANGES, "disk"},
+    {"snapshot.diff", op_snapshot_diff, CONTROL_READS, "disk"},
+    {"schedule.get", op_schedule_get, CONTROL_READS, NULL},
+    {"schedule.set", op_schedule_set, CONTROL_CHANGES, NULL},
+    {"trash.list", op_trash_list, CONTROL_READS, NULL},
+    {"trash.restore", op_trash_restore, CONTROL_CHANGES, NULL},
+    {"trash.empty", op_trash_empty, CONTROL_CHANGES, NULL},
+    {"trash.keep", op_trash_keep, CONTROL_CHANGES, NULL},
+    {"clone", op_clone, CONTROL_CHANGES, "disk"},
+    {"import.begin", op_import_begin, CONTROL_CHANGES, NULL},
+    {"import.publish", op_import_publish, CONTROL_CHANGES, NULL},
+    {"import.discard", op_import_discard, CONTROL_CHANGES, NULL},
+    {"check", op_check, CONTROL_LOCAL, NULL},
+    {"scrub.start", op_scrub_start, CONTROL_LOCAL, NULL},
+    {"scrub.pause", op_scrub_pause, CONTROL_LOCAL, NULL},
+    {"scrub.status", op_scrub_status, CONTROL_LOCAL, NULL},
+    {"node.list", op_node_list, CONTROL_READS, NULL},
+    {"node.drain", op_node_drain, CONTROL_CHANGES, NULL},
+    {"node.rm", op_node_remove, CONTROL_CHANGES, NULL},
+    {"pool.list", op_pool_list, CONTROL_READS, NULL},
+    {"pool.set", op_pool_set, CONTROL_CHANGES, NULL},
+    {"cluster.token", op_cluster_token, CONTROL_CHANGES, NULL},
 };
 
 const struct control_op *control_op_find(const char *name)

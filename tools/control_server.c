@@ -49,6 +49,7 @@ struct control_server {
     bool stopping;
     uint32_t busy_count;
     struct waitlist quiet; /* busy_count became 0 */
+    struct control_nodes *nodes;
 };
 
 struct connection {
@@ -58,12 +59,10 @@ struct connection {
     struct watch *watch;
     struct timer idle;
     bool busy;
-    bool dead;
     bool ending; /* dead once out is sent */
-    struct waitlist drained;
+    struct control_sink sink;
     struct writer out;
     size_t out_sent;
-    char *import;
     json_t *request;
     const struct control_op *op;
     struct task_call task;
@@ -94,19 +93,19 @@ static void busy_end(struct connection *c)
 
 static void connection_free(struct connection *c)
 {
-    assert(c->dead && !c->busy);           /* C2 */
+    assert(c->sink.is_dead && !c->busy);   /* C2 */
     assert(c->fd < 0 && c->watch == NULL); /* C1 */
     LIST_REMOVE(c, link);
     c->server->connection_count--;
     writer_done(&c->out);
-    free(c->import);
+    free(c->sink.import);
     free(c);
 }
 
 /* Frees a dead connection, after its import was discarded. */
 static void connection_release(struct connection *c)
 {
-    if (c->import == NULL) {
+    if (c->sink.import == NULL) {
         connection_free(c);
         return;
     }
@@ -117,14 +116,14 @@ static void connection_release(struct connection *c)
 
 static void connection_drop(struct connection *c)
 {
-    if (c->dead)
+    if (c->sink.is_dead)
         return;
-    c->dead = true;
+    c->sink.is_dead = true;
     timer_stop(c->server->services.loop, &c->idle);
     watch_destroy(take(c->watch));
     close(c->fd);
     c->fd = -1;
-    waitlist_wake_all(&c->drained);
+    waitlist_wake_all(&c->sink.drained);
     if (!c->busy)
         connection_release(c);
 }
@@ -134,13 +133,14 @@ static async void abandon_main(struct task_call *task)
     struct connection *c = container_of(task, struct connection, task);
     const struct control_services *services = &c->server->services;
     struct error err = {0};
-    int r = control_import_discard(services, c->import, &err);
+    int r = control_import_discard(services, c->sink.import, &err);
     if (r < 0 && r != -PLX_EMISSING)
         log_error(services->loop, "import %s: its command has gone: cannot discard: %s",
-                  c->import, err.text);
+                  c->sink.import, err.text);
     else
-        log_info(services->loop, "import %s: its command has gone: discarded", c->import);
-    free(take(c->import));
+        log_info(services->loop, "import %s: its command has gone: discarded",
+                 c->sink.import);
+    free(take(c->sink.import));
     busy_end(c);
     connection_free(c);
 }
@@ -169,35 +169,32 @@ static void connection_watch(struct connection *c)
         connection_drop(c);
         return;
     }
-    if (sending || (reading && c->import == NULL))
+    if (sending || (reading && c->sink.import == NULL))
         timer_start(loop, &c->idle, CONTROL_IDLE_MS * NS_PER_MS);
     else
         timer_stop(loop, &c->idle);
 }
 
-/* Appends {key: value} as a line; takes over value. */
-static void emit(struct connection *c, const char *key, json_t *value)
+static struct connection *connection_of(const struct control_sink *sink)
 {
-    json_t *line = json_pack("{s:o}", key, value);
-    char *text = line != NULL ? json_dumps(line, JSON_COMPACT) : NULL;
-    json_decref(line);
-    if (text != NULL) {
-        assert(strlen(text) < CONTROL_LINE_BYTES);
-        write_bytes(&c->out, text, strlen(text));
-        write_u8(&c->out, '\n');
-    }
-    /* A reply with a hole in it is worse than none. */
-    if (text == NULL || c->out.bad)
-        connection_drop(c);
-    free(text);
+    return container_of(sink, struct connection, sink);
 }
 
-static void emit_error(struct connection *c, int code, const char *text)
+static size_t sink_pending(const struct control_sink *sink)
 {
-    json_t *safe = json_string(text);
-    if (safe == NULL) /* not UTF-8: a path, say */
-        safe = json_string(err_text(code));
-    emit(c, "error", json_pack("{s:s, s:o}", "code", err_name(code), "text", safe));
+    return out_pending(connection_of(sink));
+}
+
+static void sink_emit(struct control_sink *sink, const char *lines, size_t len)
+{
+    struct connection *c = connection_of(sink);
+    if (lines != NULL)
+        write_bytes(&c->out, lines, len);
+    /* A reply with a hole in it is worse than none. */
+    if (lines == NULL || c->out.bad)
+        connection_drop(c);
+    else if (c->busy)
+        connection_watch(c);
 }
 
 /* False: the connection is gone. */
@@ -216,96 +213,23 @@ static bool connection_send(struct connection *c)
         c->out_sent += (size_t)n;
     }
     c->out.len = c->out_sent = 0;
-    waitlist_wake_all(&c->drained);
+    waitlist_wake_all(&c->sink.drained);
     return true;
 }
 
-async int control_send_item(struct control_call *call, json_t *item)
-{
-    struct connection *c = call->connection;
-    while (!c->dead && out_pending(c) > CONTROL_OUT_BYTES)
-        waitlist_wait(&c->drained);
-    if (item == NULL)
-        return -ENOMEM;
-    if (c->dead) {
-        json_decref(item);
-        return -PLX_ECANCELLED;
-    }
-    emit(c, "item", item);
-    if (!c->dead)
-        connection_watch(c);
-    return 0;
-}
-
-void control_offer_item(struct control_call *call, json_t *item)
-{
-    struct connection *c = call->connection;
-    if (item == NULL || c->dead || out_pending(c) > CONTROL_OUT_BYTES) {
-        json_decref(item);
-        return;
-    }
-    emit(c, "item", item);
-    if (!c->dead)
-        connection_watch(c);
-}
-
-void control_offer_progress(struct control_call *call, uint64_t done, uint64_t total)
-{
-    struct connection *c = call->connection;
-    if (c->dead || out_pending(c) > 0)
-        return;
-    emit(c, "progress",
-         json_pack("{s:I, s:I}", "done_bytes", (json_int_t)done, "total_bytes",
-                   (json_int_t)total));
-    if (!c->dead)
-        connection_watch(c);
-}
-
 /* --- requests --- */
-
-bool control_is_abandoned(const struct control_call *call)
-{
-    return call->connection->dead;
-}
-
-const char *control_import(const struct control_call *call)
-{
-    return call->connection->import;
-}
-
-int control_set_import(struct control_call *call, const char *name)
-{
-    char *copy = name != NULL ? strdup(name) : NULL;
-    if (name != NULL && copy == NULL)
-        return -ENOMEM;
-    free(call->connection->import);
-    call->connection->import = copy;
-    return 0;
-}
 
 static async void request_main(struct task_call *task)
 {
     struct connection *c = container_of(task, struct connection, task);
     struct control_call call = {
         .services = &c->server->services,
-        .connection = c,
+        .sink = &c->sink,
         .request = take(c->request),
     };
-    struct error err = {0};
-    int r = c->op->run(&call, &err);
-    if (r < 0)
-        control_add_hint(&call, r, &err);
-    json_decref(call.request);
-    if (c->dead) {
-        json_decref(call.result);
-    } else if (r < 0) {
-        json_decref(call.result);
-        emit_error(c, r, err.text);
-    } else {
-        emit(c, "ok", call.result != NULL ? call.result : json_object());
-    }
+    control_call_run(&call, c->op);
     busy_end(c);
-    if (c->dead)
+    if (c->sink.is_dead)
         connection_release(c);
     else
         connection_advance(c);
@@ -314,7 +238,7 @@ static async void request_main(struct task_call *task)
 /* Says no, and that this was the last reply. */
 static void refuse_and_end(struct connection *c, int code, const char *text)
 {
-    emit_error(c, code, text);
+    control_emit_error(&c->sink, code, text);
     c->ending = true;
 }
 
@@ -333,11 +257,11 @@ static void request_start(struct connection *c, const char *line, size_t len)
         char text[128];
         snprintf(text, sizeof text, "no operation '%.64s'; see doc/control.md",
                  name != NULL ? name : "");
-        emit_error(c, -EOPNOTSUPP, text);
+        control_emit_error(&c->sink, -EOPNOTSUPP, text);
         return;
     }
     if (c->server->stopping) {
-        emit_error(c, -PLX_ECANCELLED, "the daemon is stopping");
+        control_emit_error(&c->sink, -PLX_ECANCELLED, "the daemon is stopping");
         return;
     }
     json_object_del(request, "op");
@@ -358,7 +282,7 @@ static bool next_line(struct connection *c)
     }
     size_t len = (size_t)(end - c->in);
     request_start(c, c->in, len);
-    if (c->dead)
+    if (c->sink.is_dead)
         return false;
     c->in_len -= len + 1;
     memmove(c->in, end + 1, c->in_len);
@@ -368,9 +292,9 @@ static bool next_line(struct connection *c)
 /* After anything happened: goes on with what can be done. May free the connection. */
 static void connection_advance(struct connection *c)
 {
-    while (!c->dead && !c->busy && !c->ending && next_line(c))
+    while (!c->sink.is_dead && !c->busy && !c->ending && next_line(c))
         ;
-    if (c->dead)
+    if (c->sink.is_dead)
         return;
     if (c->ending && out_pending(c) == 0 && !c->busy)
         connection_drop(c);
@@ -420,7 +344,9 @@ static struct connection *connection_create(struct control_server *server, int f
     c->server = server;
     c->fd = fd;
     c->idle.fire = connection_idle;
-    waitlist_init(&c->drained);
+    c->sink.emit = sink_emit;
+    c->sink.pending = sink_pending;
+    waitlist_init(&c->sink.drained);
     LIST_INSERT_HEAD(&server->connections, c, link);
     server->connection_count++;
     return c;
@@ -476,11 +402,14 @@ struct control_server *control_server_create(const struct control_services *serv
     server->services = *services;
     LIST_INIT(&server->connections);
     waitlist_init(&server->quiet);
+    server->nodes = control_nodes_create(&server->services);
+    if (server->nodes == NULL)
+        free(take(server));
     return server;
 }
 
-int control_server_listen(struct control_server *server, const struct address *address,
-                          struct error *err)
+int control_server_listen(struct control_server *server,
+                          const struct socket_address *address, struct error *err)
 {
     assert(server->listener_count < LISTENERS_MAX);
     int fd;
@@ -518,10 +447,16 @@ async void control_server_stop(struct control_server *server)
     close_listeners(server);
     struct connection *c, *next;
     LIST_FOREACH_SAFE (c, &server->connections, link, next)
-        if (!c->busy && c->import != NULL)
+        if (!c->busy && c->sink.import != NULL)
             connection_drop(c);
+    control_nodes_stop(server->nodes);
     while (server->busy_count > 0)
         waitlist_wait(&server->quiet);
+}
+
+void control_server_serve_node(struct control_server *server, struct rpc_request *request)
+{
+    control_nodes_serve(server->nodes, request);
 }
 
 void control_server_destroy(struct control_server *server)
@@ -533,8 +468,9 @@ void control_server_destroy(struct control_server *server)
     struct connection *c, *next;
     LIST_FOREACH_SAFE (c, &server->connections, link, next) {
         connection_send(c);
-        if (!c->dead)
+        if (!c->sink.is_dead)
             connection_drop(c);
     }
+    control_nodes_destroy(server->nodes);
     free(server);
 }

@@ -70,6 +70,9 @@ async int op_status(struct control_call *call, struct error *err)
     cleanup(json_decrefp) json_t *work = work_json(&s);
     cleanup(json_decrefp) json_t *file_system = file_system_json(&s);
     json_t *all = daemon_json(call->services, &s);
+    json_t *members = control_cluster_json(call);
+    if (members != NULL)
+        json_object_set_new(all, "members", members);
     if (json_object_update(all, space) < 0 || json_object_update(all, work) < 0 ||
         json_object_update(all, file_system) < 0) {
         json_decref(all);

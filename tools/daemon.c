@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * parallaxd: one store, its disks over NBD, its control socket.
+ * parallaxd: one store, its disks over NBD, its control socket; and, if the folder has an
+ * identity, a node of a cluster.
  *
  * The folder is locked first, then a task opens the store and starts listening; from
  * then on the loop runs until SIGTERM, SIGINT or a command asks it to stop: no new
@@ -23,7 +24,8 @@
 #include "tools/address.h"
 #include "tools/control_server.h"
 #include "tools/control_wire.h"
-#include "tools/directory.h"
+#include "tools/daemon_node.h"
+#include "tools/prepare.h"
 #include "tools/size.h"
 #include "tools/uri.h"
 
@@ -31,9 +33,15 @@
 #define EXIT_FAIL 1
 #define EXIT_USE  2
 
+/* What is to be done: serve, or prepare a folder for that. */
+enum mode { MODE_SERVE, MODE_INIT, MODE_JOIN };
+
 struct daemon_options {
+    enum mode mode;
+    const char *listen, *domain, *contact, *token;
+    bool is_witness;
     const char *argument; /* DIR or DEVICE */
-    struct address nbd, control;
+    struct socket_address nbd, control;
     bool has_nbd, has_control;
     uint64_t capacity_bytes; /* 0: not given */
     bool detach;
@@ -42,9 +50,10 @@ struct daemon_options {
 struct daemon {
     struct daemon_options options;
     struct directory dir;
-    struct address nbd, control_socket;
+    struct socket_address nbd, control_socket;
     char *nbd_uri;
     struct loop *loop;
+    struct daemon_node *node; /* NULL: of no cluster but its own */
     struct host *host;
     struct nbd_server *nbd_server;
     struct control_server *control;
@@ -154,6 +163,10 @@ static async void stop_main(struct task_call *task)
         control_server_stop(d->control);
     if (d->host != NULL)
         host_close(take(d->host));
+    if (d->node != NULL) {
+        daemon_node_detach(d->node);
+        daemon_node_close(take(d->node));
+    }
     /* Last: a command that waits for our end sees it when its connection ends. */
     control_server_destroy(take(d->control));
     loop_stop(d->loop);
@@ -173,7 +186,8 @@ static void stop_start(struct daemon *d)
 static void on_signal(void *arg, int signo)
 {
     struct daemon *d = arg;
-    if (d->stop_wanted)
+    /* What prepares a folder can be done again. */
+    if (d->stop_wanted || d->options.mode != MODE_SERVE)
         _exit(128 + signo);
     log_info(d->loop, "%s: stopping", strsignal(signo));
     stop_start(d);
@@ -188,31 +202,26 @@ static void on_shut_down(void *arg)
 
 /* --- starting --- */
 
-static async int create_store(struct daemon *d, struct host_options *options,
-                              struct error *err)
+static void on_node_failed(void *arg, const char *why)
 {
-    bool empty;
-    int r = directory_is_empty(&d->dir, &empty, err);
-    if (r < 0 || !empty)
-        return r;
-    struct host_options create = *options;
-    if (create.capacity_bytes == 0)
-        r = directory_capacity(&d->dir, &create.capacity_bytes, err);
-    if (r == 0)
-        r = directory_create_begin(&d->dir, err);
-    if (r < 0)
-        return r;
-    r = host_create(d->loop, &create, err);
-    if (r < 0) {
-        directory_create_undo(&d->dir);
-        return r;
-    }
-    r = directory_create_end(&d->dir, err);
-    if (r == 0)
-        log_info(d->loop, "new store %s of %s", d->dir.store,
-                 size_text(create.capacity_bytes).text);
-    options->capacity_bytes = 0;
-    return r;
+    struct daemon *d = arg;
+    say(d, "%s", why);
+    d->exit_code = EXIT_FAIL;
+    stop_start(d);
+}
+
+/* As a node of a cluster, if there is an identity. */
+static async int open_node(struct daemon *d, struct identity *identity, struct error *err)
+{
+    const struct daemon_node_options options = {
+        .loop = d->loop,
+        .dir = &d->dir,
+        .identity = identity,
+        .capacity_bytes = d->options.capacity_bytes,
+        .failed = on_node_failed,
+        .arg = d,
+    };
+    return daemon_node_open(&options, &d->node, err);
 }
 
 static async int open_host(struct daemon *d, struct error *err)
@@ -222,8 +231,23 @@ static async int open_host(struct daemon *d, struct error *err)
         .kv_path = d->dir.meta,
         .capacity_bytes = d->options.capacity_bytes,
     };
-    int r = create_store(d, &options, err);
-    return r < 0 ? r : host_open(d->loop, &options, &d->host, err);
+    struct host_parts parts;
+    struct identity identity;
+    bool is_node, was_made = false;
+    int r = identity_load(&d->dir, &identity, &is_node, err);
+    if (r == 0 && is_node)
+        r = open_node(d, &identity, err);
+    else if (r == 0)
+        r = prepare_store(&d->dir, d->loop, &options, &was_made, err);
+    if (r < 0)
+        return r;
+    if (was_made)
+        options.capacity_bytes = 0;
+    if (d->node != NULL) {
+        parts = daemon_node_parts(d->node);
+        options.parts = &parts;
+    }
+    return host_open(d->loop, &options, &d->host, err);
 }
 
 static async int listen_nbd(struct daemon *d, struct error *err)
@@ -242,6 +266,7 @@ static int listen_control(struct daemon *d, struct error *err)
     const struct control_services services = {
         .loop = d->loop,
         .host = d->host,
+        .membership = d->node != NULL ? daemon_node_membership(d->node) : NULL,
         .directory = d->dir.path,
         .nbd_uri = d->nbd_uri,
         .shut_down = on_shut_down,
@@ -284,6 +309,8 @@ static async void start_main(struct task_call *task)
         r = listen_nbd(d, &err);
     if (r == 0)
         r = listen_control(d, &err);
+    if (r == 0 && d->node != NULL)
+        daemon_node_attach(d->node, d->host, d->control);
     if (r == 0)
         r = directory_write_pid(&d->dir, &err);
     d->running = true;
@@ -299,6 +326,33 @@ static async void start_main(struct task_call *task)
     }
     if (d->stop_wanted)
         stop_start(d);
+}
+
+/* Makes a node of the folder, says what is next, and ends. */
+static async void prepare_main(struct task_call *task)
+{
+    struct daemon *d = container_of(task, struct daemon, task);
+    const struct daemon_options *o = &d->options;
+    const struct prepare_options options = {
+        .loop = d->loop,
+        .dir = &d->dir,
+        .listen = o->listen,
+        .domain = o->domain,
+        .capacity_bytes = o->capacity_bytes,
+        .contact = o->contact,
+        .token = o->token,
+        .is_witness = o->is_witness,
+    };
+    struct error err = {0};
+    int r = o->mode == MODE_INIT ? prepare_init(&options, &err)
+                                 : prepare_join(&options, &err);
+    if (r < 0)
+        say(d, "%s", err.code != 0 ? err.text : err_text(r));
+    else
+        printf("%s is a node of the cluster now; start it with 'parallax up %s'\n",
+               d->dir.path, o->argument);
+    d->exit_code = r < 0 ? EXIT_FAIL : 0;
+    loop_stop(d->loop);
 }
 
 static int choose_addresses(struct daemon *d, struct error *err)
@@ -333,11 +387,15 @@ static int run(struct daemon *d, struct error *err)
     d->loop = loop_create();
     if (d->loop == NULL)
         return err_set(err, -ENOMEM, "cannot make the event loop");
+    if (d->options.mode != MODE_SERVE) /* what went wrong is said at the end */
+        log_set_level(loop_log(d->loop), LOG_ERROR);
     r = loop_on_signal(d->loop, on_signal, d);
     if (r < 0)
         return err_set(err, r, "cannot catch signals: %s", err_text(r));
-    d->task = (struct task_call){
-        .main = start_main, .name = "daemon start", .system = true};
+    d->task = (struct task_call){.main = d->options.mode == MODE_SERVE ? start_main
+                                                                       : prepare_main,
+                                 .name = "daemon start",
+                                 .system = true};
     task_start(d->loop, &d->task);
     loop_run(d->loop);
     return 0;
@@ -355,15 +413,42 @@ static const char usage_text[] =
     "  --capacity SIZE   of a new store (default: half of the free space, or the\n"
     "                    whole device); an old one grows to it\n"
     "  --detach          return when the daemon is ready; it goes on in the background\n"
+    "\n"
+    "  --cluster-init    make DIR the first node of a cluster, and end\n"
+    "  --cluster-join ADDR  make DIR a node of the cluster that a node at ADDR is of\n"
+    "  --listen ADDR     with these: HOST:PORT where other nodes reach this one\n"
+    "  --domain NAME     what fails together with this node: a rack, a room\n"
+    "  --token TOKEN     of 'parallax cluster token'; -: a line of standard input\n"
+    "  --witness         without a store: it only votes\n"
+    "\n"
     "  --help, --version\n";
 
-enum { OPT_NBD = 256, OPT_CONTROL, OPT_CAPACITY, OPT_DETACH, OPT_HELP, OPT_VERSION };
+enum {
+    OPT_NBD = 256,
+    OPT_CONTROL,
+    OPT_CAPACITY,
+    OPT_DETACH,
+    OPT_INIT,
+    OPT_JOIN,
+    OPT_LISTEN,
+    OPT_DOMAIN,
+    OPT_TOKEN,
+    OPT_WITNESS,
+    OPT_HELP,
+    OPT_VERSION,
+};
 
 static const struct option long_options[] = {
     {"nbd", required_argument, NULL, OPT_NBD},
     {"control", required_argument, NULL, OPT_CONTROL},
     {"capacity", required_argument, NULL, OPT_CAPACITY},
     {"detach", no_argument, NULL, OPT_DETACH},
+    {"cluster-init", no_argument, NULL, OPT_INIT},
+    {"cluster-join", required_argument, NULL, OPT_JOIN},
+    {"listen", required_argument, NULL, OPT_LISTEN},
+    {"domain", required_argument, NULL, OPT_DOMAIN},
+    {"token", required_argument, NULL, OPT_TOKEN},
+    {"witness", no_argument, NULL, OPT_WITNESS},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
     {NULL, 0, NULL, 0},
@@ -378,8 +463,61 @@ static int parse_capacity(const char *text, uint64_t *ret_bytes, struct error *e
     return r;
 }
 
+/* Options of a mode that is not to serve; false: it is none of them. */
+static bool parse_prepare_option(struct daemon_options *o, int opt)
+{
+    switch (opt) {
+    case OPT_INIT:
+        o->mode = MODE_INIT;
+        return true;
+    case OPT_JOIN:
+        o->mode = MODE_JOIN;
+        o->contact = optarg;
+        return true;
+    case OPT_LISTEN:
+        o->listen = optarg;
+        return true;
+    case OPT_DOMAIN:
+        o->domain = optarg;
+        return true;
+    case OPT_TOKEN:
+        o->token = optarg;
+        return true;
+    case OPT_WITNESS:
+        o->is_witness = true;
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Which options go with which mode. */
+static int check_mode(const struct daemon_options *o, struct error *err)
+{
+    bool prepares = o->mode != MODE_SERVE;
+    if (prepares && o->listen == NULL)
+        return err_set(err, -EINVAL,
+                       "a node of a cluster needs --listen HOST:PORT, where the other "
+                       "nodes reach it");
+    if (prepares && (o->has_nbd || o->has_control || o->detach))
+        return err_set(err, -EINVAL, "--nbd, --control and --detach are for serving");
+    if ((o->mode == MODE_JOIN) != (o->token != NULL))
+        return err_set(err, -EINVAL, "--cluster-join and --token go together");
+    if (o->mode != MODE_JOIN && o->is_witness)
+        return err_set(err, -EINVAL, "--witness is for --cluster-join");
+    if (!prepares && (o->listen != NULL || o->domain != NULL))
+        return err_set(err, -EINVAL,
+                       "--listen and --domain are for --cluster-init and "
+                       "--cluster-join; the folder keeps them");
+    if (o->is_witness && o->capacity_bytes != 0)
+        return err_set(err, -EINVAL, "a witness has no store, and so no --capacity");
+    return 0;
+}
+
 static int parse_option(struct daemon_options *o, int opt, struct error *err)
 {
+    if (parse_prepare_option(o, opt))
+        return 0;
     switch (opt) {
     case OPT_NBD:
         o->has_nbd = true;
@@ -421,6 +559,8 @@ static int parse(int argc, char **argv, struct daemon_options *o, struct error *
         r = address_check_loopback(&o->control, err);
     if (r == 0 && o->has_nbd)
         r = address_make_absolute(&o->nbd, err);
+    if (r == 0)
+        r = check_mode(o, err);
     o->argument = argv[optind];
     return r;
 }

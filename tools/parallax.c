@@ -17,7 +17,50 @@ static const struct command commands[] = {
      "device, all but the store are in /var/lib/parallax/NAME.\n"},
     {"down", "", 0, 0, 0, cmd_down, "stop the daemon and wait until it has ended", NULL},
     {"status", "", 0, 0, CLI_JSON, cmd_status, "space, disks and health", NULL},
-    {"disk create", "NAME SIZE", 2, 2, 0, cmd_disk_create, "make an empty disk", NULL},
+    {"cluster init", "DIR|DEVICE", 1, 1, CLI_LISTEN | CLI_DOMAIN | CLI_CAPACITY,
+     cmd_cluster_init, "make the first node of a cluster",
+     "Of a new store, or of one that has been used alone, whose daemon is stopped: its\n"
+     "disks stay. Start it with 'parallax up' afterwards.\n"},
+    {"cluster token", "", 0, 0, CLI_VALID | CLI_JSON, cmd_cluster_token,
+     "make a token for one new node",
+     "It is good for one machine, for an hour unless --valid says otherwise. Who has it\n"
+     "can join the cluster.\n"},
+    {"cluster join", "DIR|DEVICE ADDR", 2, 2,
+     CLI_TOKEN | CLI_LISTEN | CLI_DOMAIN | CLI_CAPACITY | CLI_WITNESS, cmd_cluster_join,
+     "make a further node of a cluster",
+     "ADDR is where any node of the cluster listens. Start the new one with 'parallax\n"
+     "up' afterwards. If it failed half-way, do it again with the same token.\n"},
+    {"node ls", "", 0, 0, CLI_JSON, cmd_node_list, "list the nodes of the cluster", NULL},
+    {"node show", "NODE", 1, 1, CLI_JSON, cmd_node_show, "show one node",
+     "NODE is a number or an address.\n"},
+    {"node drain", "NODE", 1, 1, 0, cmd_node_drain, "move all data away from a node",
+     "Its disks stay attached. When 'parallax node show' says that it is in no group it\n"
+     "can be removed.\n"},
+    {"node undrain", "NODE", 1, 1, 0, cmd_node_undrain, "let a node have data again",
+     NULL},
+    {"node rm", "NODE", 1, 1, CLI_LOST, cmd_node_remove, "remove a node from the cluster",
+     "It must be drained. With --lost it need not: then it must be down, it never comes\n"
+     "back, and what only it had is lost.\n"},
+    {"pool create", "NAME", 1, 1, CLI_COPIES | CLI_MIN_COPIES | CLI_DOMAIN,
+     cmd_pool_create, "make a rule for how many copies disks have",
+     "A write needs at least --min-copies copies. --domain rack: each in another "
+     "failure\n"
+     "domain of nodes; host: on another node. Without options 3 copies, at least 2, in\n"
+     "different domains.\n"},
+    {"pool ls", "", 0, 0, CLI_JSON, cmd_pool_list, "list the pools", NULL},
+    {"pool set", "NAME", 1, 1, CLI_COPIES | CLI_MIN_COPIES | CLI_DOMAIN, cmd_pool_set,
+     "change a pool", "What is there is copied or dropped in the background.\n"},
+    {"disk create", "NAME SIZE", 2, 2, CLI_POOL, cmd_disk_create, "make an empty disk",
+     NULL},
+    {"disk owner", "NAME", 1, 1, CLI_JSON, cmd_disk_owner, "say which node serves a disk",
+     NULL},
+    {"disk break", "NAME", 1, 1, 0, cmd_disk_break,
+     "take a disk from the node that owns it",
+     "By force, to the node that is asked: for when the owner is known to be dead and "
+     "the\n"
+     "cluster does not know it yet. If a guest still uses the disk there, its writes "
+     "fail\n"
+     "from then on; what was acknowledged to it is kept.\n"},
     {"disk ls", "", 0, 0, CLI_JSON, cmd_disk_list, "list all disks", NULL},
     {"disk show", "NAME", 1, 1, CLI_JSON, cmd_disk_show,
      "show one disk, and what it and its snapshots hold",
@@ -143,6 +186,18 @@ static const struct option_spec {
     {CLI_NONE, "none", NULL, FIELD(none), "end the schedule; snapshots stay"},
     {CLI_QUOTA, "quota", "SIZE", FIELD(quota), "or none"},
     {CLI_RATE, "rate", "SIZE", FIELD(rate), "at most so many bytes a second"},
+    {CLI_LISTEN, "listen", "ADDR", FIELD(listen),
+     "HOST:PORT where other nodes reach this one"},
+    {CLI_DOMAIN, "domain", "NAME", FIELD(domain),
+     "what fails together: a rack; of a pool: host or rack"},
+    {CLI_TOKEN, "token", "TOKEN", FIELD(token),
+     "of 'parallax cluster token'; -: from standard input"},
+    {CLI_WITNESS, "witness", NULL, FIELD(witness), "it only votes and has no data"},
+    {CLI_VALID, "valid", "MINUTES", FIELD(valid), "how long it is good for"},
+    {CLI_LOST, "lost", NULL, FIELD(lost), "it never comes back"},
+    {CLI_COPIES, "copies", "N", FIELD(copies), "of all data"},
+    {CLI_MIN_COPIES, "min-copies", "N", FIELD(min_copies), "that a write needs"},
+    {CLI_POOL, "pool", "NAME", FIELD(pool), "whose copies it has"},
     {CLI_REPAIR, "repair", NULL, FIELD(repair),
      "free what nothing needs, rebuild map nodes"},
 };
@@ -278,7 +333,7 @@ static const struct command *find_command(const char *const *words, int count,
     return NULL;
 }
 
-/* "disk", "snapshot" or "trash". */
+/* "disk", "snapshot", "node" ... */
 static bool is_group(const char *word)
 {
     size_t len = strlen(word);

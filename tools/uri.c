@@ -23,7 +23,7 @@ static char *escape(const char *text)
     return ret;
 }
 
-char *uri_of_address(const struct address *address, const char *export_name)
+char *uri_of_address(const struct socket_address *address, const char *export_name)
 {
     char *ret = NULL;
     cleanup(free_ptr) char *name = escape(export_name);

@@ -8,7 +8,7 @@
 
 /* "nbd+unix:///EXPORT?socket=PATH" or "nbd://HOST:PORT/EXPORT"; malloc'd, NULL when
  * memory is out. */
-char *uri_of_address(const struct address *address, const char *export_name);
+char *uri_of_address(const struct socket_address *address, const char *export_name);
 /* A URI of the server (made with the empty export name) with that of an export. */
 char *uri_with_export(const char *server_uri, const char *export_name);
 /* nbd:, nbds:, nbd+unix: and so on. */

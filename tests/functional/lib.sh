@@ -204,6 +204,59 @@ kill9_daemon()
     end_daemon KILL "$1"
 }
 
+# --- clusters ---
+
+# Makes a cluster of COUNT hosts and starts them; each has its files in $T/1, $T/2 ...
+# Further arguments are for `parallax cluster init` and `join`. Host 1 is what `parallax`
+# talks to.
+start_cluster()
+{
+    local count=$1 i
+    shift
+    lib_port=$((20000 + $$ % 20000))
+    parallax cluster init "$T/1" --listen "$(node_address 1)" "$@" >/dev/null
+    start_up "$T/1"
+    for ((i = 2; i <= count; i++)); do
+        join_cluster "$i" "$@"
+    done
+    export PARALLAX=$T/1
+}
+
+# Lets host I join, by host 1, and starts it.
+join_cluster()
+{
+    local i=$1
+    shift
+    parallax -c "$T/1" cluster token | parallax cluster join "$T/$i" "$(node_address 1)" \
+        --token - --listen "$(node_address "$i")" "$@" >/dev/null
+    start_up "$T/$i"
+}
+
+# Where host I listens for the others.
+node_address()
+{
+    echo "127.0.0.1:$((lib_port + $1))"
+}
+
+# Is the node of host I in STATE (up, down ...) for the host that `parallax` talks to?
+node_is()
+{
+    [ "$(node_field "$1" state)" = "$2" ]
+}
+
+# What `parallax node show` says of a FIELD of the node of host I.
+node_field()
+{
+    parallax node show "$(node_address "$1")" --json 2>/dev/null |
+        sed -n "s/^ *\"$2\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p"
+}
+
+# Has every member of every group all it should have?
+is_whole()
+{
+    parallax status --json | grep -q '"groups_not_whole": 0,\{0,1\}$'
+}
+
 # The NBD URI of DISK or DISK@SNAP, of the daemon started last or of DIR.
 uri()
 {

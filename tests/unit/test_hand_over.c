@@ -489,6 +489,34 @@ static async void run_silent(struct hosts *h)
     disk_close(here);
 }
 
+/* Somebody who comes anew gets it from one who is down, at once, also while a client of
+ * before is still there; that one stays without. */
+static async void run_new_client_after_down(struct hosts *h)
+{
+    struct disk *before = make(h);
+    uint32_t opened = disk_opened(before);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    CHECK_EQ(write_byte(there, 0, 2), 0);
+    h->parties[2].mood = SILENT;
+    struct error err = {0};
+    struct disk *here;
+    CHECK_EQ(disk_open(h->parties[1].host, "web", DISK_READ_WRITE, &here, &err),
+             -PLX_EOWNED);
+    party_flags(h, 2, NODE_DOWN);
+    here = attach_to(h, 1, "web", DISK_READ_WRITE);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    check_byte(here, 0, 2);
+    CHECK_EQ(write_byte(here, 0, 3), 0);
+    CHECK_EQ(write_byte_as(before, opened, 0, 66), -PLX_EEPOCH);
+    check_byte(here, 0, 3);
+    party_flags(h, 2, 0);
+    party_release(&h->parties[2], -ECONNRESET);
+    h->parties[2].mood = ANSWERS;
+    disk_close(there);
+    disk_close(before);
+    disk_close(here);
+}
+
 /* Whoever has it now is silent: who gave it away does not take it back, not even when
  * the other is down. */
 static async void run_new_side_silent(struct hosts *h)
@@ -804,6 +832,7 @@ int main(int argc, char **argv)
         {"forced", run_forced},
         {"silent", run_silent},
         {"new side silent", run_new_side_silent},
+        {"new client after down", run_new_client_after_down},
         {"new side down", run_new_side_down},
         {"client comes", run_client_comes},
         {"broken", run_broken},

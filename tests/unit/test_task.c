@@ -407,6 +407,37 @@ static void test_mutex(struct world *w)
 
 /* --- what must not be --- */
 
+/* More than the stack of a task has. */
+static void use_much(void *arg)
+{
+    volatile char large[4 * TASK_STACK_BYTES];
+    CHECK(task_current() == NULL);
+    for (size_t i = 0; i < sizeof large; i += 4096)
+        large[i] = 1;
+    *(bool *)arg = true;
+}
+
+static void goes_outside(struct task_call *call)
+{
+    struct job *job = job_of(call);
+    struct task *self = task_current();
+    bool was_called = false;
+    task_wake(self); /* somebody's wake does not end it early */
+    task_outside(use_much, &was_called);
+    CHECK(was_called && task_current() == self);
+    note(job);
+    end(job);
+}
+
+static void test_outside(struct world *w)
+{
+    begin(w);
+    add(w, goes_outside, false);
+    add(w, goes_outside, false);
+    run(w);
+    CHECK_EQ(w->order_len, 2);
+}
+
 static void suspend_in_scope(struct task_call *call)
 {
     (void)call;
@@ -466,6 +497,7 @@ int main(void)
     test_waitlist(&w);
     test_event(&w);
     test_mutex(&w);
+    test_outside(&w);
     test_no_suspend(&w);
     return 0;
 }

@@ -9,9 +9,9 @@
 #include "tests/unit/check.h"
 #include "tools/uri.h"
 
-static struct address parse(const char *text)
+static struct socket_address parse(const char *text)
 {
-    struct address address;
+    struct socket_address address;
     struct error err = {0};
     CHECK_EQ(address_parse(text, &address, &err), 0);
     return address;
@@ -19,7 +19,7 @@ static struct address parse(const char *text)
 
 static void test_parse(void)
 {
-    struct address a = parse("unix:x.sock");
+    struct socket_address a = parse("unix:x.sock");
     CHECK(a.kind == ADDRESS_UNIX);
     CHECK_STR(a.path, "x.sock");
     a = parse("/run/x:1");
@@ -37,7 +37,7 @@ static void test_parse(void)
 
 static void test_refuse(void)
 {
-    struct address address;
+    struct socket_address address;
     struct error err = {0};
     char path[200];
     memset(path, 'a', sizeof path);
@@ -54,7 +54,7 @@ static void test_refuse(void)
 static void test_loopback(void)
 {
     struct error err = {0};
-    struct address a = parse("127.9.9.9:1");
+    struct socket_address a = parse("127.9.9.9:1");
     CHECK_EQ(address_check_loopback(&a, &err), 0);
     a = parse("[::1]:1");
     CHECK_EQ(address_check_loopback(&a, &err), 0);
@@ -71,7 +71,7 @@ static void test_listen(void)
     char folder[] = "/tmp/test_address.XXXXXX", path[64];
     CHECK(mkdtemp(folder) != NULL);
     snprintf(path, sizeof path, "%s/s", folder);
-    struct address a = parse(path);
+    struct socket_address a = parse(path);
     struct error err = {0};
     int fd, other;
     CHECK_EQ(address_connect(&a, &other), -ENOENT);
@@ -97,7 +97,7 @@ static void test_listen(void)
 
 static void check_uri(const char *address, const char *name, const char *expected)
 {
-    struct address a = parse(address);
+    struct socket_address a = parse(address);
     char *uri = uri_of_address(&a, name);
     CHECK_STR(uri, expected);
     char *server = uri_of_address(&a, "");

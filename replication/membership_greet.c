@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Nodes greet each other: at the start, before they follow the cluster's log, on each new
+ * connection, and now and then. A greeting says which store it is and which process: a
+ * number that is random for each start. It also says where the one who greets listens: a
+ * node that has been away, or was started with an old list of others, learns where these
+ * are before it can follow the log, which may take their votes.
+ *
+ * Whoever is greeted knows what the one who greets may not: that its node was removed
+ * while it was away, or that the node's number is of another store. And it remembers who
+ * greeted under a node's number before. If that was another process it asks who answers
+ * at the node's address now: a process that was started again answers there itself, a
+ * second one, made by copying a store, does not, and is refused. The first is not
+ * disturbed.
+ *
+ * What can fail: whoever does not answer has no objection. So this is no proof, but the
+ * address is of one machine, and two that run at the same time have the same neighbours.
+ */
+#include <stdio.h>
+
+#include "replication/membership_internal.h"
+
+#define GREETING_MAX MEMBERSHIP_GREETING_MAX
+#define WHO_MS       1500U
+
+struct greeting {
+    struct uid store, instance;
+    char address[DISK_NAME_MAX + 1];
+};
+
+static_assert(2 * sizeof(struct uid) + 2 + DISK_NAME_MAX <= GREETING_MAX, "it fits");
+
+static size_t greeting_encode(const struct membership *m, uint8_t ret[GREETING_MAX])
+{
+    size_t len = strlen(m->address), at = 2 * sizeof(struct uid);
+    le16 len16 = le16_of((uint16_t)len);
+    memcpy(ret, &m->store, sizeof m->store);
+    memcpy(ret + sizeof m->store, &m->instance, sizeof m->instance);
+    memcpy(ret + at, &len16, sizeof len16);
+    memcpy(ret + at + sizeof len16, m->address, len);
+    return at + sizeof len16 + len;
+}
+
+static bool greeting_decode(const void *bytes, size_t len, struct greeting *ret)
+{
+    struct reader r = reader_of(bytes, len);
+    ret->store = read_uid(&r);
+    ret->instance = read_uid(&r);
+    read_string(&r, ret->address, sizeof ret->address);
+    return !r.bad && r.left == 0 && join_address_check(ret->address, NULL) == 0;
+}
+
+/* --- being greeted --- */
+
+static struct greeted *greeted_find(struct membership *m, uint64_t node)
+{
+    struct greeted *greeted;
+    TAILQ_FOREACH (greeted, &m->greeted, link) {
+        if (greeted->node == node)
+            return greeted;
+    }
+    return NULL;
+}
+
+static void greeted_note(struct membership *m, uint64_t node, struct uid instance)
+{
+    struct greeted *greeted = greeted_find(m, node);
+    if (greeted == NULL) {
+        greeted = malloc(sizeof *greeted);
+        if (greeted == NULL)
+            return; /* the next greeting is as good */
+        greeted->node = node;
+        TAILQ_INSERT_TAIL(&m->greeted, greeted, link);
+    }
+    greeted->instance = instance;
+}
+
+void membership_forget_greeted(struct membership *m)
+{
+    struct greeted *greeted;
+    while ((greeted = TAILQ_FIRST(&m->greeted)) != NULL) {
+        TAILQ_REMOVE(&m->greeted, greeted, link);
+        free(greeted);
+    }
+}
+
+/* Does another process than this one answer for the node? */
+static async bool answers_elsewhere(struct membership *m, uint64_t node,
+                                    struct uid instance)
+{
+    struct rpc_call call = {
+        .node = node, .op = MEMBERSHIP_WHO_RPC, .timeout_ns = WHO_MS * NS_PER_MS};
+    struct writer answer = {0};
+    struct greeting who;
+    int rc = rpc_wait(m->rpc, &call, &answer, NULL);
+    bool is_other = rc == 0 && greeting_decode(answer.bytes, answer.len, &who) &&
+                    !uid_equal(who.instance, instance);
+    writer_done(&answer);
+    return is_other;
+}
+
+/* What the state has against it. */
+static int check_node(const struct membership *m, uint64_t node, struct uid store,
+                      struct error *err)
+{
+    const struct cluster_node *is =
+        m->cluster != NULL ? cluster_node_by_id(cluster_state(m->cluster), node) : NULL;
+    if (is == NULL)
+        return 0; /* it may know more of the log than this node */
+    if (is->flags & NODE_GONE)
+        return err_set(err, -PLX_EDENIED, "node %llu was removed from the cluster",
+                       (unsigned long long)node);
+    if (!uid_equal(is->store, store))
+        return err_set(err, -PLX_EDENIED, "node %llu of the cluster has another store",
+                       (unsigned long long)node);
+    return 0;
+}
+
+static async void greeting_serve(struct membership_job *job)
+{
+    struct membership *m = job->membership;
+    uint64_t node = job->request->peer.node;
+    struct error err = {0};
+    struct greeting greeting;
+    uint8_t head[GREETING_MAX];
+    int rc = 0;
+    if (!greeting_decode(job->request->head, job->request->head_len, &greeting))
+        rc = -PLX_EFORMAT;
+    if (rc == 0)
+        rc = check_node(m, node, greeting.store, &err);
+    struct greeted *before = greeted_find(m, node);
+    if (rc == 0 && before != NULL && !uid_equal(before->instance, greeting.instance) &&
+        answers_elsewhere(m, node, greeting.instance))
+        rc = err_set(&err, -PLX_EEXISTS,
+                     "another process runs as node %llu, with a copy of its store",
+                     (unsigned long long)node);
+    if (rc != 0) {
+        membership_refuse(job->request, rc, &err);
+        return;
+    }
+    greeted_note(m, node, greeting.instance);
+    membership_learn(m, node, greeting.address);
+    rpc_answer(job->request, 0, head, greeting_encode(m, head), NULL, 0);
+}
+
+void membership_serve_greeting(struct membership *m, struct rpc_request *request)
+{
+    membership_job_start(m, request, "greeting", greeting_serve);
+}
+
+void membership_serve_who(struct membership *m, struct rpc_request *request)
+{
+    uint8_t head[GREETING_MAX];
+    rpc_answer(request, 0, head, greeting_encode(m, head), NULL, 0);
+}
+
+/* --- greeting --- */
+
+/* A greeting on its way; frees itself. */
+struct salute {
+    struct rpc_call call;
+    struct membership *membership;
+    uint32_t *waiting; /* of membership_greet_all; NULL: nobody waits */
+    struct task *task;
+};
+
+static void salute_done(struct rpc_call *call)
+{
+    struct salute *salute = container_of(call, struct salute, call);
+    struct membership *m = salute->membership;
+    char text[300];
+    if (call->result == -PLX_EDENIED || call->result == -PLX_EEXISTS) {
+        join_text_decode(call->answer, call->answer_len, text, sizeof text);
+        if (call->answer_len == 0) /* nobody let us in at all */
+            text[0] = '\0';
+        if (call->was_sent && text[0] != '\0')
+            err_set(&m->verdict, call->result, "node %llu says: %s",
+                    (unsigned long long)call->node, text);
+        if (m->verdict.code != 0 && salute->waiting == NULL)
+            membership_fail(m, m->verdict.text);
+    }
+    if (salute->waiting != NULL && --*salute->waiting == 0)
+        task_wake(salute->task);
+    free(salute);
+}
+
+static bool salute_start(struct membership *m, uint64_t node, uint32_t *waiting)
+{
+    struct salute *salute = calloc(1, sizeof *salute);
+    uint8_t head[GREETING_MAX];
+    if (salute == NULL)
+        return false;
+    salute->membership = m;
+    salute->waiting = waiting;
+    salute->task = task_current();
+    salute->call = (struct rpc_call){.node = node,
+                                     .op = MEMBERSHIP_GREETING_RPC,
+                                     .head = head,
+                                     .head_len = (uint32_t)greeting_encode(m, head),
+                                     .timeout_ns = MEMBERSHIP_GREET_MS * NS_PER_MS,
+                                     .done = salute_done};
+    rpc_start(m->rpc, &salute->call);
+    return true;
+}
+
+void membership_greet(struct membership *m, uint64_t node)
+{
+    salute_start(m, node, NULL);
+}
+
+/* One after the other, for ever: a node that was removed while it is connected hears of
+ * it so, since nobody sends it the log any more. */
+static void round_fired(struct timer *timer)
+{
+    struct membership *m = container_of(timer, struct membership, greet_round);
+    timer_start(m->loop, &m->greet_round, MEMBERSHIP_ROUND_MS * NS_PER_MS);
+    for (uint32_t i = 0; i < m->known_count; i++) {
+        const struct known_node *known = &m->known[m->greet_next++ % m->known_count];
+        if (known->address[0] != '\0' && rpc_is_connected(m->rpc, known->node)) {
+            membership_greet(m, known->node);
+            return;
+        }
+    }
+}
+
+void membership_rounds_start(struct membership *m)
+{
+    m->greet_round.fire = round_fired;
+    timer_start(m->loop, &m->greet_round, MEMBERSHIP_ROUND_MS * NS_PER_MS);
+}
+
+async int membership_greet_all(struct membership *m, struct error *err)
+{
+    uint32_t waiting = 0;
+    for (uint32_t i = 0; i < m->known_count; i++)
+        waiting += salute_start(m, m->known[i].node, &waiting);
+    while (waiting > 0)
+        task_park();
+    if (m->verdict.code == 0)
+        return 0;
+    return err_set(err, m->verdict.code, "%s", m->verdict.text);
+}

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the files of membership share:
+ *
+ *   membership.c        opening and closing, the table of operations, addresses
+ *   membership_greet.c  nodes tell each other who they are
+ *   membership_found.c  what makes a cluster that others can join
+ *   membership_join.c   tokens, and strangers who show one
+ *   membership_renew.c  certificates
+ */
+#ifndef PARALLAX_REPLICATION_MEMBERSHIP_INTERNAL_H
+#define PARALLAX_REPLICATION_MEMBERSHIP_INTERNAL_H
+
+#include "blockstore/store_service.h"
+#include "replication/consensus_rpc.h"
+#include "replication/membership.h"
+
+#define MEMBERSHIP_OPS_MAX  64U
+#define MEMBERSHIP_BUFFERS  (32 * MIB) /* payload that came, reads of the store */
+#define MEMBERSHIP_JOBS_MAX 16U        /* requests at work on a task; more: -PLX_ELIMIT */
+
+/* Serves a request. */
+typedef void serve_fn(struct membership *m, struct rpc_request *request);
+
+/* Whom a node said it is when it greeted. */
+struct greeted {
+    uint64_t node;
+    struct uid instance;
+    TAILQ_ENTRY(greeted) link;
+};
+
+/* Whom this node knows an address of. */
+struct known_node {
+    uint64_t node;
+    char address[DISK_NAME_MAX + 1];
+};
+
+struct membership {
+    struct membership_options options; /* without pointers to what is not kept */
+    struct loop *loop;
+    struct net_identity self;
+    struct uid store;
+    struct uid instance; /* of this process: random */
+    char address[DISK_NAME_MAX + 1];
+    struct rpc *rpc;
+    struct buffer_pool *buffers;
+    struct consensus_rpc *binding;
+    struct cluster *cluster;
+    struct copies *copies;
+    struct store_service *service;
+    struct cluster_watcher watcher;
+    bool is_watching;
+    bool is_closing, has_failed;
+    bool is_attached;
+    void *upper_arg;
+    uint32_t job_count;
+    struct waitlist idle; /* job_count became 0 */
+    /* The table of operations; `serve` beside each. */
+    struct rpc_op ops[MEMBERSHIP_OPS_MAX];
+    const struct rpc_op *op_list[MEMBERSHIP_OPS_MAX + 1];
+    serve_fn *serve[MEMBERSHIP_OPS_MAX];
+    const struct rpc_op *upper[MEMBERSHIP_OPS_MAX];
+    uint32_t op_count;
+    struct known_node *known;
+    uint32_t known_count;
+    TAILQ_HEAD(, greeted) greeted;
+    struct error verdict; /* of the others, while it opens */
+    struct timer greet_round;
+    uint32_t greet_next;
+    uint64_t certificate_until_s; /* since 1970; 0: there is none */
+    struct timer renewal;
+};
+
+/* It cannot go on; told once. */
+void membership_fail(struct membership *m, const char *why);
+
+/* Where a node says it listens: taken until the state says more. */
+void membership_learn(struct membership *m, uint64_t node, const char *address);
+
+/* A request that is served on a task. Answers it if there is no room for it. */
+struct membership_job {
+    struct membership *membership;
+    struct rpc_request *request;
+    async void (*run)(struct membership_job *job); /* must answer */
+    struct task_call call;
+};
+void membership_job_start(struct membership *m, struct rpc_request *request,
+                          const char *name,
+                          async void (*run)(struct membership_job *job));
+/* With text for people, from err, or else for the code. */
+void membership_refuse(struct rpc_request *request, int code, const struct error *err);
+
+/* --- membership_greet.c --- */
+/* Greets all known nodes and waits for their answers, MEMBERSHIP_GREET_MS at most: 0, or
+ * what one of them has against this process. */
+async int membership_greet_all(struct membership *m, struct error *err);
+/* Greets one that was connected to; its objection makes the membership fail. */
+void membership_greet(struct membership *m, uint64_t node);
+void membership_rounds_start(struct membership *m);
+serve_fn membership_serve_greeting, membership_serve_who;
+void membership_forget_greeted(struct membership *m);
+
+/* --- membership_join.c --- */
+serve_fn membership_serve_join;
+
+/* --- membership_renew.c --- */
+void membership_renew_start(struct membership *m);
+void membership_renew_stop(struct membership *m);
+
+#endif
