@@ -17,6 +17,7 @@
 #include "blockstore/store_service.h"
 
 #include "blockstore/store_rpc_format.h"
+#include "blockstore/trims.h"
 
 #define JOBS_KEPT 64U /* for reuse */
 
@@ -292,6 +293,151 @@ static async void serve_walk(struct job *job)
     job_end(job, 0, &answer, sizeof answer, page.count > 0 ? &job->slice : NULL);
 }
 
+/* --- many extents --- */
+
+static async void serve_trim(struct job *job)
+{
+    struct store_rpc_trim head;
+    struct store_rpc_trim_answer answer = {0};
+    uint32_t not_final = 0;
+    memcpy(&head, job->request->head, sizeof head);
+    int rc = -PLX_EFORMAT;
+    if (job->slice.buffer != NULL && le32_get(head.reserved) == 0 && job->extent.v == 0)
+        rc = trims_check(slice_data(job->slice), job->slice.len,
+                         le32_get(head.extent_count));
+    if (rc == 0)
+        rc = trims_apply(job->service->options.store, slice_data(job->slice),
+                         job->slice.len, &not_final);
+    answer.not_final = le32_of(not_final);
+    job_end(job, rc, &answer, rc == 0 ? sizeof answer : 0, NULL);
+}
+
+static_assert(EXTENT_OPEN == 0 && EXTENT_STOPPED == 1 && EXTENT_FINAL == 2,
+              "states as they are sent");
+
+static struct store_rpc_extent extent_of(const struct extent_info *info)
+{
+    return (struct store_rpc_extent){
+        .extent = le64_of(info->extent.v),
+        .disk = le64_of(info->disk),
+        .epoch = le64_of(info->epoch),
+        .nonce = le64_of(info->nonce),
+        .length = le32_of(info->length),
+        .durable = le32_of(info->durable),
+        .stored = le32_of(info->stored),
+        .live = le32_of(info->live),
+        .create_flags = le32_of(info->create_flags),
+        .state = (uint8_t)info->state,
+        .flags = (uint8_t)((info->has_headers ? STORE_RPC_HAS_HEADERS : 0) |
+                           (info->restart_scanned ? STORE_RPC_RESTART_SCANNED : 0)),
+    };
+}
+
+/* Into a new buffer of the job. Returns how many; -PLX_ELIMIT: there is none. */
+static int put_extents(struct job *job, const struct extent_info *infos, size_t count,
+                       uint32_t max)
+{
+    uint32_t n = (uint32_t)min_u64(count, max);
+    if (n == 0)
+        return 0;
+    uint32_t len = n * (uint32_t)sizeof(struct store_rpc_extent);
+    struct buffer *buffer = buffer_create(job->service->options.buffers, len);
+    if (buffer == NULL)
+        return -PLX_ELIMIT;
+    job->slice = (struct slice){.buffer = buffer, .len = len};
+    for (uint32_t i = 0; i < n; i++) {
+        struct store_rpc_extent wire = extent_of(&infos[i]);
+        memcpy(buffer->data + (size_t)i * sizeof wire, &wire, sizeof wire);
+    }
+    return (int)n;
+}
+
+static async void serve_list(struct job *job)
+{
+    struct store_rpc_list head;
+    cleanup(free_ptr) struct extent_info *infos = NULL;
+    size_t count = 0, first = 0;
+    memcpy(&head, job->request->head, sizeof head);
+    uint32_t max = le32_get(head.max);
+    int rc = -PLX_EFORMAT;
+    if (max > 0 && max <= STORE_RPC_LIST_MAX && le32_get(head.reserved) == 0)
+        rc = store_list_extents(job->service->options.store, le64_get(head.disk), &infos,
+                                &count);
+    while (rc == 0 && first < count && infos[first].extent.v < job->extent.v)
+        first++;
+    if (rc == 0)
+        rc = put_extents(job, infos + first, count - first, max);
+    if (rc < 0) {
+        job_end(job, rc, NULL, 0, NULL);
+        return;
+    }
+    struct store_rpc_extents answer = {.count = le32_of((uint32_t)rc),
+                                       .more = (uint32_t)rc < count - first};
+    job_end(job, 0, &answer, sizeof answer, rc > 0 ? &job->slice : NULL);
+}
+
+static bool groups_are_sound(struct slice groups, uint32_t count)
+{
+    uint16_t last = 0;
+    if (groups.buffer == NULL || groups.len != count * sizeof(le16))
+        return false;
+    for (uint32_t i = 0; i < count; i++) {
+        le16 group;
+        memcpy(&group, slice_data(groups) + i * sizeof group, sizeof group);
+        if (le16_get(group) <= last)
+            return false;
+        last = le16_get(group);
+    }
+    return count > 0;
+}
+
+/* In place of the groups. Returns how many; -PLX_ELIMIT: there is no buffer. */
+static int put_disks(struct job *job, const struct disk_blocks *disks, size_t count,
+                     uint32_t max)
+{
+    uint32_t n = (uint32_t)min_u64(count, max);
+    buffer_put(take(job->slice.buffer));
+    if (n == 0)
+        return 0;
+    uint32_t len = n * (uint32_t)sizeof(struct store_rpc_disk);
+    struct buffer *buffer = buffer_create(job->service->options.buffers, len);
+    if (buffer == NULL)
+        return -PLX_ELIMIT;
+    job->slice = (struct slice){.buffer = buffer, .len = len};
+    for (uint32_t i = 0; i < n; i++) {
+        struct store_rpc_disk wire = {.disk = le64_of(disks[i].disk),
+                                      .live = le64_of(disks[i].live)};
+        memcpy(buffer->data + (size_t)i * sizeof wire, &wire, sizeof wire);
+    }
+    return (int)n;
+}
+
+static async void serve_usage(struct job *job)
+{
+    struct store_rpc_usage head;
+    cleanup(free_ptr) struct disk_blocks *disks = NULL;
+    size_t count = 0, first = 0;
+    memcpy(&head, job->request->head, sizeof head);
+    uint32_t max = le32_get(head.max), group_count = le32_get(head.group_count);
+    int rc = -PLX_EFORMAT;
+    if (max > 0 && max <= STORE_RPC_USAGE_MAX && job->extent.v == 0 &&
+        group_count <= UINT16_MAX && groups_are_sound(job->slice, group_count))
+        rc = store_count_live(job->service->options.store,
+                              (const void *)slice_data(job->slice), group_count, &disks,
+                              &count);
+    while (rc == 0 && first < count && disks[first].disk <= le64_get(head.after))
+        first++;
+    if (rc == 0)
+        rc = put_disks(job, disks + first, count - first, max);
+    if (rc < 0) {
+        job_end(job, rc, NULL, 0, NULL);
+        return;
+    }
+    struct store_rpc_extents answer = {.count = le32_of((uint32_t)rc),
+                                       .more = (uint32_t)rc < count - first};
+    job_end(job, 0, &answer, sizeof answer, rc > 0 ? &job->slice : NULL);
+}
+
 /* --- the table --- */
 
 #define OP(NUMBER, NAME, TYPE, PAYLOAD)                                                  \
@@ -309,6 +455,9 @@ const struct rpc_op store_service_ops[STORE_SERVICE_OPS] = {
     OP(TRIM_HEADERS, "trim headers", store_rpc_target, 0),
     OP(WALK, "walk", store_rpc_walk, 0),
     OP(READ, "read", store_rpc_read, 0),
+    OP(TRIM, "trim", store_rpc_trim, BUFFER_BYTES_MAX),
+    OP(LIST, "list", store_rpc_list, 0),
+    OP(USAGE, "usage", store_rpc_usage, 2 * UINT16_MAX),
 };
 
 static const struct operation OPERATIONS[STORE_SERVICE_OPS] = {
@@ -320,6 +469,9 @@ static const struct operation OPERATIONS[STORE_SERVICE_OPS] = {
     [STORE_RPC_TRIM_HEADERS - STORE_RPC_CREATE] = {.on_task = serve_trim_headers},
     [STORE_RPC_WALK - STORE_RPC_CREATE] = {.on_task = serve_walk},
     [STORE_RPC_READ - STORE_RPC_CREATE] = {.direct = serve_read},
+    [STORE_RPC_TRIM - STORE_RPC_CREATE] = {.on_task = serve_trim},
+    [STORE_RPC_LIST - STORE_RPC_CREATE] = {.on_task = serve_list},
+    [STORE_RPC_USAGE - STORE_RPC_CREATE] = {.on_task = serve_usage},
 };
 
 void store_service_handle(struct store_service *service, struct rpc_request *request)

@@ -41,7 +41,7 @@ void store_service_destroy(struct store_service *service);
 
 /* What it understands. Whoever owns the rpc offers these, with a handler that hands the
  * requests on. `handle` is NULL here. */
-#define STORE_SERVICE_OPS 8U
+#define STORE_SERVICE_OPS 11U
 extern const struct rpc_op store_service_ops[STORE_SERVICE_OPS];
 /* Answers the request, now or later. */
 void store_service_handle(struct store_service *service, struct rpc_request *request);

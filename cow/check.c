@@ -9,6 +9,10 @@
  * root it has then, so that its dead blocks need not be kept for the whole check. Damage
  * is reported, by disk, snapshot and offset, and the check goes on.
  *
+ * Other hosts go on meanwhile. The heads of disks that they own are theirs to check; what
+ * they take away is not damage; and nothing is called lost while anybody else owns a
+ * disk, or has changed anything.
+ *
  * Memory: a bitmap of 2 KiB for each extent, 32 MiB for 1 TiB of log.
  */
 #include "cow/check_internal.h"
@@ -95,6 +99,12 @@ void marks_done(struct marks *marks)
 
 /* --- reading data --- */
 
+/* Dead, or not there: so is what was taken away since it was looked up. */
+static bool is_gone(int code)
+{
+    return code == -PLX_EDEAD || code == -PLX_ENOTHERE || code == -PLX_EMISSING;
+}
+
 struct check_read {
     struct log_read read;
     struct iovec iov;
@@ -104,6 +114,52 @@ struct check_read {
 static void check_read_done(struct log_read *read)
 {
     event_set(&container_of(read, struct check_read, read)->finished);
+}
+
+/* --- other hosts --- */
+
+bool check_is_elsewhere(const struct check *check, const struct cluster_disk *disk)
+{
+    return disk->owner && disk->owner != check->host->node &&
+           !copies_are_alone(check->host->copies);
+}
+
+uint64_t check_others(const struct check *check)
+{
+    const struct cluster_state *state = cluster_state(check->host->cluster);
+    const struct cluster_version *version = NULL;
+    const struct cluster_disk *disk = NULL;
+    uint64_t sum = 0;
+
+    if (copies_are_alone(check->host->copies))
+        return 0;
+    while ((version = cluster_version_next(state, version)))
+        sum = sum * 31 + version->id * 2 + version->collapsing;
+    while ((disk = cluster_disk_next(state, disk)))
+        if (disk->owner != check->host->node)
+            sum = sum * 31 + disk->id + disk->epoch * 7 + disk->checkpoint.number * 13;
+    return sum;
+}
+
+/* The tree that is read is no longer one that anybody has: what cannot be read of it was
+ * taken away meanwhile. Trees of our own are held. */
+static bool is_outdated(const struct check *check)
+{
+    const struct cluster_state *state = cluster_state(check->host->cluster);
+    const struct cluster_version *version =
+        cluster_version_by_id(state, check->tree_version);
+    const struct cluster_disk *disk = cluster_disk_by_id(state, check->tree_disk);
+    struct map_root root;
+    uint64_t pending;
+
+    if (copies_are_alone(check->host->copies))
+        return false;
+    if (check->tree_version)
+        return !version || version->collapsing;
+    if (!disk || (disk->flags & DISK_REMOVED) || check_is_elsewhere(check, disk))
+        return true;
+    return disk_base_root(state, disk, &root, &pending) < 0 ||
+           !address_equal(root.address, check->tree_root.address);
 }
 
 /* Reads and verifies a run of the disk's blocks that lie together. */
@@ -121,7 +177,7 @@ static async void check_run(struct check *check, uint64_t block, struct address 
         };
         copies_read(check->host->copies, &read.read);
         event_wait(&read.finished);
-        if (read.read.result == 0)
+        if (read.read.result == 0 || (is_gone(read.read.result) && is_outdated(check)))
             break;
         /* Go on behind the bad one; without its place, behind the first. */
         uint32_t bad = read.read.result == -PLX_ECHECKSUM ? read.read.bad_block : 0;
@@ -227,6 +283,8 @@ static async int on_unreadable(void *arg, unsigned level, uint64_t index,
     uint64_t blocks = map_entry_blocks(level + 1), start = index * blocks;
 
     (void)of_against;
+    if (is_gone(code) && is_outdated(check))
+        return 0;
     check_finding(check,
                   "%s: offset %llu: map node at level %u, extent %llx block %u: %s%s",
                   check->name, (unsigned long long)(start * BLOCK_SIZE), level,
@@ -258,6 +316,7 @@ static async int read_tree(struct check *check, const struct map_root *root,
         check_finding(check, "%s: not a map root", check->name);
         return 0;
     }
+    check->tree_root = *root;
     for (unsigned i = 0; i < MAP_HEIGHT_MAX; i++)
         check->generations[i] = UINT32_MAX;
     rc = tree_walk(&walk, &ops, check);
@@ -275,6 +334,12 @@ static async int read_head(struct check *check, uint64_t id)
 
     if (!disk || (disk->flags & (DISK_IMPORTING | DISK_REMOVED)))
         return 0;
+    if (check_is_elsewhere(check, disk)) {
+        check->report.elsewhere++;
+        return 0;
+    }
+    check->tree_disk = id;
+    check->tree_version = 0;
     check->report.disks++;
     snprintf(check->name, sizeof check->name, "disk %s", disk->name);
     for (uint64_t first = 0; first < blocks && rc == 0; first += CHECK_STRETCH_BLOCKS) {
@@ -282,7 +347,7 @@ static async int read_head(struct check *check, uint64_t id)
         struct map_root root;
         uint64_t pending;
         disk = cluster_disk_by_id(state, id);
-        if (!disk || (disk->flags & DISK_REMOVED) ||
+        if (!disk || (disk->flags & DISK_REMOVED) || check_is_elsewhere(check, disk) ||
             disk_base_root(state, disk, &root, &pending) < 0)
             break;
         check->size_blocks = disk->size_bytes / BLOCK_SIZE;
@@ -302,6 +367,8 @@ static async int read_version(struct check *check, const struct cluster_version 
     struct map_root root = version->root;
     struct pin pin;
 
+    check->tree_disk = version->disk;
+    check->tree_version = version->id;
     check->report.snapshots++;
     snprintf(check->name, sizeof check->name, "disk %s@%s", disk ? disk->name : "?",
              version->name[0] ? version->name : "(unnamed)");
@@ -410,6 +477,10 @@ async int check_settle(struct check *check)
         const struct cluster_disk *disk = cluster_disk_by_id(state, id);
         if (!disk || (disk->flags & DISK_TRASHED))
             continue;
+        if (check_is_elsewhere(check, disk)) {
+            check->is_incomplete = true;
+            continue;
+        }
         snprintf(check->name, sizeof check->name, "disk %s", disk->name);
         if (disk_find(check->host, id, 0) || disk->owner ||
             !cluster_disk_is_settled(disk))

@@ -40,10 +40,13 @@ struct check {
     struct marks marks;
     /* check_live.c */
     bool is_incomplete;      /* some tree could not be read: nothing is known lost */
+    uint64_t others;         /* check_others, when it began */
     bool held_up_guests;     /* so it was given up */
     uint32_t nodes_looked_at;
     /* check.c: a run of blocks to read */
     uint64_t size_blocks;
+    uint64_t tree_disk, tree_version; /* whose tree is read; of a head the version is 0 */
+    struct map_root tree_root;
     uint32_t generations[MAP_HEIGHT_MAX]; /* of the nodes on the way down */
     uint8_t *bytes;
     uint64_t run_block;
@@ -56,6 +59,11 @@ void check_finding(struct check *check, const char *fmt, ...) attr_printf(2, 3);
 /* --- check.c --- */
 /* Puts what is only in the log of any disk into its map. */
 async int check_settle(struct check *check);
+/* Is the disk another host's? Then its trees change without asking us. */
+bool check_is_elsewhere(const struct check *check, const struct cluster_disk *disk);
+/* Changes with whatever other hosts may take away from trees that are looked at: versions
+ * on their way out, checkpoints of disks that are not ours. */
+uint64_t check_others(const struct check *check);
 /* -PLX_ECANCELLED when nobody waits for it any more. */
 int check_goes_on(const struct check *check);
 /* Lists all disks there are. 0 or -ENOMEM. */

@@ -12,11 +12,16 @@
  * versions: what a head gives up in between belongs to a version that comes later, or to
  * a list.
  *
+ * Only this node's copies are compared: where it is not whole, or no member, what it does
+ * not have is right, and what it has too much. Other hosts hold nothing for us: if they
+ * changed anything meanwhile, nothing is compared.
+ *
  * If anything cannot be read, what it would have marked is not known, and nothing is
  * called lost. If guests change so much meanwhile that they would have to wait for it, it
  * is given up.
  */
 #include "cow/check_internal.h"
+#include "cow/trim.h"
 
 #define NODES_A_LOOK 64U /* between looks at how many lists wait */
 
@@ -120,6 +125,10 @@ static async int mark_heads(struct live *live, bool leaving)
         const struct cluster_disk *disk =
             cluster_disk_by_id(state, live->check->disks[i]);
         bool is_leaving = disk && (disk->flags & DISK_REMOVED);
+        if (disk && check_is_elsewhere(live->check, disk)) {
+            live->check->is_incomplete = true;
+            continue;
+        }
         if (disk && disk->has_root && is_leaving == leaving) {
             struct map_root root = disk->root;
             rc = mark_tree(live, &root, leaving);
@@ -156,6 +165,44 @@ static bool is_judged(const struct live *live, const struct extent_info *info)
     return info->state == EXTENT_FINAL && disk;
 }
 
+/* A copy that may lack something may lack trims, too. */
+static bool is_whole_here(const struct live *live, struct address extent)
+{
+    const struct host *host = live->host;
+    const struct cluster_group *group =
+        cluster_group_by_id(cluster_state(host->cluster), address_group(extent));
+    const struct group_member *member =
+        group ? cluster_group_member(group, host->node) : NULL;
+
+    return copies_are_alone(host->copies) || (member && member->missing_since == 0);
+}
+
+/* Other hosts took something away since it began: what is marked may be dead by now. */
+static bool others_changed(const struct live *live)
+{
+    return check_others(live->check) != live->check->others;
+}
+
+/* A whole member has every extent that anything is needed of. */
+static void find_absent(struct live *live)
+{
+    const struct marks *marks = &live->check->marks;
+    struct extent_info info;
+
+    if (copies_are_alone(live->host->copies))
+        return; /* who reads it says so */
+    for (uint32_t i = 0; i < marks->cap; i++) {
+        const struct mark_map *map = marks->slots[i];
+        if (!map || !is_whole_here(live, map->extent) ||
+            store_extent_info(live->host->store, map->extent, &info) == 0)
+            continue;
+        check_finding(live->check,
+                      "extent %llx: %u blocks of it are needed, and this node has no "
+                      "copy, though it should", (unsigned long long)map->extent.v,
+                      bitmap_rank(map->bits, EXTENT_BLOCKS));
+    }
+}
+
 static const char *disk_of(const struct live *live, const struct extent_info *info)
 {
     const struct cluster_disk *disk =
@@ -186,6 +233,22 @@ static void find_dead(struct live *live, const struct extent_info *info,
                   count == 1 ? "" : "s", count == 1 ? "is" : "are", first);
 }
 
+/* On all copies: what nothing needs here nothing needs elsewhere. */
+static async int free_lost(struct live *live, struct address extent,
+                           const uint32_t *blocks, uint32_t count)
+{
+    struct trim_set set;
+    int rc = 0;
+
+    trim_set_init(&set);
+    for (uint32_t i = 0; rc == 0 && i < count; i++)
+        rc = trim_add(&set, address_plus(extent, blocks[i]), 1, 0);
+    if (rc == 0)
+        rc = trim_apply(&set, live->host->copies);
+    trim_set_done(&set);
+    return rc;
+}
+
 static async int find_lost(struct live *live, const struct extent_info *info,
                            const uint8_t *map)
 {
@@ -209,7 +272,7 @@ static async int find_lost(struct live *live, const struct extent_info *info,
                   count == 1 ? "" : "s", count == 1 ? "is" : "are",
                   count == 1 ? "it" : "them", blocks[0]);
     if (live->check->flags & CHECK_REPAIR)
-        rc = store_trim(live->host->store, info->extent, blocks, count);
+        rc = free_lost(live, info->extent, blocks, count);
     if (rc == 0 && (live->check->flags & CHECK_REPAIR))
         live->check->report.repaired_blocks += count;
     return rc;
@@ -224,6 +287,8 @@ static async int sweep(struct live *live, bool for_lost)
         const struct extent_info *info = &live->extents[i];
         if (!is_judged(live, info) ||
             store_live_map(live->host->store, info->extent, map) < 0)
+            continue;
+        if (for_lost && !is_whole_here(live, info->extent))
             continue;
         if (for_lost)
             rc = find_lost(live, info, map);
@@ -242,15 +307,17 @@ static async int mark_and_sweep(struct live *live)
 
     if (rc == 0)
         rc = mark_versions(live, false);
-    if (rc == 0)
+    if (rc == 0 && !others_changed(live)) {
         rc = sweep(live, false);
+        find_absent(live);
+    }
     if (rc == 0)
         rc = mark_heads(live, true);
     if (rc == 0)
         rc = mark_versions(live, true);
     if (rc == 0)
         rc = check_mark_logs(live->check, live->extents, live->extent_count);
-    if (rc == 0 && !live->check->is_incomplete)
+    if (rc == 0 && !live->check->is_incomplete && !others_changed(live))
         rc = sweep(live, true);
     return rc;
 }
@@ -273,6 +340,7 @@ async int check_liveness(struct check *check)
     pin_take(&check->host->pins, &trims, PIN_HEAD, PIN_ALL);
     /* A clone that came meanwhile may by now be the only one with what it grew from. */
     rc = check_collect_disks(check);
+    check->others = check_others(check);
     if (rc == 0)
         rc = mark_and_sweep(&live);
     pin_release(&check->host->pins, &trims);

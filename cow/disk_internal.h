@@ -69,6 +69,7 @@ struct trimmer {
     struct dead_entries spent;   /* the blocks of those lists: likewise */
     uint64_t kept_blocks;     /* of data below carried subtrees */
     uint32_t failures;        /* in a row */
+    bool is_waiting;          /* for what may pass */
     struct task_call task;
     struct timer retry;
     struct waitlist over;
@@ -148,6 +149,8 @@ struct disk {
     uint64_t tidy_until_ns;   /* when the host closes */
     struct address rolled_extent; /* that was ended for space; null: it is final */
     uint64_t quota_used, quota_at, quota_counted_ns, quota_seen; /* the last count */
+    uint64_t quota_mark, quota_mark_seen; /* of the count under way; none otherwise */
+    bool quota_is_marked;
     uint64_t quota_said_ns;   /* in the log, that writes are refused for it; 0: never */
     struct task_call checkpoint_task;
     TAILQ_ENTRY(disk) checkpoint_link; /* in host->checkpoint_queue */
@@ -176,6 +179,28 @@ struct disk {
 
 RB_HEAD(disk_tree, disk);
 RB_PROTOTYPE(disk_tree, disk, node, )
+
+/* What disks use, wherever it lies: host_used.c. */
+struct used {
+    struct disk_blocks *disks;         /* as counted last; NULL: not yet */
+    size_t count;
+    uint64_t counted_ns;               /* 0: not yet */
+    struct task_call task;
+    bool is_running, is_stopping;
+    struct waitlist over;
+};
+
+/* What a host does as one of many: host_many.c. */
+struct many {
+    struct cluster_watcher watcher;
+    bool is_watching;
+    uint64_t leaving, disks;           /* what was seen of the state last */
+    struct task_call task;             /* tidies this node's store */
+    struct timer timer;
+    bool is_running, is_wanted, is_stopping;
+    uint32_t asked;                    /* by other hosts, what is read here */
+    struct waitlist over;
+};
 
 struct host {
     struct loop *loop;
@@ -220,6 +245,8 @@ struct host {
     uint32_t closes_running;
     TAILQ_HEAD(, disk) checkpoint_queue; /* disks that want one */
     uint32_t checkpoints_running;      /* of those */
+    struct many many;
+    struct used used;
     struct task_call tidy_task;
     bool tidy_running;
     struct space_wait_list space_waits;
@@ -496,7 +523,25 @@ async int held_root_take(struct host *host, const char *disk, const char *snapsh
                          struct held_root *ret_root, struct error *err);
 void held_root_release(struct host *host, struct held_root *held);
 
+/* --- host_used.c: with others; alone nothing is kept --- */
+void used_init(struct host *host);
+/* Counts again, in a task, unless it was done just now. */
+void used_refresh(struct host *host);
+async void used_stop(struct host *host);
+uint64_t used_bytes(const struct host *host, uint64_t disk);
+
+/* --- host_many.c --- */
+/* Does this host do what must be done once in a cluster? */
+bool host_leads(const struct host *host);
+/* Likewise of one disk: its owner does it. */
+bool host_answers_for(const struct host *host, const struct cluster_disk *disk);
+void host_many_start(struct host *host);
+async void host_many_stop(struct host *host);
+#define IMPORT_ABANDONED_S (3 * 86400U) /* since it was begun, and nobody has it open */
+
 /* --- host_tidy.c --- */
+/* Puts one extent of this node's store right, by a state that is not older than it. */
+async int host_tidy_extent(struct host *host, const struct extent_info *info);
 async int host_tidy(struct host *host, struct error *err);
 /* Closed disks may have something to trim: looks at all of them, in a task. */
 void host_tidy_soon(struct host *host);

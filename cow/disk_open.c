@@ -400,6 +400,8 @@ void disk_reset(struct disk *disk)
     disk->unreadable = (struct unreadable_node){0};
     disk->short_blocks = 0;
     disk->rolled_extent = ADDRESS_NULL;
+    disk->quota_counted_ns = 0; /* the next log counts from 0 */
+    disk->quota_is_marked = false;
 }
 
 void disk_free(struct disk *disk)

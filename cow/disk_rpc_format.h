@@ -15,6 +15,7 @@ enum disk_rpc_op {
     DISK_RPC_READ = 0x48,
     DISK_RPC_HAND_OVER = 0x49,
     DISK_RPC_PREPARE = 0x4a, /* one-way */
+    DISK_RPC_HELD = 0x4b,
 };
 
 #define DISK_RPC_READ_BYTES_MAX (1 * MIB)
@@ -54,5 +55,15 @@ struct disk_rpc_prepare {
     le64 disk;
 };
 static_assert(sizeof(struct disk_rpc_prepare) == 8, "packed");
+
+/* Does anybody read this version, or anything of this disk? Asked of a host that has
+ * applied the cluster's log up to `index`. Answer: nothing; the code is -PLX_EBUSY if so.
+ * doc/reclaim.md */
+struct disk_rpc_held {
+    le64 index;
+    le64 disk;
+    le64 version; /* 0: all of the disk */
+};
+static_assert(sizeof(struct disk_rpc_held) == 24, "packed");
 
 #endif

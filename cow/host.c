@@ -165,6 +165,7 @@ static struct host *host_new(struct loop *loop, const struct host_options *optio
     pins_init(&host->pins);
     RB_INIT(&host->disks);
     space_init(host);
+    used_init(host);
     TAILQ_INIT(&host->checkpoint_queue);
     host->front_buffers = buffer_pool_create(NBD_BUFFER_BYTES);
     host->log_buffers = buffer_pool_create(LOG_BUFFER_BYTES);
@@ -289,6 +290,8 @@ static async void host_free(struct host *host)
     disk_table_unwatch(host);
     if (host->nodes)
         node_cache_destroy(host->nodes);
+    if (host->copies)
+        copies_stop(host->copies);
     if (!host->copies_are_borrowed)
         copies_destroy(host->copies);
     if (host->cluster && !host->parts_are_borrowed)
@@ -343,6 +346,7 @@ async int host_open(struct loop *loop, const struct host_options *options,
     space_start(host);
     host_tidy_soon(host);
     reclaim_start(host);
+    host_many_start(host);
     *ret_host = host;
     return 0;
 }
@@ -351,8 +355,10 @@ async void host_close(struct host *host)
 {
     host->is_stopping = true;
     background_close(host);
+    host_many_stop(host);
     reclaim_stop(host);
     disk_table_close(host);
+    used_stop(host);
     host_free(host);
 }
 
@@ -568,5 +574,6 @@ void host_status(struct host *host, struct host_status *ret_status)
 async void host_status_now(struct host *host, struct host_status *ret_status)
 {
     store_look(host->store);
+    host_count_used(host);
     host_status(host, ret_status);
 }

@@ -107,7 +107,7 @@ struct disk_info {
     char name[DISK_NAME_MAX + 1];
     uint64_t id;
     uint64_t size_bytes;
-    uint64_t used_bytes;      /* its own log in this store */
+    uint64_t used_bytes;      /* live, of its own log; one copy */
     uint32_t snapshot_count;
     uint32_t clients;         /* openings on this host */
     bool served;              /* somebody holds its lease */
@@ -127,6 +127,9 @@ struct snapshot_info {
     bool pending;             /* durable; its map follows with the next checkpoint */
 };
 
+/* Lists tell what disks use as this counted it last, which takes asking other hosts, if
+ * there are any. */
+async void host_count_used(struct host *host);
 /* Arrays are malloc'd and the caller's; sorted by name, snapshots by age. */
 int disk_list(struct host *host, struct disk_info **ret_infos, size_t *ret_count);
 int disk_show(struct host *host, const char *name, struct disk_info *ret_info,
@@ -181,7 +184,7 @@ struct trash_info {
     char name[DISK_NAME_MAX + 1]; /* that it had */
     uint64_t id;
     uint64_t size_bytes;
-    uint64_t used_bytes;          /* its own log in this store */
+    uint64_t used_bytes;          /* live, of its own log; one copy */
     uint32_t snapshot_count;
     uint64_t trashed_wall_ns, expires_wall_ns; /* then it goes for good */
 };
@@ -274,6 +277,7 @@ struct check_report {
     uint64_t repaired_blocks;  /* of these, freed */
     uint64_t dead_reachable;   /* reached, but no longer live: damage */
     uint64_t rebuilt_nodes;    /* map nodes; each is a finding, too */
+    uint64_t elsewhere;        /* disks that others own: their hosts check these */
 };
 /* finding is called with one line for each damage, naming disk, offset and snapshot;
  * progress (may be NULL) now and then with bytes done and bytes expected. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Listings, from the cluster state and the store's table of extents. */
+/* Listings, from the cluster state and the store's table of extents, or what was counted
+ * on all hosts. */
 #include "cow/disk_internal.h"
 
 static void describe_parent(const struct cluster_state *state,
@@ -59,6 +60,11 @@ static int add_used(struct host *host, struct disk_info *infos, size_t count)
     cleanup(free_ptr) struct extent_info *extents = NULL;
     size_t extent_count;
 
+    if (!copies_are_alone(host->copies)) {
+        for (size_t i = 0; i < count; i++)
+            infos[i].used_bytes = used_bytes(host, infos[i].id);
+        return 0;
+    }
     if (!by_id)
         return -ENOMEM;
     for (size_t i = 0; i < count; i++)

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What an earlier process may have left half-way, put right before anything is served:
+ * What an earlier process may have left half-way, put right before anything is served (on
+ * a host that is one of many: in the background, by host_many.c):
  *
  *   - an import that was never published: its disk is discarded;
  *   - an extent of a disk the cluster does not know: deleted (ids are never used twice);
  *   - an extent that was stopped by the restart and that its disk's log does not list any
  *     more: its length was committed and everything in it that is needed lies below; it
- *     becomes final where it was stopped;
+ *     becomes final where it was stopped, if there is no other copy. With others, one
+ *     that is whole tells the length, to whoever makes this copy whole again;
  *   - headers of an extent that its disk's log does not list any more: trimmed.
  *
  * And in the background, while the host serves: closed disks that still have dead lists,
@@ -16,22 +18,17 @@
  */
 #include "cow/disk_internal.h"
 
-static bool is_listed(const struct cluster_disk *disk, struct address extent)
-{
-    for (uint32_t i = 0; i < disk->extent_count; i++)
-        if (address_equal(disk->extents[i].extent, extent))
-            return true;
-    return false;
-}
-
-static async int tidy_extent(struct host *host, const struct extent_info *info)
+async int host_tidy_extent(struct host *host, const struct extent_info *info)
 {
     const struct cluster_state *state = cluster_state(host->cluster);
     const struct cluster_disk *disk = cluster_disk_by_id(state, info->disk);
 
+    /* One of no disk was stopped before it was created here. */
+    if (cluster_listed_extent(state, info->extent, NULL))
+        return 0;
     if (!disk)
         return store_delete_extent(host->store, info->extent);
-    if (is_listed(disk, info->extent))
+    if (info->state != EXTENT_FINAL && !copies_only_here(host->copies, info->extent))
         return 0;
     if (info->state != EXTENT_FINAL && info->length <= 1) /* nothing, or a roll record */
         return store_delete_extent(host->store, info->extent);
@@ -98,6 +95,8 @@ async int host_tidy(struct host *host, struct error *err)
     uint64_t import;
     int rc;
 
+    if (!copies_are_alone(host->copies))
+        return 0;
     while ((import = next_import(cluster_state(host->cluster)))) {
         rc = disk_discard(host, import, err);
         if (rc < 0)
@@ -105,7 +104,7 @@ async int host_tidy(struct host *host, struct error *err)
     }
     rc = store_list_extents(host->store, 0, &infos, &count);
     for (size_t i = 0; rc == 0 && i < count; i++)
-        rc = tidy_extent(host, &infos[i]);
+        rc = host_tidy_extent(host, &infos[i]);
     return rc < 0 ? err_set(err, rc, "store: %s", err_text(rc)) : 0;
 }
 
@@ -141,7 +140,8 @@ static async void tidy_main(struct task_call *call)
     struct host *host = container_of(call, struct host, tidy_task);
     uint64_t id = 0;
 
-    while (!host->closing && (id = next_untidy(cluster_state(host->cluster), id)))
+    while (!host->closing && host_leads(host) &&
+           (id = next_untidy(cluster_state(host->cluster), id)))
         disk_tidy_closed(host, id);
     host->tidy_running = false;
     waitlist_wake_all(&host->disks_changed);
@@ -149,7 +149,7 @@ static async void tidy_main(struct task_call *call)
 
 void host_tidy_soon(struct host *host)
 {
-    if (host->tidy_running || host->closing ||
+    if (host->tidy_running || host->closing || !host_leads(host) ||
         !next_untidy(cluster_state(host->cluster), 0))
         return;
     host->tidy_running = true;

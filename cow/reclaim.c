@@ -31,8 +31,14 @@ struct look {
     struct reclaim_job avoided[AVOID_MAX]; /* that failed */
     uint32_t avoided_count;
     bool has_failed;
+    uint32_t records_asked;
     uint64_t next_expiry_ns; /* from now; UINT64_MAX: none */
 };
+
+/* Whether all nodes are rid of a disk is asked for so many at a time, and so often. */
+#define RECORDS_A_LOOK 4U
+#define RECORDS_NS     (300 * NS_PER_S)
+#define MANY_LOOK_NS   (10 * NS_PER_S) /* who leads, or owns a disk, may change */
 
 int reclaim_create(struct host *host)
 {
@@ -117,6 +123,14 @@ static bool is_held(struct host *host, const struct cluster_version *version)
             disk_find(host, version->disk, version->id));
 }
 
+bool reclaim_version_is_held(struct host *host, uint64_t id)
+{
+    const struct cluster_version *version = cluster_version_by_id(state_of(host), id);
+
+    return pin_is_taken(&host->pins, PIN_VERSION, id) ||
+           (version && is_held(host, version));
+}
+
 /* Somebody is about to grow something from it, or waits to move the head that is its
  * child. One that has begun goes on: he may wait for its end. */
 static bool may_begin(const struct host *host, const struct cluster_version *version)
@@ -138,6 +152,13 @@ static bool neighbour_at_work(const struct look *look,
            (child && is_at_work(look, RECLAIM_VERSION, child->id));
 }
 
+static bool is_disk_ours(const struct host *host, uint64_t id)
+{
+    const struct cluster_disk *disk = cluster_disk_by_id(state_of(host), id);
+
+    return disk && host_answers_for(host, disk);
+}
+
 /* Writes the map of a version, one at a time. Not of a disk whose lists pile up: its
  * checkpoint would wait until they are trimmed. */
 static bool may_settle(const struct look *look, const struct cluster_version *version)
@@ -145,9 +166,27 @@ static bool may_settle(const struct look *look, const struct cluster_version *ve
     const struct cluster_disk *disk =
         cluster_disk_by_id(state_of(look->host), version->disk);
 
-    return version->pending && disk->list_count < LISTS_MAX / 2 &&
+    return version->pending && is_disk_ours(look->host, version->disk) &&
+           disk->list_count < LISTS_MAX / 2 &&
            !is_at_work(look, RECLAIM_SETTLE, 0) &&
            !is_avoided(look, RECLAIM_SETTLE, version->id);
+}
+
+/* Whose work it is: that of the owner of the disk whose head it goes into, since no
+ * checkpoint of that may be under way, else of its own disk's owner, who may have to put
+ * blocks of it on a list; else the leader's. If both disks are owned, by different nodes,
+ * it waits, unless it has begun. */
+static bool is_ours(const struct host *host, const struct cluster_version *version)
+{
+    const struct cluster_disk *own = cluster_disk_by_id(state_of(host), version->disk);
+    const struct cluster_disk *head = cluster_head_next(version, NULL);
+    uint64_t head_owner = head ? head->owner : 0, owner = own ? own->owner : 0;
+
+    if (head_owner && owner && owner != head_owner && !version->collapsing)
+        return false;
+    if (head_owner || owner)
+        return (head_owner ? head_owner : owner) == host->node;
+    return host_leads(host);
 }
 
 static struct reclaim_job next_spare(const struct look *look, bool begun)
@@ -159,8 +198,9 @@ static struct reclaim_job next_spare(const struct look *look, bool begun)
         if (version->collapsing != begun || is_held(look->host, version) ||
             is_avoided(look, RECLAIM_VERSION, version->id))
             continue;
-        if (begun || (may_begin(look->host, version) &&
-                      !neighbour_at_work(look, version)))
+        if (is_ours(look->host, version) &&
+            (begun || (may_begin(look->host, version) &&
+                       !neighbour_at_work(look, version))))
             return (struct reclaim_job){RECLAIM_VERSION, version->id};
         const struct cluster_version *child = cluster_child_next(version, NULL);
         if (child && may_settle(look, child))
@@ -170,7 +210,7 @@ static struct reclaim_job next_spare(const struct look *look, bool begun)
 }
 
 /* Somebody reads its head, or one of its versions. */
-static bool is_disk_held(struct host *host, uint64_t disk)
+bool reclaim_disk_is_held(struct host *host, uint64_t disk)
 {
     const struct cluster_version *version;
     const struct pin *pin;
@@ -198,21 +238,34 @@ static bool has_extents(struct host *host, uint64_t disk)
     return store_list_extents(host->store, disk, &infos, &count) < 0 || count > 0;
 }
 
+/* Nothing is left of it but its record, as far as this node's store tells. */
+static bool may_ask_record(const struct look *look, const struct cluster_disk *disk)
+{
+    const struct reclaim *r = look->reclaim;
+
+    if (!(disk->flags & DISK_HEADLESS) || disk->version_count > 0 ||
+        is_avoided(look, RECLAIM_RECORD, disk->id) || has_extents(look->host, disk->id))
+        return false;
+    return copies_are_alone(look->host->copies) ||
+           (look->records_asked < RECORDS_A_LOOK && disk->id > r->record_last &&
+            loop_now_ns(look->host->loop) >= r->record_ns);
+}
+
 static struct reclaim_job next_disk(const struct look *look)
 {
     const struct cluster_state *state = state_of(look->host);
     const struct cluster_disk *disk = NULL;
 
+    if (!host_leads(look->host))
+        return (struct reclaim_job){RECLAIM_NOTHING, 0};
     while ((disk = cluster_trash_next(state, disk))) {
         if (!(disk->flags & DISK_REMOVED))
             continue;
         if (cluster_disk_purgeable(state, disk) &&
             !is_avoided(look, RECLAIM_DISK, disk->id) &&
-            !is_disk_held(look->host, disk->id))
+            !reclaim_disk_is_held(look->host, disk->id))
             return (struct reclaim_job){RECLAIM_DISK, disk->id};
-        if ((disk->flags & DISK_HEADLESS) && disk->version_count == 0 &&
-            !is_avoided(look, RECLAIM_RECORD, disk->id) &&
-            !has_extents(look->host, disk->id))
+        if (may_ask_record(look, disk))
             return (struct reclaim_job){RECLAIM_RECORD, disk->id};
     }
     return (struct reclaim_job){RECLAIM_NOTHING, 0};
@@ -323,8 +376,11 @@ static async int collapse(struct host *host, uint64_t id, struct error *err)
 {
     const struct cluster_version *version = cluster_version_by_id(state_of(host), id);
     struct cluster_command command = {.op = CLUSTER_COLLAPSE_END, .version = id};
-    int rc = version->collapsing ? 0 : begin(host, id, err);
+    int rc = reclaim_ask_others(host, version->disk, id, err);
 
+    version = cluster_version_by_id(state_of(host), id);
+    if (rc == 0 && version && !version->collapsing)
+        rc = begin(host, id, err);
     /* Somebody may have come while the command was under way. */
     version = cluster_version_by_id(state_of(host), id);
     if (rc == 0 && !version)
@@ -349,7 +405,7 @@ static bool has_late_reader(struct host *host, uint64_t disk)
         if (pin->kind == PIN_VERSION && pin->id != 0 &&
             !cluster_version_by_id(state_of(host), pin->id))
             return true;
-    return is_disk_held(host, disk);
+    return reclaim_disk_is_held(host, disk);
 }
 
 /* Nobody else reaches anything in the extents of a disk without shares. What is not
@@ -370,10 +426,13 @@ static async int purge(struct host *host, uint64_t id, struct error *err)
     const struct cluster_disk *disk = cluster_disk_by_id(state_of(host), id);
     struct cluster_command command = {.op = CLUSTER_DISK_PURGED, .disk = id};
     bool is_shared = disk->flags & DISK_SHARED;
-    int rc = 0;
+    int rc = reclaim_ask_others(host, id, 0, err);
 
+    if (rc < 0)
+        return rc;
     if (is_shared) {
-        disk_tidy_closed(host, id);
+        if (cluster_disk_by_id(state_of(host), id))
+            disk_tidy_closed(host, id);
         disk = cluster_disk_by_id(state_of(host), id);
         if (!disk || disk->list_count > 0)
             return err_set(err, -EAGAIN, "lists of dead blocks are left");
@@ -382,6 +441,26 @@ static async int purge(struct host *host, uint64_t id, struct error *err)
     if (rc == 0)
         rc = submit(host, &command, err);
     return rc < 0 || is_shared ? rc : drop_purged(host, id, err);
+}
+
+/* Others may reach into its extents as long as there are any, on whatever node. */
+static async int drop_record(struct host *host, uint64_t id, struct error *err)
+{
+    struct cluster_command command = {.op = CLUSTER_DISK_PURGED, .disk = id};
+    struct extent_info *infos = NULL;
+    size_t count = 0;
+    bool complete = true;
+    int rc = 0;
+
+    if (!copies_are_alone(host->copies))
+        rc = copies_list(host->copies, id, &infos, &count, &complete);
+    free(infos);
+    if (rc < 0)
+        return err_set(err, rc, "%s", err_text(rc));
+    if (count > 0 || !complete)
+        return err_set(err, -EAGAIN, "%s", complete ? "extents are left"
+                                                    : "not all nodes could be asked");
+    return submit(host, &command, err);
 }
 
 static bool is_gone(const struct host *host, struct reclaim_job job)
@@ -393,8 +472,6 @@ static bool is_gone(const struct host *host, struct reclaim_job job)
 
 static async int run(struct host *host, struct reclaim_job job, struct error *err)
 {
-    struct cluster_command command = {.op = CLUSTER_DISK_PURGED, .disk = job.id};
-
     if (is_gone(host, job)) /* between its choice and the start of this task */
         return 0;
     switch (job.kind) {
@@ -405,7 +482,7 @@ static async int run(struct host *host, struct reclaim_job job, struct error *er
     case RECLAIM_DISK:
         return purge(host, job.id, err);
     case RECLAIM_RECORD:
-        return submit(host, &command, err);
+        return drop_record(host, job.id, err);
     case RECLAIM_NOTHING:
         break;
     }
@@ -424,12 +501,14 @@ static void avoid(struct look *look, const struct reclaim_slot *slot)
     struct reclaim_job job = slot->job;
     bool is_version = job.kind == RECLAIM_VERSION || job.kind == RECLAIM_SETTLE;
 
+    bool is_waiting = job.kind == RECLAIM_RECORD && slot->result == -EAGAIN;
+
     look->reclaim->is_out |= slot->result == -PLX_EFAILED;
     if (!is_race(slot->result) && !is_gone(look->host, job))
         log_warning(look->host->loop, "reclaim of %s %llu: %s, trying again later",
                     is_version ? "version" : "disk", (unsigned long long)job.id,
                     slot->err.text);
-    look->has_failed = true;
+    look->has_failed |= !is_waiting;
     if (look->avoided_count < AVOID_MAX)
         look->avoided[look->avoided_count++] = job;
 }
@@ -513,7 +592,8 @@ static async void expire_trash(struct look *look)
         empty_trash(look);
     r->empty_trash = false;
     look->next_expiry_ns = UINT64_MAX;
-    while ((id = oldest_trash(look->host, &left_ns)) && !r->is_stopping) {
+    while (host_leads(look->host) && !r->is_stopping &&
+           (id = oldest_trash(look->host, &left_ns))) {
         if (left_ns > 0) {
             look->next_expiry_ns = left_ns;
             break;
@@ -575,6 +655,18 @@ static struct reclaim_slot *slots_look(struct look *look, uint32_t *ret_busy)
     return found;
 }
 
+/* The next look goes on behind the last one that was asked for; after that, not so soon
+ * again. */
+static void records_asked(struct look *look)
+{
+    struct reclaim *r = look->reclaim;
+
+    if (r->record_last == 0 || look->records_asked == RECORDS_A_LOOK)
+        return;
+    r->record_last = 0;
+    r->record_ns = loop_now_ns(look->host->loop) + RECORDS_NS;
+}
+
 static async void look_around(struct look *look)
 {
     struct reclaim *r = look->reclaim;
@@ -589,6 +681,10 @@ static async void look_around(struct look *look)
                          look->avoided_count < AVOID_MAX;
         if (may_start)
             job = next_job(look);
+        if (job.kind == RECLAIM_RECORD) {
+            look->records_asked++;
+            r->record_last = job.id;
+        }
         if (job.kind != RECLAIM_NOTHING)
             slot_start(r, slot, job);
         else if (busy == 0)
@@ -598,6 +694,7 @@ static async void look_around(struct look *look)
         if (r->empty_trash && !r->is_out)
             expire_trash(look);
     }
+    records_asked(look);
     if (!r->is_stopping)
         host_tidy_soon(look->host); /* lists that waited for a collapse */
 }
@@ -607,6 +704,8 @@ static uint64_t rest_ns(const struct look *look)
     struct reclaim *r = look->reclaim;
     uint64_t ns = min_u64(look->next_expiry_ns, REST_MAX_NS);
 
+    if (!copies_are_alone(r->host->copies))
+        ns = min_u64(ns, MANY_LOOK_NS);
     r->failures = look->has_failed ? r->failures + 1 : 0;
     if (r->is_out)
         return REST_MAX_NS;

@@ -51,6 +51,8 @@ struct reclaim {
     struct timer timer;
     uint32_t failures;       /* looks in a row; the more, the later the next */
     uint64_t turn_ns;        /* when work began again after guests went first */
+    uint64_t record_last;    /* disk whose record may go, that all nodes were asked for */
+    uint64_t record_ns;      /* not again before that */
     uint64_t freed_blocks;
 };
 
@@ -66,6 +68,11 @@ void reclaim_wake(struct host *host);
 async void reclaim_hold(struct host *host);
 void reclaim_release(struct host *host);
 
+/* Somebody here reads the version. */
+bool reclaim_version_is_held(struct host *host, uint64_t version);
+/* Somebody here reads its head, or one of its versions. */
+bool reclaim_disk_is_held(struct host *host, uint64_t disk);
+
 /* A PIN_HEAD that holds no more versions than it must. */
 void reclaim_pin_head(struct host *host, struct pin *pin, uint64_t disk);
 
@@ -76,6 +83,12 @@ bool reclaim_space_coming(struct host *host);
 /* Versions and disks that are on their way out. */
 uint64_t reclaim_pending(const struct host *host);
 bool reclaim_is_busy(const struct host *host);
+
+/* --- reclaim_others.c --- */
+/* Does nobody on any other host read the version (0: anything of the disk)? -EAGAIN: he
+ * does, or it is not known. */
+async int reclaim_ask_others(struct host *host, uint64_t disk, uint64_t version,
+                             struct error *err);
 
 /* --- reclaim_walk.c --- */
 /* For long work: lets guests go first, and stays while reclaim is held. -PLX_ECANCELLED:

@@ -10,6 +10,10 @@
  * above it, or the next walk would not find it. All of these go on the next list of the
  * disk that writes that extent, and the collapse ends once this list is committed.
  *
+ * That disk may be in use on another host. The collapse waits then, until its extents
+ * have become final; but not so long that the head's own lists pile up and its guests
+ * wait: what is left then is lost space, too.
+ *
  * What can fail: a node whose checksum is wrong hides what is below it. That is left: it
  * is lost space, which a check finds and repairs; the walk goes on. Any other error ends
  * the walk, which is repeated later, and passed over when it fails again and again, for a
@@ -74,7 +78,7 @@ async int reclaim_pause(struct host *host)
 static async int free_round(struct freeing *freeing)
 {
     uint64_t before = freeing->set.freed_blocks;
-    int rc = trim_apply(&freeing->set, freeing->host->store);
+    int rc = trim_apply(&freeing->set, freeing->host->copies);
 
     freeing->host->reclaim->freed_blocks += freeing->set.freed_blocks - before;
     return rc;
@@ -96,7 +100,7 @@ static async int on_data(void *arg, uint64_t block, struct map_entry entry,
 
     (void)block;
     (void)other;
-    if (trim_is_possible(freeing->host->store, entry.address))
+    if (copies_can_trim(freeing->host->copies, entry.address))
         return collect(freeing, entry.address, 0);
     freeing->kept[0] = true;
     return dead_entries_add(&freeing->carried, entry.address, 1);
@@ -107,7 +111,7 @@ static async int on_node(void *arg, unsigned level, uint64_t index,
 {
     struct freeing *freeing = arg;
     bool keeps = freeing->kept[level] ||
-                 !trim_is_possible(freeing->host->store, entry.address);
+                 !copies_can_trim(freeing->host->copies, entry.address);
 
     (void)index;
     freeing->kept[level] = false;
@@ -122,8 +126,8 @@ static async int on_unreadable(void *arg, unsigned level, uint64_t index,
 {
     struct freeing *freeing = arg;
 
-    if (code == -PLX_EFAILED || (code != -PLX_ECHECKSUM &&
-                                 freeing->host->reclaim->failures < FAILURES_MAX))
+    if (code == -PLX_EFAILED || copies_may_pass(code) ||
+        (code != -PLX_ECHECKSUM && freeing->host->reclaim->failures < FAILURES_MAX))
         return code;
     log_error(freeing->host->loop,
               "reclaim of %llu: map node at level %u, index %llu, extent %llx block "
@@ -143,15 +147,11 @@ static const struct tree_walk_ops ops = {
 static uint64_t carrier(const struct freeing *freeing)
 {
     const struct dead_entries *carried = &freeing->carried;
-    struct extent_info info;
+    uint64_t disk = 0;
 
-    for (uint32_t i = 0; i < carried->run_count; i++) {
-        struct address extent = address_extent(carried->runs[i].address);
-        if (store_extent_info(freeing->host->store, extent, &info) == 0 &&
-            info.state != EXTENT_FINAL)
-            return info.disk;
-    }
-    return 0;
+    for (uint32_t i = 0; disk == 0 && i < carried->run_count; i++)
+        disk = copies_writer(freeing->host->copies, carried->runs[i].address);
+    return disk;
 }
 
 static int give(struct disk *disk, const struct dead_entries *carried)
@@ -174,6 +174,28 @@ static bool lists_wait_for_us(const struct disk *disk)
     return state && state->collapsing_version != 0;
 }
 
+/* The lists of the head it collapses against are as many as they should be. */
+static bool lists_pile_up(const struct freeing *freeing)
+{
+    const struct cluster_version *version =
+        cluster_version_by_id(cluster_state(freeing->host->cluster), freeing->id);
+    const struct cluster_disk *head = version ? cluster_head_next(version, NULL) : NULL;
+
+    return head && head->collapsing_version == version->id &&
+           head->list_count >= LISTS_MAX / 2;
+}
+
+/* Another host writes that disk, and does not let go of it. */
+static int leave(struct freeing *freeing, uint64_t disk)
+{
+    log_error(freeing->host->loop,
+              "reclaim of %llu: %u runs of blocks lie where disk %llu is written, on "
+              "another host: they stay; check --repair frees them",
+              (unsigned long long)freeing->id, freeing->carried.run_count,
+              (unsigned long long)disk);
+    return 0;
+}
+
 /* Puts what could not be freed on a list and waits until that counts. A disk with many
  * lists may wait for this very collapse to end: then only a crash before its next list
  * would lose the space, and a check would find it. */
@@ -188,6 +210,9 @@ static async int hand_over(struct freeing *freeing, struct error *err)
     if (id == 0) /* they became final meanwhile: once more */
         return err_set(err, -EAGAIN, "extents became final");
     rc = disk_acquire(freeing->host, id, 0, &disk, err);
+    if (rc == -PLX_EOWNED || rc == -PLX_EBUSY)
+        return lists_pile_up(freeing) ? leave(freeing, id)
+                                      : err_set(err, -EAGAIN, "%s", err_text(rc));
     if (rc < 0)
         return rc;
     while (disk->attempt && !disk->down) /* it would forget what comes meanwhile */

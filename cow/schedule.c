@@ -78,9 +78,11 @@ static struct scheduled *find_or_make(struct scheduler *scheduler, uint64_t id)
     return disk;
 }
 
-static bool has_rules(const struct cluster_disk *disk)
+/* And they are this host's business. */
+static bool has_rules(const struct host *host, const struct cluster_disk *disk)
 {
-    return disk->rule_count > 0 && cluster_disk_is_visible(disk);
+    return disk->rule_count > 0 && cluster_disk_is_visible(disk) &&
+           host_answers_for(host, disk);
 }
 
 /* Brings the list up to date with the cluster state. */
@@ -93,7 +95,7 @@ static void refresh(struct scheduler *scheduler)
     RB_FOREACH (at, scheduled_tree, &scheduler->disks)
         at->found = false;
     while ((disk = cluster_disk_next(state, disk))) {
-        if (has_rules(disk) && (at = find_or_make(scheduler, disk->id)))
+        if (has_rules(scheduler->host, disk) && (at = find_or_make(scheduler, disk->id)))
             at->found = true;
     }
     RB_FOREACH_SAFE (at, scheduled_tree, &scheduler->disks, next) {
@@ -222,7 +224,7 @@ static async int rule_step(struct host *host, struct scheduled *at,
                                       : UINT64_MAX,
     };
 
-    if (!disk || !has_rules(disk))
+    if (!disk || !has_rules(host, disk))
         return 0;
     memcpy(disk_name, disk->name, sizeof disk_name);
     int rc = list_names(disk, &names, &facts.name_count);
@@ -305,9 +307,11 @@ static bool is_due(const struct host *host, const struct scheduled *at)
 static void arm(struct scheduler *scheduler)
 {
     uint64_t now_s = wall_s(scheduler->host), wait_s = SCHEDULE_LOOK_S;
+    bool is_alone = copies_are_alone(scheduler->host->copies);
     struct scheduled *at;
 
-    if (scheduler->closing || RB_EMPTY(&scheduler->disks))
+    /* With others around, disks may come to be this host's business. */
+    if (scheduler->closing || (RB_EMPTY(&scheduler->disks) && is_alone))
         return;
     RB_FOREACH (at, scheduled_tree, &scheduler->disks)
         if (!at->failing)
@@ -363,7 +367,7 @@ int scheduler_open(struct host *host, struct error *err)
     waitlist_init(&scheduler->over);
     host->scheduler = scheduler;
     refresh(scheduler);
-    if (!RB_EMPTY(&scheduler->disks))
+    if (!RB_EMPTY(&scheduler->disks) || !copies_are_alone(host->copies))
         look(scheduler);
     return 0;
 }

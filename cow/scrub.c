@@ -91,6 +91,8 @@ static int on_damage(void *arg, struct address at, const struct entry *entry, in
             .code = code,
         };
     reader->damage_count++;
+    if (entry && entry_has_block(entry->kind))
+        copies_mend(reader->scrub->host->copies, at, entry->crc);
     return 0;
 }
 

@@ -237,7 +237,8 @@ static async void say_who(struct scrub *scrub, const struct family *family,
                                        : "; nothing refers to it any more");
     if (sightings.unreadable)
         say(line, "; %u maps cannot be read to here", sightings.unreadable);
-    else if (sightings.seen && damage->entry.kind == ENTRY_DATA)
+    else if (sightings.seen && damage->entry.kind == ENTRY_DATA &&
+             copies_only_here(scrub->host->copies, damage->at))
         say(line, "; there is no other copy: write it again, or restore it");
 }
 
@@ -300,7 +301,10 @@ static async void describe(struct scrub *scrub, uint64_t disk,
         err_text(damage->code));
     if (is_in_a_map(damage))
         say_who(scrub, family, damage, &line);
-    if (damage->has_entry && damage->entry.kind == ENTRY_NODE)
+    if (!copies_only_here(scrub->host->copies, damage->at))
+        say(&line, damage->has_entry ? "; it is written again if another copy is sound"
+                                     : "; other copies may be sound");
+    else if (damage->has_entry && damage->entry.kind == ENTRY_NODE)
         say(&line, "; check --repair makes it again from the headers of its log, while "
                    "these exist");
     scrub_add_line(scrub, line.text);

@@ -22,6 +22,8 @@
 #define HURRY_NS     NS_PER_S /* then everybody is asked */
 #define LOOK_NS      (50 * NS_PER_MS)
 #define RECOUNT_NS   (100 * NS_PER_MS) /* of what a disk at its quota uses */
+#define RECOUNT_MANY_NS (3 * NS_PER_S) /* the same, where others have to be asked, */
+#define RECOUNT_FAR_NS  (60 * NS_PER_S) /* or if it is far from it */
 /* Dead blocks in extents still written to that make it worth to end these. */
 #define ROLL_BLOCKS_MIN 256U
 
@@ -155,6 +157,15 @@ static void refuse(struct space_wait *wait)
     end(wait, -PLX_EFULL);
 }
 
+/* Something was freed since all hosts were asked what the disk uses. */
+static bool quota_is_stale(struct disk *disk)
+{
+    if (copies_are_alone(disk->host->copies))
+        return false;
+    used_refresh(disk->host);
+    return disk->host->used.is_running || disk->quota_seen != disk->host->space_count;
+}
+
 /* Decides for all that wait now; what they do then may make them wait again. */
 static void look(struct host *host)
 {
@@ -169,7 +180,8 @@ static void look(struct host *host)
     while ((wait = TAILQ_FIRST(&now))) {
         TAILQ_REMOVE(&now, wait, link);
         TAILQ_INSERT_TAIL(&host->space_waits, wait, link);
-        bool may_come = wait->of_quota ? disk_space_coming(wait->disk)
+        bool may_come = wait->of_quota ? disk_space_coming(wait->disk) ||
+                                             quota_is_stale(wait->disk)
                                        : is_coming || looked_ns < wait->since_ns;
         if (wait->seen != host->space_count)
             end(wait, 0);
@@ -261,6 +273,19 @@ static uint64_t count_used(struct disk *disk)
     return blocks * BLOCK_SIZE;
 }
 
+/* With others a count takes a while, and goes on beside. */
+static bool is_over_counted(struct disk *disk, uint64_t quota_bytes, uint64_t appended)
+{
+    uint64_t now_ns = loop_now_ns(disk->loop);
+    uint64_t used = disk->quota_used + (appended - disk->quota_at);
+    bool is_near = used >= quota_bytes - quota_bytes / 8;
+    uint64_t keep_ns = is_near ? RECOUNT_MANY_NS : RECOUNT_FAR_NS;
+
+    if (!disk->quota_counted_ns || now_ns - disk->quota_counted_ns >= keep_ns)
+        used_refresh(disk->host);
+    return disk->quota_counted_ns && used >= quota_bytes;
+}
+
 bool space_over_quota(struct disk *disk)
 {
     const struct cluster_disk *state = cluster_disk_by_id(
@@ -270,6 +295,8 @@ bool space_over_quota(struct disk *disk)
 
     if (!state || !state->quota_bytes)
         return false;
+    if (!copies_are_alone(disk->host->copies))
+        return is_over_counted(disk, state->quota_bytes, appended);
     if (disk->quota_used + (appended - disk->quota_at) < state->quota_bytes &&
         disk->quota_counted_ns)
         return false;

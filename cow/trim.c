@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cow/trim.h"
 
-/* Block numbers of one call of the store. */
-#define BLOCKS_AT_ONCE 2048U
+/* Runs that are handed over at once: 128 KiB. */
+#define RUNS_AT_ONCE 8192U
 
 void trim_set_init(struct trim_set *set)
 {
@@ -55,78 +55,35 @@ static int compare(const void *a, const void *b)
     return left->address.v < right->address.v ? -1 : left->address.v > right->address.v;
 }
 
-bool trim_is_possible(const struct store *store, struct address extent)
+/* Hands over items of one level, from `first` on; returns where to go on. */
+static uint32_t fill(const struct trim_set *set, uint32_t first, struct block_run *runs)
 {
-    struct extent_info info;
+    uint32_t at = first, level = set->items[first].level;
 
-    return store_extent_info(store, address_extent(extent), &info) < 0 ||
-           info.state == EXTENT_FINAL;
-}
-
-/* Items first to end are of one extent and level, in order. */
-struct group {
-    struct trim_set *set;
-    uint32_t first, end;
-};
-
-static async int clear_group(const struct group *group, struct store *store,
-                             uint32_t *blocks)
-{
-    struct trim_set *set = group->set;
-    struct address extent = address_extent(set->items[group->first].address);
-    uint32_t count = 0, next = 0; /* a block may be named twice */
-
-    for (uint32_t i = group->first; i < group->end; i++) {
-        uint32_t block = address_block(set->items[i].address);
-        uint32_t end = block + set->items[i].count;
-        for (block = block > next ? block : next; block < end; block++) {
-            blocks[count++] = block;
-            if (count < BLOCKS_AT_ONCE)
-                continue;
-            int rc = store_trim(store, extent, blocks, count);
-            if (rc < 0)
-                return rc;
-            set->freed_blocks += count;
-            count = 0;
-        }
-        next = end > next ? end : next;
+    for (; at < set->count && at - first < RUNS_AT_ONCE; at++) {
+        const struct trim_item *item = &set->items[at];
+        if (item->level != level)
+            break;
+        runs[at - first] = (struct block_run){item->address, item->count};
     }
-    if (count == 0)
-        return 0;
-    int rc = store_trim(store, extent, blocks, count);
-    if (rc == 0)
-        set->freed_blocks += count;
-    return rc;
+    return at;
 }
 
-static struct group next_group(struct trim_set *set, uint32_t first)
+async int trim_apply(struct trim_set *set, struct copies *copies)
 {
-    struct group group = {set, first, first};
-    struct address extent = address_extent(set->items[first].address);
-    uint32_t level = set->items[first].level;
-
-    while (group.end < set->count && set->items[group.end].level == level &&
-           address_equal(address_extent(set->items[group.end].address), extent))
-        group.end++;
-    return group;
-}
-
-async int trim_apply(struct trim_set *set, struct store *store)
-{
-    uint32_t *blocks = malloc(BLOCKS_AT_ONCE * sizeof *blocks);
-    int rc = blocks ? 0 : -ENOMEM;
+    size_t room = min_u32(set->count, RUNS_AT_ONCE);
+    struct block_run *runs = malloc((room + 1) * sizeof *runs);
+    int rc = runs ? 0 : -ENOMEM;
 
     if (rc == 0 && set->count > 1)
         qsort(set->items, set->count, sizeof *set->items, compare);
-    for (uint32_t at = 0; rc == 0 && at < set->count;) {
-        struct group group = next_group(set, at);
-        rc = clear_group(&group, store, blocks);
-        if (rc == -PLX_EMISSING)
-            rc = 0;
-        at = group.end;
-        task_yield();
+    for (uint32_t at = 0, next; rc == 0 && at < set->count; at = next) {
+        uint64_t blocks;
+        next = fill(set, at, runs);
+        rc = copies_trim(copies, runs, next - at, &blocks);
+        set->freed_blocks += blocks;
     }
-    free(blocks);
+    free(runs);
     set->count = 0;
     return rc;
 }

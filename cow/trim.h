@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Dead blocks on their way to the store. They are collected, sorted, and cleared extent
- * by extent: data before nodes, nodes of lower levels first. The store's records become
- * durable in this order, so after a crash a node that is dead has nothing live below it.
+ * Dead blocks on their way to the stores. They are collected, sorted, and cleared extent
+ * by extent: data before nodes, nodes of lower levels first. They become durable in this
+ * order, so after a crash a node that is dead has nothing live below it.
  */
 #ifndef PARALLAX_COW_TRIM_H
 #define PARALLAX_COW_TRIM_H
 
-#include "blockstore/store.h"
+#include "replication/copies.h"
 
 struct trim_item {
     struct address address;
@@ -18,7 +18,7 @@ struct trim_item {
 struct trim_set {
     struct trim_item *items;
     uint32_t count, cap;
-    uint64_t freed_blocks; /* so far, by trim_apply: given to the store */
+    uint64_t freed_blocks; /* so far, by trim_apply */
 };
 
 /* A set that should be applied before more is added. */
@@ -32,12 +32,9 @@ int trim_add(struct trim_set *set, struct address address, uint32_t count,
 
 uint64_t trim_blocks(const struct trim_set *set);
 
-/* Clears all of it and empties the set, also after an error: then some of it may be
- * cleared, no node before what is below. An extent that is gone is fine; one that has no
- * final length yet is -PLX_EPRECONDITION. May suspend. */
-async int trim_apply(struct trim_set *set, struct store *store);
-
-/* Can its blocks be cleared? True also for one that is gone. It stays true. */
-bool trim_is_possible(const struct store *store, struct address extent);
+/* Clears all of it on all copies and empties the set, also after an error: then some of
+ * it may be cleared, no node before what is below. Errors as of copies_trim. May
+ * suspend. */
+async int trim_apply(struct trim_set *set, struct copies *copies);
 
 #endif

@@ -10,10 +10,11 @@
  * that cannot be trimmed yet stays, and the whole subtree goes on the next list. So a
  * node that is dead has nothing live below it, and a second walk passes over it.
  *
- * What can fail is reading a block of a list, or a node. It is tried again after a while;
- * what stays unreadable is passed over, with a line in the log: its space is not lost for
- * ever, the check finds it. So is, at once, what a node names whose checksum is wrong. A
- * store that is out of service ends it.
+ * What can fail is reading a block of a list, or a node, or telling a member. It is tried
+ * again after a while, for ever if it may pass (a member is out of reach); what stays
+ * unreadable is passed over, with a line in the log: its space is not lost for ever, the
+ * check finds it. So is, at once, what a node names whose checksum is wrong. A store that
+ * is out of service ends it.
  *
  * While a version collapses against the disk's head, or somebody reads the head (pin.h),
  * no list is begun. On close the task ends between two steps; what it did not get to is
@@ -39,9 +40,9 @@ struct list_job {
     bool kept[MAP_HEIGHT_MAX + 1];
 };
 
-static struct store *store_of(const struct list_job *job)
+static struct copies *copies_of(const struct list_job *job)
 {
-    return job->disk->host->store;
+    return job->disk->host->copies;
 }
 
 static void job_init(struct list_job *job, struct disk *disk,
@@ -62,7 +63,7 @@ static async int apply_if_many(struct list_job *job)
 {
     if (job->set.count < TRIM_ITEMS_SOON)
         return 0;
-    return trim_apply(&job->set, store_of(job));
+    return trim_apply(&job->set, copies_of(job));
 }
 
 /* --- subtrees --- */
@@ -73,7 +74,7 @@ static async int walk_data(void *arg, uint64_t block, struct map_entry entry,
     struct list_job *job = arg;
 
     (void)block, (void)other;
-    if (!trim_is_possible(store_of(job), entry.address)) {
+    if (!copies_can_trim(copies_of(job), entry.address)) {
         job->kept[0] = true;
         job->kept_blocks++;
         return 0;
@@ -85,7 +86,7 @@ static async int walk_node(void *arg, unsigned level, uint64_t index,
                            struct map_entry entry)
 {
     struct list_job *job = arg;
-    bool keeps = job->kept[level] || !trim_is_possible(store_of(job), entry.address);
+    bool keeps = job->kept[level] || !copies_can_trim(copies_of(job), entry.address);
     int rc = 0;
 
     (void)index;
@@ -144,7 +145,7 @@ static async int trim_entries(struct list_job *job, const struct dead_entries *e
 
     for (uint32_t i = 0; rc == 0 && i < entries->run_count; i++) {
         const struct dead_run *run = &entries->runs[i];
-        if (trim_is_possible(store_of(job), run->address))
+        if (copies_can_trim(copies_of(job), run->address))
             rc = trim_add(&job->set, run->address, run->count, 0);
         else
             rc = dead_entries_add(&job->carried, run->address, run->count);
@@ -221,7 +222,7 @@ static async int trim_list(struct list_job *job, const struct dead_list *list)
         at = block.previous;
         crc = block.previous_crc;
     }
-    return rc == 0 ? trim_apply(&job->set, store_of(job)) : rc;
+    return rc == 0 ? trim_apply(&job->set, copies_of(job)) : rc;
 }
 
 /* --- the task of an open disk --- */
@@ -294,10 +295,12 @@ static async bool has_failed(struct disk *disk, struct list_job *job,
 
     if (code == -PLX_ECANCELLED || code == -PLX_EFAILED || stops(disk))
         return true;
-    if (trims->failures++ == 0)
+    if (trims->failures == 0 && !trims->is_waiting)
         log_warning(disk->loop, "disk %s: dead list of checkpoint %llu: %s", disk->name,
                     (unsigned long long)list->checkpoint, err_text(code));
-    if (trims->failures < FAILURES_MAX || code == -ENOMEM) {
+    trims->is_waiting = copies_may_pass(code);
+    trims->failures += !trims->is_waiting;
+    if (trims->is_waiting || trims->failures < FAILURES_MAX) {
         timer_start(disk->loop, &trims->retry, RETRY_NS);
         return true;
     }
@@ -305,7 +308,7 @@ static async bool has_failed(struct disk *disk, struct list_job *job,
               "disk %s: the dead list of checkpoint %llu cannot be read: what it names "
               "stays, until a check repairs that",
               disk->name, (unsigned long long)list->checkpoint);
-    (void)trim_apply(&job->set, store_of(job));
+    (void)trim_apply(&job->set, copies_of(job));
     return take_over(trims, job, list->checkpoint) < 0;
 }
 
@@ -326,10 +329,10 @@ static async int trim_beyond(struct list_job *job)
             break;
         struct address address = map_span_entry(&span, block++).address;
         node_put(disk->host->nodes, span.leaf);
-        if (!address_is_null(address) && trim_is_possible(store_of(job), address))
+        if (!address_is_null(address) && copies_can_trim(copies_of(job), address))
             rc = trim_add(&job->set, address, 1, 0);
     }
-    return rc < 0 ? rc : trim_apply(&job->set, store_of(job));
+    return rc < 0 ? rc : trim_apply(&job->set, copies_of(job));
 }
 
 static async bool process(struct disk *disk, const struct dead_list *list)
@@ -345,8 +348,10 @@ static async bool process(struct disk *disk, const struct dead_list *list)
         rc = take_over(&disk->trims, &job, list->checkpoint);
     if (rc < 0)
         goes_on = !has_failed(disk, &job, list, rc);
-    if (goes_on)
+    if (goes_on) {
         disk->trims.failures = 0;
+        disk->trims.is_waiting = false;
+    }
     trace(disk->loop, "dead list", disk->id, list->checkpoint, (uint64_t)-rc);
     job_done(&job);
     return goes_on;
@@ -363,7 +368,7 @@ static bool has_trimmable(const struct disk *disk)
         if (address_equal(at, extent))
             continue;
         extent = at;
-        if (trim_is_possible(disk->host->store, extent))
+        if (copies_can_trim(disk->host->copies, extent))
             return true;
     }
     return false;
@@ -379,7 +384,7 @@ static async int trim_possible(struct list_job *job, const struct dead_entries *
     if (rc == 0)
         rc = trim_entries(job, &copy);
     if (rc == 0)
-        rc = trim_apply(&job->set, store_of(job));
+        rc = trim_apply(&job->set, copies_of(job));
     dead_entries_done(&copy);
     return rc;
 }
@@ -484,7 +489,7 @@ bool trimmer_again(struct disk *disk)
     if (!disk->log || stops(disk) || is_held(disk) || trims->gathered)
         return false;
     bool is_final = !address_is_null(disk->rolled_extent) &&
-                    trim_is_possible(disk->host->store, disk->rolled_extent);
+                    copies_can_trim(disk->host->copies, disk->rolled_extent);
     if (!is_final && !has_trimmable(disk))
         return false;
     if (is_final)
@@ -554,7 +559,7 @@ static async int tidy_lists(struct disk *disk)
             rc = trim_add(&job.set, job.spent.runs[i].address, job.spent.runs[i].count,
                           0);
         if (rc == 0)
-            rc = trim_apply(&job.set, store_of(&job));
+            rc = trim_apply(&job.set, copies_of(&job));
         if (rc == 0)
             disk->trims.processed = list.checkpoint;
         job_done(&job);
@@ -562,19 +567,10 @@ static async int tidy_lists(struct disk *disk)
     return rc;
 }
 
-/* Is the extent final here, as long as the state says, or can be made so? */
+/* Is the extent final, as long as the state says, or can be made so? */
 static async bool is_final(struct disk *disk, const struct log_extent *extent)
 {
-    struct store *store = disk->host->store;
-    struct extent_info info;
-
-    if (!extent->final)
-        return false;
-    if (store_extent_info(store, extent->extent, &info) < 0)
-        return true;
-    if (info.state == EXTENT_FINAL)
-        return true;
-    return store_finalize_extent(store, extent->extent, extent->length) == 0;
+    return extent->final && copies_finalize(disk->host->copies, extent) == 0;
 }
 
 /* Extents that nothing needs the list for any more. */
@@ -619,9 +615,7 @@ static async int tidy(struct disk *disk, struct tidying *tidying)
         return failed;
     int rc = cluster_submit(disk->host->cluster, &tidying->command, &result);
     for (uint32_t i = 0; rc == 0 && i < tidying->command.final_count; i++) {
-        rc = store_trim_headers(disk->host->store, tidying->finals[i].extent);
-        if (rc == -PLX_EMISSING)
-            rc = 0;
+        rc = copies_trim_headers(disk->host->copies, tidying->finals[i].extent);
     }
     return rc < 0 ? rc : failed;
 }
@@ -637,6 +631,9 @@ async void disk_tidy(struct disk *disk)
     disk->trims.processed = 0;
     disk->tidy_until_ns = loop_now_ns(disk->loop) + CLOSING_NS;
     rc = tidy(disk, tidying);
+    /* With others, blocks can be trimmed when their extents have left the list. */
+    if (rc == -PLX_EPRECONDITION && tidying->command.final_count > 0)
+        rc = tidy(disk, tidying);
     if (rc < 0 && rc != -PLX_ECANCELLED)
         log_warning(disk->loop, "disk %s: what is dead is not all trimmed yet: %s",
                     disk->name, err_text(rc));

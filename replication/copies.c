@@ -244,6 +244,9 @@ int copies_create(const struct copies_options *options, struct copies **ret_copi
                                          "Reads that another member was asked for, too");
     copies->bad_copies = metric_counter(copies->loop, "parallax_bad_copies_total",
                                         "Copies that did not have what they should");
+    copies->mended_blocks = metric_counter(copies->loop, "parallax_mended_blocks_total",
+                                           "Blocks written again from another copy");
+    waitlist_init(&copies->mends_over);
     *ret_copies = copies;
     return 0;
 }
@@ -253,7 +256,7 @@ void copies_destroy(struct copies *copies)
     struct copies_member *member, *next;
     if (copies == NULL)
         return;
-    assert(TAILQ_EMPTY(&copies->local_reads));
+    assert(TAILQ_EMPTY(&copies->local_reads) && !copies->mends_run);
     RB_FOREACH_SAFE (member, copies_member_tree, &copies->others, next) {
         RB_REMOVE(copies_member_tree, &copies->others, member);
         member->replica->ops->destroy(member->replica);

@@ -13,6 +13,7 @@
 #define PARALLAX_REPLICATION_COPIES_H
 
 #include "blockstore/store.h"
+#include "blockstore/trims.h"
 #include "replication/cluster.h"
 #include "replication/replica.h"
 
@@ -36,7 +37,9 @@ struct copies_options {
 
 /* -ENOMEM */
 int copies_create(const struct copies_options *options, struct copies **ret_copies);
-/* Nothing is under way, and no log is open. NULL ok. */
+/* Ends what it does by itself. Reads go on. */
+async void copies_stop(struct copies *copies);
+/* It was stopped, nothing is under way, and no log is open. NULL ok. */
 void copies_destroy(struct copies *copies);
 
 /* Where logs find members, and are told which to take for a new extent. */
@@ -52,7 +55,8 @@ struct replica_directory *copies_directory(struct copies *copies);
  *
  * -PLX_EDEAD: a member says that a block is dead, so the map is to be looked up again.
  * If no copy is sound: an error that may pass (a member could not be asked), before -EIO,
- * before -PLX_ECHECKSUM, before -PLX_ENOTHERE. done may be called from inside.
+ * before -PLX_ECHECKSUM, before -PLX_ENOTHERE. That it is "not here" a whole member
+ * knows, whoever else cannot be asked. done may be called from inside.
  */
 struct log_read {
     struct address address;
@@ -81,8 +85,59 @@ struct copies_bad {
     int code;                /* -PLX_ECHECKSUM; -EIO: some of them cannot be read */
     const uint32_t *crcs;    /* what they should be */
 };
-/* Who repairs; called on the loop, must not suspend. fn NULL: nobody. */
+/* For who wants to know; called on the loop, must not suspend. fn NULL: nobody. */
 void copies_on_bad(struct copies *copies,
                    void (*fn)(void *arg, const struct copies_bad *bad), void *arg);
+
+/* A block of this node's store is not what it should be: it is written again, if another
+ * member has it sound. Reads do that by themselves. */
+void copies_mend(struct copies *copies, struct address address, uint32_t crc);
+
+/*
+ * --- what is done to all copies ---
+ *
+ * It is done when every member that counts has answered: all that are whole, and all that
+ * are up. One that is down and not whole is passed over: before it becomes whole it takes
+ * over from the others what it missed. Doing something again is harmless.
+ *
+ * Besides what stores answer: -EHOSTUNREACH, -ETIMEDOUT, -ECONNRESET and the like, when a
+ * member that counts did not answer. Try again later; see copies_may_pass.
+ */
+
+/* Can blocks of the extent be trimmed? It stays true. It is, once its length is final on
+ * all members, and for one that is gone. */
+bool copies_can_trim(const struct copies *copies, struct address extent);
+/* The disk that lists the extent while it cannot be trimmed; 0: it can. */
+uint64_t copies_writer(const struct copies *copies, struct address extent);
+/* Clears the live bits of runs, sorted by address; durable, unless this node is alone:
+ * then with the next synced write of its metadata. Extents that are gone are passed over.
+ * -PLX_EPRECONDITION: one is not final where it should be. ret_blocks: so many were given
+ * to stores that have them. */
+async int copies_trim(struct copies *copies, const struct block_run *runs, uint32_t count,
+                      uint64_t *ret_blocks);
+/* Lets the headers of an extent go that no take-over walks any more. */
+async int copies_trim_headers(struct copies *copies, struct address extent);
+/* Makes all of the write set final at the length that is committed. */
+async int copies_finalize(struct copies *copies, const struct log_extent *extent);
+
+/* An error that may be gone when it is tried again. */
+bool copies_may_pass(int code);
+
+/* --- what there is --- */
+
+/* No other node has anything, or is asked for anything. */
+bool copies_are_alone(const struct copies *copies);
+/* Is this node the only member of the extent's group? */
+bool copies_only_here(const struct copies *copies, struct address extent);
+/* The extents of a disk on all members of all groups, each once, as its most finished
+ * copy has it; malloc'd and the caller's, sorted. ret_complete: of every group a whole
+ * member answered, and so did all that are up. */
+async int copies_list(struct copies *copies, uint64_t disk,
+                      struct extent_info **ret_infos, size_t *ret_count,
+                      bool *ret_complete);
+/* How many blocks live in the extents of each disk, each counted once; malloc'd and the
+ * caller's, sorted by disk. ret_complete: a whole member of every group was asked. */
+async int copies_usage(struct copies *copies, struct disk_blocks **ret_disks,
+                       size_t *ret_count, bool *ret_complete);
 
 #endif

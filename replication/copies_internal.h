@@ -10,6 +10,13 @@
 /* One that was slow or did not answer is asked after the others for so long. */
 #define COPIES_AVOID_NS (10 * NS_PER_S)
 
+/* Blocks of this node's store that wait to be written again. */
+#define MENDS_MAX 64U
+struct mend {
+    struct address address;
+    uint32_t crc;
+};
+
 /* A node with a store, made when it is first needed, and kept. */
 struct copies_member {
     struct replica *replica;
@@ -37,7 +44,12 @@ struct copies {
     void (*bad_fn)(void *arg, const struct copies_bad *bad);
     void *bad_arg;
     uint64_t said_bad_ns;
-    struct metric *reads_elsewhere, *reads_again, *bad_copies;
+    uint32_t mend_count;
+    struct mend mends[MENDS_MAX]; /* the first one is at work */
+    struct task_call mend_task;
+    bool mends_run, is_stopping;
+    struct waitlist mends_over;
+    struct metric *reads_elsewhere, *reads_again, *bad_copies, *mended_blocks;
 };
 
 /* Who has the extents of a group, as far as this node knows. */

@@ -42,7 +42,7 @@ struct more {
     struct log_read *read;
     struct attempt attempts[REPLICAS_MAX]; /* of each member, one */
     uint32_t count;
-    bool is_whole[REPLICAS_MAX];
+    bool is_whole[REPLICAS_MAX], is_usable[REPLICAS_MAX];
     uint32_t sound; /* so many blocks from the first on have come, and are right */
     uint32_t want;  /* so many after them are asked for */
     uint64_t until_ns;   /* members that could not be asked are asked again */
@@ -98,6 +98,8 @@ static void report(struct copies *copies, const struct copies_bad *bad)
     }
     if (copies->bad_fn != NULL)
         copies->bad_fn(copies->bad_arg, bad);
+    for (uint32_t i = 0; bad->node == copies->node && i < bad->count; i++)
+        copies_mend(copies, address_plus(bad->address, i), bad->crcs[i]);
 }
 
 /* Which of two codes says more: one that may pass, before damage, before absence. */
@@ -141,18 +143,29 @@ static bool is_under_way(const struct more *more)
     return false;
 }
 
+/* A member that has all there is does not have it: so it is dead, and gone. */
+static bool is_absent(const struct more *more)
+{
+    for (uint32_t i = 0; i < more->count; i++) {
+        if (more->is_whole[i] && more->attempts[i].code == -PLX_ENOTHERE)
+            return true;
+    }
+    return false;
+}
+
 /* Equal ones take turns by address. NULL: all that may be asked now were. */
 static struct attempt *choose(struct more *more)
 {
     const struct copies *copies = more->copies;
     uint64_t first = more->read->address.v / EXTENT_BLOCKS;
-    bool is_alone = !is_under_way(more);
+    bool is_alone = !is_under_way(more), is_gone = is_absent(more);
     struct attempt *best = NULL;
     uint32_t best_rank = UINT32_MAX;
     for (uint32_t n = 0; n < more->count; n++) {
         uint32_t i = (uint32_t)((first + n) % more->count);
         bool is_local = more->attempts[i].member == &copies->local;
-        if (more->attempts[i].was_asked || (is_local && !is_alone) ||
+        bool is_in_vain = !more->is_usable[i] && is_gone;
+        if (more->attempts[i].was_asked || (is_local && !is_alone) || is_in_vain ||
             rank(more, i) >= best_rank)
             continue;
         best = &more->attempts[i];
@@ -296,6 +309,8 @@ static void all_were_asked(struct more *more)
         has_unreadable = has_unreadable || more->attempts[i].code == -EIO;
         worst = worse(worst, more->attempts[i].code);
     }
+    if (copies_is_unreached(worst) && is_absent(more))
+        worst = -PLX_ENOTHERE;
     if (has_unreadable && more->want > 1) {
         want(more, 1);
     } else if (copies_is_unreached(worst) &&
@@ -395,6 +410,7 @@ static struct more *more_create(struct copies *copies, struct log_read *read,
             continue;
         has_others = has_others || member != &copies->local;
         more->is_whole[more->count] = where.members[i].is_whole;
+        more->is_usable[more->count] = where.members[i].is_usable;
         more->attempts[more->count++] = (struct attempt){.more = more, .member = member};
         if (!where.members[i].is_usable)
             copies_member_failed(copies, member);

@@ -16,6 +16,9 @@
 
 struct replica;
 
+#define REPLICA_LIST_MAX  16384U /* STORE_RPC_LIST_MAX */
+#define REPLICA_USAGE_MAX 65536U /* STORE_RPC_USAGE_MAX */
+
 struct replica_append {
     struct store_append store; /* the caller sets extent, epoch, block, slices ... */
     void (*done)(struct replica_append *append);
@@ -70,6 +73,20 @@ struct replica_ops {
     void (*read)(struct replica *replica, struct replica_read *read);
     /* The same for a read. Nothing is written to what was given up. */
     void (*cancel_read)(struct replica *replica, struct replica_read *read);
+    /* Clears what a payload of blockstore/trims.h names, of so many extents; durable when
+     * it returns 0. ret_not_final: so many of them were left alone. */
+    async int (*trim)(struct replica *replica, struct slice trims, uint32_t extent_count,
+                      uint32_t *ret_not_final);
+    /* Extents of a disk (0: of all) from an address on, in order: up to `max`, which is
+     * at most REPLICA_LIST_MAX. */
+    async int (*list)(struct replica *replica, uint64_t disk, struct address from,
+                      uint32_t max, struct extent_info *ret_infos, uint32_t *ret_count,
+                      bool *ret_more);
+    /* Live blocks of disks behind `after`, in extents of these groups (le16, rising): of
+     * up to REPLICA_USAGE_MAX disks. */
+    async int (*usage)(struct replica *replica, struct slice groups, uint64_t after,
+                       struct disk_blocks *ret_disks, uint32_t *ret_count,
+                       bool *ret_more);
     void (*destroy)(struct replica *replica);
 };
 

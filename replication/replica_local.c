@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The member of a write set that is a store in this process. */
+#include "blockstore/trims.h"
 #include "replication/replica.h"
 
 struct replica_local {
@@ -110,6 +111,50 @@ static void local_cancel_read(struct replica *replica, struct replica_read *read
     (void)replica, (void)read;
 }
 
+static async int local_trim(struct replica *replica, struct slice trims,
+                            uint32_t extent_count, uint32_t *ret_not_final)
+{
+    (void)extent_count;
+    return trims_apply(store_of(replica), slice_data(trims), trims.len, ret_not_final);
+}
+
+static async int local_list(struct replica *replica, uint64_t disk, struct address from,
+                            uint32_t max, struct extent_info *ret_infos,
+                            uint32_t *ret_count, bool *ret_more)
+{
+    cleanup(free_ptr) struct extent_info *infos = NULL;
+    size_t count, first = 0;
+    int rc = store_list_extents(store_of(replica), disk, &infos, &count);
+    if (rc != 0)
+        return rc;
+    while (first < count && infos[first].extent.v < from.v)
+        first++;
+    *ret_count = (uint32_t)min_u64(count - first, max);
+    *ret_more = *ret_count < count - first;
+    for (uint32_t i = 0; i < *ret_count; i++)
+        ret_infos[i] = infos[first + i];
+    return 0;
+}
+
+static async int local_usage(struct replica *replica, struct slice groups, uint64_t after,
+                             struct disk_blocks *ret_disks, uint32_t *ret_count,
+                             bool *ret_more)
+{
+    cleanup(free_ptr) struct disk_blocks *disks = NULL;
+    size_t count, first = 0;
+    int rc = store_count_live(store_of(replica), (const void *)slice_data(groups),
+                              groups.len / (uint32_t)sizeof(le16), &disks, &count);
+    if (rc != 0)
+        return rc;
+    while (first < count && disks[first].disk <= after)
+        first++;
+    *ret_count = (uint32_t)min_u64(count - first, REPLICA_USAGE_MAX);
+    *ret_more = *ret_count < count - first;
+    for (uint32_t i = 0; i < *ret_count; i++)
+        ret_disks[i] = disks[first + i];
+    return 0;
+}
+
 static void local_destroy(struct replica *replica)
 {
     free(container_of(replica, struct replica_local, replica));
@@ -127,6 +172,9 @@ static const struct replica_ops LOCAL_OPS = {
     .walk_headers = local_walk,
     .read = local_read,
     .cancel_read = local_cancel_read,
+    .trim = local_trim,
+    .list = local_list,
+    .usage = local_usage,
     .destroy = local_destroy,
 };
 

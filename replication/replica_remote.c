@@ -382,6 +382,160 @@ static void remote_cancel_read(struct replica *replica, struct replica_read *rea
     rpc_cancel(remote_of(replica)->rpc, &call->call);
 }
 
+/* --- many extents --- */
+
+static async int remote_trim(struct replica *replica, struct slice trims,
+                             uint32_t extent_count, uint32_t *ret_not_final)
+{
+    struct replica_remote *remote = remote_of(replica);
+    struct store_rpc_trim head = {.target = target_of(remote, ADDRESS_NULL),
+                                  .extent_count = le32_of(extent_count)};
+    struct rpc_call call = {.node = replica->node,
+                            .op = STORE_RPC_TRIM,
+                            .head = &head,
+                            .head_len = sizeof head,
+                            .slices = &trims,
+                            .slice_count = 1,
+                            .timeout_ns = TASK_TIMEOUT_NS};
+    struct store_rpc_trim_answer answer;
+    struct writer bytes = {0};
+    int rc = rpc_wait(remote->rpc, &call, &bytes, NULL);
+    if (rc == 0 && bytes.len != sizeof answer)
+        rc = -PLX_EFORMAT;
+    if (rc == 0) {
+        memcpy(&answer, bytes.bytes, sizeof answer);
+        *ret_not_final = le32_get(answer.not_final);
+    }
+    writer_done(&bytes);
+    return rc;
+}
+
+static int read_info(const struct store_rpc_extent *wire, uint64_t disk, uint64_t least,
+                     struct extent_info *ret)
+{
+    *ret = (struct extent_info){
+        .extent = {le64_get(wire->extent)},
+        .disk = le64_get(wire->disk),
+        .epoch = le64_get(wire->epoch),
+        .nonce = le64_get(wire->nonce),
+        .state = (enum extent_state)wire->state,
+        .length = le32_get(wire->length),
+        .durable = le32_get(wire->durable),
+        .stored = le32_get(wire->stored),
+        .live = le32_get(wire->live),
+        .has_headers = (wire->flags & STORE_RPC_HAS_HEADERS) != 0,
+        .restart_scanned = (wire->flags & STORE_RPC_RESTART_SCANNED) != 0,
+        .create_flags = le32_get(wire->create_flags),
+    };
+    bool is_sound = ret->extent.v >= least && address_block(ret->extent) == 0 &&
+                    address_group(ret->extent) != 0 && wire->state <= EXTENT_FINAL &&
+                    ret->length <= EXTENT_BLOCKS && ret->durable <= ret->length &&
+                    ret->live <= ret->stored && ret->stored <= EXTENT_BLOCKS &&
+                    (disk == 0 || ret->disk == disk);
+    return is_sound ? 0 : -PLX_EFORMAT;
+}
+
+static int read_infos(struct slice payload, const struct store_rpc_list *head,
+                      uint32_t count, struct extent_info *ret_infos)
+{
+    uint64_t least = le64_get(head->target.extent);
+    size_t len = payload.buffer != NULL ? payload.len : 0;
+    if (count > le32_get(head->max) || len != count * sizeof(struct store_rpc_extent))
+        return -PLX_EFORMAT;
+    for (uint32_t i = 0; i < count; i++) {
+        struct store_rpc_extent wire;
+        memcpy(&wire, slice_data(payload) + i * sizeof wire, sizeof wire);
+        int rc = read_info(&wire, le64_get(head->disk), least, &ret_infos[i]);
+        if (rc != 0)
+            return rc;
+        least = ret_infos[i].extent.v + 1;
+    }
+    return 0;
+}
+
+static async int remote_list(struct replica *replica, uint64_t disk, struct address from,
+                             uint32_t max, struct extent_info *ret_infos,
+                             uint32_t *ret_count, bool *ret_more)
+{
+    struct replica_remote *remote = remote_of(replica);
+    struct store_rpc_list head = {.target = target_of(remote, from),
+                                  .disk = le64_of(disk),
+                                  .max = le32_of(max)};
+    struct store_rpc_extents answer = {0};
+    struct writer bytes = {0};
+    struct slice payload = {0};
+    assert(max <= STORE_RPC_LIST_MAX);
+    int rc = call_wait(remote, STORE_RPC_LIST, &head, sizeof head, &bytes, &payload);
+    if (rc == 0 && bytes.len != sizeof answer)
+        rc = -PLX_EFORMAT;
+    if (rc == 0) {
+        memcpy(&answer, bytes.bytes, sizeof answer);
+        rc = read_infos(payload, &head, le32_get(answer.count), ret_infos);
+    }
+    if (rc == 0) {
+        *ret_count = le32_get(answer.count);
+        /* So it ends, whatever they say. */
+        *ret_more = answer.more != 0 && *ret_count > 0;
+    }
+    buffer_put(payload.buffer);
+    writer_done(&bytes);
+    return rc;
+}
+
+static int read_usage(struct slice payload, uint32_t count, uint64_t after,
+                      struct disk_blocks *ret_disks)
+{
+    size_t len = payload.buffer != NULL ? payload.len : 0;
+    if (count > STORE_RPC_USAGE_MAX || len != count * sizeof(struct store_rpc_disk))
+        return -PLX_EFORMAT;
+    for (uint32_t i = 0; i < count; i++) {
+        struct store_rpc_disk wire;
+        memcpy(&wire, slice_data(payload) + i * sizeof wire, sizeof wire);
+        ret_disks[i] = (struct disk_blocks){le64_get(wire.disk), le64_get(wire.live)};
+        if (ret_disks[i].disk <= after ||
+            ret_disks[i].live > (uint64_t)EXTENT_SEQUENCE_MAX * EXTENT_BLOCKS)
+            return -PLX_EFORMAT;
+        after = ret_disks[i].disk;
+    }
+    return 0;
+}
+
+static async int remote_usage(struct replica *replica, struct slice groups,
+                              uint64_t after, struct disk_blocks *ret_disks,
+                              uint32_t *ret_count, bool *ret_more)
+{
+    struct replica_remote *remote = remote_of(replica);
+    struct store_rpc_usage head = {
+        .target = target_of(remote, ADDRESS_NULL),
+        .after = le64_of(after),
+        .max = le32_of(STORE_RPC_USAGE_MAX),
+        .group_count = le32_of(groups.len / (uint32_t)sizeof(le16))};
+    struct rpc_call call = {.node = replica->node,
+                            .op = STORE_RPC_USAGE,
+                            .head = &head,
+                            .head_len = sizeof head,
+                            .slices = &groups,
+                            .slice_count = 1,
+                            .timeout_ns = TASK_TIMEOUT_NS};
+    struct store_rpc_extents answer = {0};
+    struct writer bytes = {0};
+    struct slice payload = {0};
+    int rc = rpc_wait(remote->rpc, &call, &bytes, &payload);
+    if (rc == 0 && bytes.len != sizeof answer)
+        rc = -PLX_EFORMAT;
+    if (rc == 0) {
+        memcpy(&answer, bytes.bytes, sizeof answer);
+        rc = read_usage(payload, le32_get(answer.count), after, ret_disks);
+    }
+    if (rc == 0) {
+        *ret_count = le32_get(answer.count);
+        *ret_more = answer.more != 0 && *ret_count > 0;
+    }
+    buffer_put(payload.buffer);
+    writer_done(&bytes);
+    return rc;
+}
+
 static void remote_destroy(struct replica *replica)
 {
     struct replica_remote *remote = remote_of(replica);
@@ -405,6 +559,9 @@ static const struct replica_ops REMOTE_OPS = {
     .walk_headers = remote_walk,
     .read = remote_read,
     .cancel_read = remote_cancel_read,
+    .trim = remote_trim,
+    .list = remote_list,
+    .usage = remote_usage,
     .destroy = remote_destroy,
 };
 

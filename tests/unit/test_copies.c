@@ -224,6 +224,7 @@ static async void rig_open(struct rig *rig, struct body *body, uint32_t others)
         CHECK_EQ(copies_member_add(rig->copies, &told->replica), 0);
     }
     copies_on_bad(rig->copies, note_bad, rig);
+    copies_stop(rig->copies); /* what is bad stays so */
     for (uint32_t i = 0; i < BLOCKS; i++)
         rig->crcs[i] = crc_of(i);
     rig->bytes = aligned_alloc(BLOCK_SIZE, BLOCKS * BLOCK_SIZE);
@@ -334,8 +335,9 @@ static async int read_range(struct rig *rig, uint32_t first, uint32_t count,
         check_bytes(rig, first, count);
     if (ret_bad != NULL)
         *ret_bad = mine.read.bad_block;
-    for (uint32_t i = 0; i < rig->other_count; i++)
-        CHECK_EQ(rig->others[i]->under_way, 0); /* nobody writes there any more */
+    /* Nobody writes there any more; what is mended has memory of its own. */
+    for (uint32_t i = 0; i < rig->other_count && !rig->copies->mends_run; i++)
+        CHECK_EQ(rig->others[i]->under_way, 0);
     return mine.read.result;
 }
 
@@ -453,8 +455,10 @@ static async void codes(struct rig *rig)
 static async void patience(struct rig *rig)
 {
     struct waiting mine;
+    fill_local(rig);
+    rot_local(rig, 2);
     rig->others[0]->code = -ECONNRESET;
-    rig->others[1]->code = -PLX_ENOTHERE;
+    memset(rig->others[1]->is_sick, 1, sizeof rig->others[1]->is_sick);
     read_start(rig, &mine, 2, 3);
     task_sleep_ns(PATIENCE_MS / 2 * NS_PER_MS);
     CHECK(!mine.over.is_set);
@@ -581,6 +585,9 @@ static async void flags(struct rig *rig)
                                    .flags = NODE_DOWN};
     struct cluster_command gone = {.op = CLUSTER_NODE_GONE, .node = 3, .force = true};
     struct replica_directory *directory = copies_directory(rig->copies);
+    fill_local(rig);
+    for (uint32_t i = 0; i < 10; i++)
+        rot_local(rig, i);
     CHECK(directory->find(directory, 3) == &rig->others[1]->replica);
     CHECK(directory->in_reach(directory, 3));
     submit(rig, &down, &result);
@@ -599,15 +606,43 @@ static async void flags(struct rig *rig)
     down.old_flags = 0;
     down.flags = NODE_DOWN;
     submit(rig, &down, &result);
-    rig->others[0]->code = -PLX_ENOTHERE;
+    rig->others[0]->code = -EIO;
     CHECK_EQ(read_range(rig, 0, 1, NULL), 0);
     CHECK_EQ(rig->others[1]->asked, 1);
     submit(rig, &gone, &result);
     CHECK(directory->find(directory, 3) == NULL);
     CHECK(directory->find(directory, 99) == NULL);
-    CHECK_EQ(read_range(rig, 0, 1, NULL), -PLX_ENOTHERE);
+    CHECK_EQ(read_range(rig, 0, 1, NULL), -EIO);
     CHECK_EQ(rig->others[1]->asked, 1);
     CHECK(directory->find(directory, 1) == directory->find(directory, 1));
+}
+
+/* What a whole member does not have is gone: nobody waits for one that is down. */
+static async void gone(struct rig *rig)
+{
+    struct cluster_result result;
+    struct cluster_command down = {.op = CLUSTER_NODE_STATE, .node = 3,
+                                   .flags = NODE_DOWN};
+    rig->others[0]->code = -PLX_ENOTHERE;
+    rig->others[1]->code = -ETIMEDOUT;
+    rig->others[1]->delay_ns = 5 * NS_PER_S;
+    uint64_t begun_ns = loop_now_ns(rig->loop);
+    CHECK_EQ(read_range(rig, 3, 4, NULL), -PLX_ENOTHERE);
+    CHECK(loop_now_ns(rig->loop) - begun_ns < 6 * NS_PER_S); /* it might have had it */
+    submit(rig, &down, &result);
+    begun_ns = loop_now_ns(rig->loop);
+    CHECK_EQ(read_range(rig, 3, 4, NULL), -PLX_ENOTHERE);
+    CHECK(loop_now_ns(rig->loop) - begun_ns < SLOW_MS * NS_PER_MS);
+    /* Of one that is not whole it says nothing. */
+    down.old_flags = NODE_DOWN;
+    down.flags = 0;
+    submit(rig, &down, &result);
+    rig->others[0]->code = -ECONNRESET;
+    rig->others[1]->code = -PLX_ENOTHERE;
+    rig->others[1]->delay_ns = NS_PER_MS;
+    fill_local(rig);
+    rot_local(rig, 3);
+    CHECK_EQ(read_range(rig, 3, 4, NULL), -ECONNRESET);
 }
 
 /* All that is known of a process that is alone is its own store. */
@@ -623,6 +658,37 @@ static async void alone(struct rig *rig)
     expect_bad(rig, 0, 1, 5, -PLX_ECHECKSUM);
     CHECK_EQ(store_delete_extent(rig->store, EXTENT), 0);
     CHECK_EQ(read_range(rig, 2, 8, NULL), -PLX_ENOTHERE);
+}
+
+/* What is bad here is written again, from a copy that is not. */
+static async void mended(struct rig *rig)
+{
+    rig->copies->is_stopping = false;
+    fill_local(rig);
+    for (uint32_t i = 10; i < 30; i++)
+        rot_local(rig, i);
+    rig->others[0]->is_sick[15] = rig->others[1]->is_sick[15] = true;
+    rig->others[0]->is_sick[16] = true;
+    CHECK_EQ(read_range(rig, 0, 15, NULL), 0);
+    CHECK_EQ(read_range(rig, 14, 4, NULL), -PLX_ECHECKSUM);
+    CHECK_EQ(read_range(rig, 16, 4, NULL), 0);
+    for (uint32_t i = 20; i < 30; i++)
+        copies_mend(rig->copies, address_plus(EXTENT, i), rig->crcs[i]);
+    copies_mend(rig->copies, address_plus(EXTENT, 500), rig->crcs[500]); /* it is sound */
+    task_sleep_ns(5 * NS_PER_S);
+    CHECK_EQ(rig->copies->mend_count, 0);
+    uint32_t before = asked(rig);
+    for (uint32_t i = 0; i < 40; i++) {
+        /* Of each bad range the first block was told. */
+        bool was_mended = i < 10 || i == 10 || i == 14 || i == 16 || i >= 20;
+        if (was_mended)
+            CHECK_EQ(read_range(rig, i, 1, NULL), 0);
+    }
+    CHECK_EQ(asked(rig), before);
+    CHECK_EQ(read_range(rig, 15, 1, NULL), -PLX_ECHECKSUM);
+    copies_stop(rig->copies);
+    copies_mend(rig->copies, address_plus(EXTENT, 11), rig->crcs[11]);
+    CHECK_EQ(rig->copies->mend_count, 0);
 }
 
 /* --- at random --- */
@@ -766,9 +832,10 @@ struct story {
 };
 
 static const struct story STORIES[] = {
-    {alone, 0},       {local_first, 2}, {elsewhere, 2}, {bad_blocks, 2}, {unreadable, 2},
-    {codes, 2},       {patience, 2},    {slow_member, 2}, {slow_both, 2}, {slow_store, 2},
-    {load, 2},        {flags, 2},       {at_random, 2}, {at_random, 3}, {choice, 3},
+    {alone, 0}, {local_first, 2}, {elsewhere, 2}, {bad_blocks, 2}, {unreadable, 2},
+    {codes, 2}, {patience, 2}, {slow_member, 2}, {slow_both, 2}, {slow_store, 2},
+    {load, 2}, {flags, 2}, {gone, 2}, {mended, 2}, {at_random, 2}, {at_random, 3},
+    {choice, 3},
 };
 
 static void run_story(struct body *body)
