@@ -98,7 +98,8 @@ static int add_node(struct apply *apply)
     cluster_node_append(state,
                         &(struct cluster_node){.id = last + 1,
                                                .store = command->store,
-                                               .joined_wall_ns = command->wall_ns});
+                                               .joined_wall_ns = command->wall_ns,
+                                               .groups_before = state->group_count});
     return 0;
 }
 

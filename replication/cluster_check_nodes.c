@@ -35,6 +35,9 @@ static bool check_nodes(struct check *check)
             ((node->flags & NODE_GONE) && (node->flags & NODE_FLAGS_SETTABLE)))
             return wrong(check, "node %llu: impossible flags %x",
                          (unsigned long long)node->id, node->flags);
+        if (node->groups_before > state->group_count)
+            return wrong(check, "node %llu: is younger than what is to come",
+                         (unsigned long long)node->id);
         living += (node->flags & NODE_GONE) == 0;
     }
     if (living > CLUSTER_NODES_MAX || (living == 0 && state->node_count != 0))

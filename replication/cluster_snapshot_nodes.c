@@ -42,6 +42,7 @@ void cluster_nodes_write(struct writer *w, const struct cluster_state *state)
         write_string(w, state->nodes[i].domain);
         write_u64(w, state->nodes[i].capacity_bytes);
         write_u32(w, state->nodes[i].flags);
+        write_u32(w, state->nodes[i].groups_before);
     }
     write_u32(w, state->pool_count);
     for (uint32_t i = 0; i < state->pool_count; i++)
@@ -82,8 +83,10 @@ static void read_nodes(struct reader *r, struct cluster_state *state, uint32_t v
             read_string(r, node.domain, sizeof node.domain);
             node.capacity_bytes = read_u64(r);
         }
-        if (version >= VERSION_POOLS)
+        if (version >= VERSION_POOLS) {
             node.flags = read_u32(r);
+            node.groups_before = read_u32(r);
+        }
         cluster_node_append(state, &node);
     }
 }

@@ -99,6 +99,7 @@ struct cluster_node {
     char domain[DISK_NAME_MAX + 1];  /* failure domain; "": a domain of its own */
     uint64_t capacity_bytes;    /* of its store; 0: it has not said */
     unsigned flags;
+    uint32_t groups_before;     /* groups with higher numbers are younger than the node */
 };
 
 enum pool_flags {
