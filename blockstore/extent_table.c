@@ -5,6 +5,8 @@
  */
 #include "blockstore/store_internal.h"
 
+#define LOOK_BUCKETS 256U /* looked at without a pause */
+
 int extent_table_init(struct extent_table *table)
 {
     *table = (struct extent_table){0};
@@ -261,5 +263,102 @@ int store_list_extents(const struct store *store, uint64_t disk,
     qsort(l.infos, l.count, sizeof *l.infos, compare_infos);
     *ret_infos = l.infos;
     *ret_count = l.count;
+    return 0;
+}
+
+struct look {
+    void (*fn)(void *arg, const struct extent_info *info);
+    void *arg;
+};
+
+static void look_one(void *arg, struct extent *e)
+{
+    const struct look *look = arg;
+    struct extent_info info;
+    info_of(e, &info);
+    look->fn(look->arg, &info);
+}
+
+async void store_look_at_all(const struct store *store,
+                             void (*fn)(void *arg, const struct extent_info *info),
+                             void *arg)
+{
+    struct look look = {fn, arg};
+    for (size_t next = 0; next < store->extents.bucket_count;) {
+        next = extent_each_from(&store->extents, next, LOOK_BUCKETS, look_one, &look);
+        task_yield();
+    }
+}
+
+/* --- pages of them --- */
+
+/* The lowest addresses so far; twice as many as are wanted, so that sorting them is rare.
+ */
+struct page {
+    uint16_t group;
+    uint64_t from, limit; /* what is not between them is not wanted */
+    uint32_t max, count;
+    bool more;
+    uint64_t *at;
+};
+
+static int compare_addresses(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void page_trim(struct page *page)
+{
+    qsort(page->at, page->count, sizeof *page->at, compare_addresses);
+    if (page->count <= page->max)
+        return;
+    page->count = page->max;
+    page->limit = page->at[page->max - 1];
+    page->more = true;
+}
+
+static void page_add(void *arg, struct extent *e)
+{
+    struct page *page = arg;
+    uint64_t v = e->address.v;
+    if (address_group(e->address) != page->group || v < page->from || v > page->limit) {
+        page->more = page->more ||
+                     (address_group(e->address) == page->group && v > page->limit);
+        return;
+    }
+    page->at[page->count++] = v;
+    if (page->count == 2 * page->max)
+        page_trim(page);
+}
+
+async int store_page_extents(struct store *store, uint16_t group, struct address from,
+                             uint32_t max, struct address *ret_extents,
+                             uint32_t *ret_count, bool *ret_more)
+{
+    const struct extent_table *table = &store->extents;
+    struct page page = {.group = group, .from = from.v, .limit = UINT64_MAX, .max = max};
+    size_t buckets = 0, next = 0;
+    page.at = malloc(2 * (size_t)max * sizeof *page.at);
+    if (page.at == NULL)
+        return -ENOMEM;
+    while (next < table->bucket_count) {
+        /* When it has grown they are elsewhere, and some might be passed over. */
+        if (buckets != table->bucket_count) {
+            buckets = table->bucket_count;
+            next = page.count = 0;
+            page.limit = UINT64_MAX;
+            page.more = false;
+        }
+        next = extent_each_from(table, next, LOOK_BUCKETS, page_add, &page);
+        if (next < table->bucket_count)
+            task_yield();
+    }
+    page_trim(&page);
+    for (uint32_t i = 0; i < page.count; i++)
+        ret_extents[i] = (struct address){page.at[i]};
+    *ret_count = page.count;
+    *ret_more = page.more;
+    free(page.at);
     return 0;
 }

@@ -235,8 +235,10 @@ static async int next_by_headers(struct inspect *ins, struct inspected *ret)
         code = header_take(ins, ret->block, bytes);
     ins->is_lost = code != 0;
     ret->is_header = !was_lost || code == 0;
-    if (ret->is_header)
+    if (ret->is_header) {
         ret->code = code;
+        ret->bytes = bytes;
+    }
     return 1;
 }
 

@@ -36,7 +36,8 @@ struct inspected {
     bool is_known; /* entry says what it is */
     bool was_bad;  /* when it was moved */
     struct entry entry;
-    const uint8_t *bytes; /* until the next call; NULL: dead, not wanted or unreadable */
+    const uint8_t *bytes; /* until the next call; NULL: dead, not wanted or unreadable.
+                             Of a header always, if it can be read */
     int code;             /* -PLX_ECHECKSUM, -PLX_EDAMAGED (a header), or of the read */
 };
 

@@ -108,6 +108,16 @@ struct disk_blocks {
 int store_count_live(const struct store *store, const le16 *groups, uint32_t group_count,
                      struct disk_blocks **ret_disks,
                      size_t *ret_count);
+/* Calls fn for each extent, in no order; may suspend in between. Those that come
+ * meanwhile may be left out, and now and then others. */
+async void store_look_at_all(const struct store *store,
+                             void (*fn)(void *arg, const struct extent_info *info),
+                             void *arg);
+/* The first `max` extents of a group from an address on, in order. Those that come or go
+ * meanwhile may be among them; all others are. -ENOMEM */
+async int store_page_extents(struct store *store, uint16_t group, struct address from,
+                             uint32_t max, struct address *ret_extents,
+                             uint32_t *ret_count, bool *ret_more);
 
 /* Makes an open extent; its record is durable when this returns. slabs_hint: slabs
  * (1 to EXTENT_SLABS) to reserve at once, fewer when the store is nearly full; more

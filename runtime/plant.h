@@ -37,6 +37,9 @@
     X(BRANCH_POINT_LOST, "a version without a name goes although two grow from it")      \
     X(DEAD_RESURRECTED, "a restart takes dead blocks for live ones")                     \
     X(LIST_FORGOTTEN, "a dead list counts as trimmed before it is")                      \
+    X(SHORT_COPY_WHOLE, "recovery takes a copy that ends too early for whole")          \
+    X(MERGE_FORGOTTEN, "recovery does not let die what is dead elsewhere")               \
+    X(NEWER_DROPPED, "recovery drops an extent that is newer than what it asked for")    \
     X(TRIM_WHILE_READ, "what a removed snapshot's reader needs is trimmed")
 
 enum plant {

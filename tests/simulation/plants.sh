@@ -15,11 +15,14 @@ seeds_max=200
 
 # What a simulated history does not reach. Space of an extent is not yet given to others
 # while its log can be scanned for it, nothing is compacted, and with one copy a cut
-# leaves no void batch.
+# leaves no void batch. There is one node.
 declare -A by_unit_test=(
     [RANK_FROM_LIVE]=test_store
     [RECYCLED_HEADER]=test_store_crash
     [VOID_REPLAYED]=test_take_over
+    [SHORT_COPY_WHOLE]=test_recovery_random
+    [MERGE_FORGOTTEN]=test_recovery_random
+    [NEWER_DROPPED]=test_recovery_random
 )
 
 T=$(mktemp -d "${TMPDIR:-/tmp}/parallax-plants.XXXXXX")

@@ -45,17 +45,18 @@ static inline void source_header(struct source *s, uint32_t block, uint32_t coun
     s->crcs[block] = crc32c(at, BLOCK_SIZE);
 }
 
-/* With batches of 1 to 60 blocks, all live. At least 2 blocks. */
-static inline struct source *source_create(struct sim_world *world,
-                                           struct address address, uint32_t length)
+/* With batches of up to 60 blocks, all live. At least 2 blocks. */
+static inline struct source *source_of_disk(struct sim_world *world,
+                                            struct address address, uint64_t disk,
+                                            uint64_t epoch, uint32_t length)
 {
     struct source *s = calloc(1, sizeof *s);
     uint32_t previous_crc = 0;
     uint64_t number = 1 + sim_world_random(world, 1000);
     CHECK(s != NULL && length >= 2 && length <= EXTENT_BLOCKS);
     s->address = address;
-    s->disk = 1 + sim_world_random(world, 9);
-    s->epoch = 1 + sim_world_random(world, 9);
+    s->disk = disk;
+    s->epoch = epoch;
     s->nonce = sim_world_random(world, UINT64_MAX);
     s->length = length;
     s->bytes = aligned_alloc(BLOCK_SIZE, (size_t)length * BLOCK_SIZE);
@@ -78,6 +79,13 @@ static inline struct source *source_create(struct sim_world *world,
     bitmap_fill(s->live, length);
     s->has_headers = true;
     return s;
+}
+
+static inline struct source *source_create(struct sim_world *world,
+                                           struct address address, uint32_t length)
+{
+    uint64_t disk = 1 + sim_world_random(world, 9);
+    return source_of_disk(world, address, disk, 1 + sim_world_random(world, 9), length);
 }
 
 static inline void source_destroy(struct source *s)
@@ -141,42 +149,50 @@ static inline uint32_t source_fill(const struct source *s,
     return count;
 }
 
-/* As if its disk's owner appended the first `length` blocks here, and died. */
+struct source_append {
+    struct store_append append;
+    struct event over;
+};
+
+static inline void source_appended(struct store_append *append)
+{
+    event_set(&container_of(append, struct source_append, append)->over);
+}
+
+/* As if its disk's owner appended the first `length` blocks. */
+static inline int source_write(struct store *store, struct buffer_pool *pool,
+                               const struct source *s, uint32_t length)
+{
+    int rc = store_create_extent(store, s->address, s->disk, s->epoch, s->nonce, 1);
+    for (uint32_t at = 0; at < length && rc == 0;) {
+        uint32_t n = 1; /* a batch at a time */
+        while (at + n < length && !source_is_header(s, at + n))
+            n++;
+        struct slice slice = {.buffer = buffer_create(pool, (uint64_t)n * BLOCK_SIZE),
+                              .len = n * (uint32_t)BLOCK_SIZE};
+        CHECK(slice.buffer != NULL);
+        memcpy(slice.buffer->data, source_block(s, at), slice.len);
+        struct source_append a = {.append = {.extent = s->address,
+                                             .epoch = s->epoch,
+                                             .block = at,
+                                             .slices = &slice,
+                                             .slice_count = 1,
+                                             .use_reserve = true,
+                                             .done = source_appended}};
+        event_init(&a.over);
+        store_append(store, &a.append);
+        event_wait(&a.over);
+        buffer_put(slice.buffer);
+        rc = a.append.result;
+        at += n;
+    }
+    return rc;
+}
+
 static inline void source_append(struct machine *m, const struct source *s,
                                  uint32_t length)
 {
-    struct model_extent *x = calloc(1, sizeof *x);
-    x->address = s->address;
-    x->epoch = s->epoch;
-    CHECK_EQ(store_create_extent(m->store, s->address, s->disk, s->epoch, s->nonce, 1),
-             0);
-    for (uint32_t at = 0; at < length;) {
-        uint32_t n = min_u32(length - at, 100);
-        struct test_append *a = calloc(1, sizeof *a);
-        struct event over;
-        int result = 0;
-        *a = (struct test_append){.append = {.extent = s->address,
-                                             .epoch = s->epoch,
-                                             .block = at,
-                                             .slice_count = 1,
-                                             .use_reserve = true},
-                                  .machine = m,
-                                  .extent = x,
-                                  .over = &over,
-                                  .ret_result = &result};
-        a->slices[0].buffer = buffer_create(m->pool, (uint64_t)n * BLOCK_SIZE);
-        a->slices[0].len = n * BLOCK_SIZE;
-        memcpy(a->slices[0].buffer->data, source_block(s, at), (size_t)n * BLOCK_SIZE);
-        a->append.slices = a->slices;
-        a->append.done = append_over;
-        event_init(&over);
-        m->inflight++;
-        store_append(m->store, &a->append);
-        event_wait(&over);
-        CHECK_EQ(result, 0);
-        at += n;
-    }
-    free(x);
+    CHECK_EQ(source_write(m->store, m->pool, s, length), 0);
 }
 
 /* What is live, and only that, can be read; `live` may differ from the source's. */

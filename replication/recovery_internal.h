@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of recovery share. */
+#ifndef PARALLAX_REPLICATION_RECOVERY_INTERNAL_H
+#define PARALLAX_REPLICATION_RECOVERY_INTERNAL_H
+
+#include "blockstore/copy_rpc.h"
+#include "blockstore/install.h"
+#include "replication/recovery.h"
+#include "replication/recovery_decide.h"
+
+static_assert(RECOVERY_PARALLEL_MAX < STORE_INSTALLS_MAX, "each has its install");
+
+/* A growing list. */
+struct address_list {
+    struct address *at;
+    size_t count, cap;
+};
+/* -ENOMEM */
+int address_list_add(struct address_list *list, struct address address);
+void address_list_done(struct address_list *list);
+
+/* --- recovery_source.c: members that are asked --- */
+
+struct recovery_source {
+    uint64_t node;
+    struct uid store; /* the one that the state names */
+};
+struct source_call;
+LIST_HEAD(source_call_list, source_call);
+
+/* A page of a group's extents from an address on. The array has room for
+ * COPY_RPC_PAGE_MAX. */
+async int source_inventory(struct recovery *r, const struct recovery_source *source,
+                           struct address from, struct copy_extent *ret_extents,
+                           uint32_t *ret_count, bool *ret_more);
+async int source_describe(struct recovery *r, const struct recovery_source *source,
+                          struct address extent, struct copy_description *ret);
+/* Blocks of a final extent. The payload, which may be none, is the caller's. */
+async int source_fetch(struct recovery *r, const struct recovery_source *source,
+                       const struct copy_extent *extent, uint32_t from, uint32_t max,
+                       bool wants_bad, struct copy_blocks *ret,
+                       struct slice *ret_payload);
+async int source_finalize(struct recovery *r, const struct recovery_source *source,
+                          struct address extent, uint32_t length);
+/* Ends calls that are under way. */
+void source_cancel_all(struct recovery *r);
+/* The member has said what it has, whatever that is. */
+bool source_has_answered(int code);
+
+/* --- recovery_sweep.c: a group --- */
+
+struct sweep {
+    struct recovery *r;
+    uint16_t group;
+    uint64_t missing_since; /* when it began, */
+    uint32_t waiting;       /* and so many extents were open without this node then */
+    uint32_t source_count;
+    struct recovery_source sources[REPLICAS_MAX]; /* whole when it began */
+    struct address_list local; /* extents of the group here, in order, when it began */
+    bool *is_seen;             /* for each of these: some source has it */
+    bool is_incomplete;        /* something is missing still, or may be */
+    bool has_changed;          /* something was done that is worth another look */
+    uint32_t copying;
+};
+
+/* One extent on its way. */
+struct copier {
+    struct recovery *r;
+    struct task_call task;
+    struct sweep *sweep; /* NULL: it is idle */
+    uint32_t source;     /* the first one that is asked */
+    struct copy_extent extent;
+};
+
+/* What there is to copy of a group goes into the status. */
+async void recovery_survey(struct recovery *r, uint16_t group);
+/* Makes this node whole in a group. 0: it is; -EAGAIN: not yet; -ENOMEM, -PLX_EFAILED. */
+async int recovery_group(struct recovery *r, uint16_t group);
+/* Deletes what is here of a group that this node has left. */
+async int recovery_leave(struct recovery *r, uint16_t group);
+/* What was copied for a group a while ago may have died since. */
+async void recovery_settle(struct recovery *r, uint16_t group,
+                           const struct address_list *installed);
+/* A copy that is not final ends where the state says so; one that never was goes. */
+async int recovery_end(struct recovery *r, struct address extent);
+
+/* --- recovery_copy.c --- */
+
+/* Copies an extent. 0: it is here, or it was dead by now. */
+async int recovery_copy(struct copier *copier);
+/* What is here. */
+struct copy_extent recovery_local(const struct recovery *r, struct address extent);
+
+/* --- recovery.c --- */
+
+/* A group that became whole; its installs are looked at once more. */
+struct settling {
+    uint16_t group;
+    uint64_t due_ns;
+    struct address_list installed;
+    STAILQ_ENTRY(settling) link;
+};
+
+struct recovery {
+    struct recovery_options options;
+    struct cluster_watcher watcher;
+    struct task_call task;
+    struct timer timer;
+    bool is_running, is_stopping, is_woken;
+    struct waitlist changed; /* something that somebody waits for */
+    uint32_t repairs;        /* under way */
+    struct source_call_list calls;
+    struct copier copiers[RECOVERY_PARALLEL_MAX];
+
+    uint64_t allowed_ns; /* by the limit, the next bytes may come then */
+    uint64_t rate_since_ns, rate_bytes;
+    struct recovery_status status;
+    uint64_t said;                 /* what the state said at the last look */
+    bool is_pending;               /* something is left to do */
+    struct address_list installed; /* for the group that is being made whole */
+    STAILQ_HEAD(, settling) settling;
+    struct metric *extents_copied, *bytes_copied, *blocks_repaired;
+};
+
+static inline const struct cluster_state *recovery_state(const struct recovery *r)
+{
+    return r->options.view.state(r->options.view.arg);
+}
+
+static inline bool sources_equal(const struct recovery_source *a,
+                                 const struct recovery_source *b)
+{
+    return a->node == b->node && uid_equal(a->store, b->store);
+}
+
+/* So many bytes came: guests first, and the limit. */
+async void recovery_rest(struct recovery *r, uint64_t bytes);
+/* What it does, or waits for. */
+void recovery_say(struct recovery *r, const char *fmt, ...) attr_printf(2, 3);
+/* So much more, or less, is left. */
+void recovery_count(struct recovery *r, int64_t extents, int64_t bytes);
+
+#endif
