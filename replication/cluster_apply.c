@@ -206,7 +206,7 @@ static const struct operation OPERATIONS[] = {
                               LEASE_EPOCH, apply_disk_publish},
     [CLUSTER_DISK_DISCARD] = {"disk discard", F_DISK, LIFE_LIVE, LEASE_NONE,
                               apply_disk_discard},
-    [CLUSTER_LEASE_TAKE] = {"lease take", F_DISK | F_EPOCH | F_NODE, LIFE_LIVE,
+    [CLUSTER_LEASE_TAKE] = {"lease take", F_DISK | F_EPOCH | F_NODE | F_FORCE, LIFE_LIVE,
                             LEASE_TAKING, apply_lease_take},
     [CLUSTER_LEASE_CLOSE] = {"lease close", F_DISK | F_EPOCH | F_FLUSHED | F_FINALS,
                              LIFE_LIVE, LEASE_HELD, apply_lease_close},
@@ -299,13 +299,14 @@ static bool owner_is(const struct apply *apply, unsigned any_flag)
 }
 
 /* Stopping an extent fences whoever held the lease, so it may be taken from a node that
- * is just not in reach; but not from one that can be asked for it. */
+ * is just not in reach; from one that can be asked for it only if somebody insists. */
 static int check_owner(struct apply *apply, enum lease_need need)
 {
     const struct cluster_disk *disk = apply->disk;
     if (disk->owner == 0)
         return 0;
     if (need == LEASE_TAKING && (disk->owner == apply->command->node ||
+                                 apply->command->force ||
                                  owner_is(apply, NODE_DOWN | NODE_OUT | NODE_GONE)))
         return 0;
     return apply_refuse(apply, -PLX_EOWNED, "disk %s: served by node %llu", disk->name,

@@ -214,12 +214,29 @@ static void extent_append(struct cluster_state *state, struct cluster_disk *disk
     assert(is_new);
 }
 
+/* Somebody waits for a length: an extent without one keeps a member from being whole. */
+static int apply_finals_alone(struct apply *apply)
+{
+    struct cluster_disk *disk = apply->disk;
+    uint32_t left, open;
+    if (apply->command->final_count == 0)
+        return apply_refuse(apply, -EINVAL, "disk %s: no extents to open", disk->name);
+    int rc = finals_check(apply, disk->checkpoint.covers, &left, &open);
+    if (rc != 0)
+        return rc;
+    finals_apply(apply);
+    apply->result->id = disk->id;
+    return 0;
+}
+
 int apply_extent_open(struct apply *apply)
 {
     struct cluster_state *state = apply->state;
     struct cluster_disk *disk = apply->disk;
     uint32_t count = apply->command->count;
     uint32_t left, open;
+    if (count == 0)
+        return apply_finals_alone(apply);
     int rc = check_members(apply);
     if (rc == 0 && apply->command->group != 0)
         rc = apply_check_open_group(apply);
@@ -227,8 +244,6 @@ int apply_extent_open(struct apply *apply)
         rc = finals_check(apply, disk->checkpoint.covers, &left, &open);
     if (rc != 0)
         return rc;
-    if (count == 0)
-        return apply_refuse(apply, -EINVAL, "disk %s: no extents to open", disk->name);
     if (count > LOG_EXTENTS_MAX || left > LOG_EXTENTS_MAX - count)
         return apply_refuse(apply, -PLX_ELIMIT,
                             "disk %s: its log has %u extents; %u is the most", disk->name,

@@ -279,8 +279,9 @@ enum cluster_op {
     CLUSTER_DISK_RESIZE,  /* disk, epoch, size_bytes */
     CLUSTER_DISK_PUBLISH, /* disk, epoch, size_bytes: no longer IMPORTING */
     CLUSTER_DISK_DISCARD, /* disk: only an IMPORTING one, without lease */
-    CLUSTER_LEASE_TAKE,   /* disk, epoch (the one expected now), node -> new epoch. From
-                             another node only if that is DOWN, OUT or GONE */
+    CLUSTER_LEASE_TAKE,   /* disk, epoch (the one expected now), node, force -> new epoch.
+                             From another node only if that is DOWN, OUT or GONE, or with
+                             force */
     CLUSTER_LEASE_CLOSE,  /* disk, epoch, flushed, finals: gives the lease up; all
                              extents final, unless it is IMPORTING */
     CLUSTER_EXTENT_OPEN,  /* disk, epoch, count, members, flushed, finals, group,
@@ -289,7 +290,7 @@ enum cluster_op {
                              the group has if that is less, and a whole one among them.
                              Members of the group that are left out have something
                              missing from now on. Group 0, as in old logs: 1, without
-                             these rules */
+                             these rules. count 0: for the finals alone */
     CLUSTER_CUT,          /* disk, epoch, number, flushed, finals: extents that finals
                              do not name stay as they are */
     CLUSTER_CHECKPOINT,   /* disk, epoch, checkpoint, root, roots, flushed, finals,

@@ -16,6 +16,8 @@
 #include "blockstore/store.h"
 #include "replication/cluster.h"
 
+#define LOG_TEXT_MAX 200U
+
 struct disk_log;
 struct replica_directory; /* replica.h */
 
@@ -83,6 +85,10 @@ struct log_options {
     struct buffer_pool *buffers; /* for headers and re-reads */
     uint64_t node;           /* this node's id */
     uint64_t disk;
+    /* A member that takes longer to answer counts as failed if the log can do without it.
+     * 0: LOG_APPEND_LIMIT_MS, LOG_SYNC_LIMIT_MS. */
+    uint64_t append_limit_ns, sync_limit_ns;
+    bool force; /* takes the lease also from a node that is not known to be down */
     /* For tests, may be NULL: called when a batch gets its number. One that is refused
      * for lack of space gives its number back: the last call for a number counts. */
     void (*sealed)(void *arg, uint64_t disk, const struct log_piece *pieces,
@@ -94,10 +100,13 @@ struct log_options {
  * Take-over, steps 1 to 5 of doc/protocol.md: commits the lease, stops every extent of
  * the disk, finds the longest sound prefix, writes again what is not on every member, and
  * commits the cut (if any extent was open). On return nothing of an older epoch can be
- * acknowledged any more. It waits for members out of reach, up to TAKE_OVER_WAIT_NS.
- * Errors: -PLX_EOWNED (another node holds it and is not down), -PLX_EDAMAGED (the text
- * says what is missing), -EHOSTUNREACH (the text says which members are needed),
- * -PLX_EPRECONDITION (raced by another take-over), ...
+ * acknowledged any more. It waits for members out of reach, up to TAKE_OVER_WAIT_NS, and
+ * for as many as an extent needs, as long again, and says so in the log.
+ * Errors: -PLX_EOWNED (another node holds it, is neither DOWN nor OUT nor GONE, and it is
+ * not `force`; the text has its address), -PLX_EDAMAGED (the text says what is missing),
+ * -EHOSTUNREACH (the text says which members are needed), -ETIMEDOUT (what was found
+ * could not be written again; the text says why), -PLX_EEPOCH, -PLX_EPRECONDITION (raced
+ * by another take-over), ...
  */
 async int log_open(const struct log_options *options, struct disk_log **ret_log,
                    struct error *err);
@@ -126,6 +135,18 @@ struct log_flush {
     STAILQ_ENTRY(log_flush) link;
 };
 void log_flush(struct disk_log *log, struct log_flush *flush);
+
+/* For people, and for who watches: how far it is, and what it waits for. */
+struct log_status {
+    uint64_t epoch, last, committed, flushed;
+    uint64_t retained_bytes, queued_bytes;
+    uint32_t extent_count;   /* on the list, or not known to have left it */
+    uint32_t member_count;   /* of the extent that is written to; 0: there is none */
+    uint64_t members[REPLICAS_MAX];
+    uint64_t waiting_ns;     /* writes have waited for so long; 0: they do not */
+    char text[LOG_TEXT_MAX]; /* for what they wait; "": they do not */
+};
+void log_status(const struct disk_log *log, struct log_status *ret_status);
 
 uint64_t log_epoch(const struct disk_log *log);
 uint64_t log_last_number(const struct disk_log *log);      /* highest sealed */

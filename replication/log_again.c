@@ -71,11 +71,11 @@ static bool copy_has(const struct plan_copy *copy, uint64_t number)
            copy->first <= number && number <= copy->last;
 }
 
-static async int index_extent(struct again *again, const struct plan_extent *extent,
-                              uint64_t number)
+static async int index_extent_once(struct again *again, const struct plan_extent *extent,
+                                   uint64_t number)
 {
     struct take_over *over = again->over;
-    int rc = -PLX_EDAMAGED;
+    int rc = -PLX_EDAMAGED, silence = 0;
     for (uint32_t i = 0; rc != 0 && i < extent->copy_count; i++) {
         struct replica *member =
             over->log->directory->find(over->log->directory, extent->copies[i].node);
@@ -83,8 +83,20 @@ static async int index_extent(struct again *again, const struct plan_extent *ext
             continue;
         again->count = 0;
         rc = member->ops->walk_headers(member, extent->extent, index_header, again, NULL);
+        silence = log_is_silence(rc) ? rc : silence;
     }
     again->extent = rc == 0 ? extent : NULL;
+    return rc != 0 && silence != 0 ? silence : rc;
+}
+
+static async int index_extent(struct again *again, const struct plan_extent *extent,
+                              uint64_t number)
+{
+    uint64_t until_ns = 0;
+    int rc;
+    do
+        rc = index_extent_once(again, extent, number);
+    while (rc != 0 && log_may_ask_again(again->over->log, rc, &until_ns));
     return rc;
 }
 
@@ -146,12 +158,12 @@ static int check_batch(const struct take_over *over, const uint8_t *bytes,
 }
 
 /* Header and data in one buffer, from whichever copy has them whole. */
-static async int load(struct again *again, const struct indexed *at,
-                      struct buffer *buffer, struct header *ret_head)
+static async int load_once(struct again *again, const struct indexed *at,
+                           struct buffer *buffer, struct header *ret_head)
 {
     struct take_over *over = again->over;
     const struct plan_extent *extent = again->extent;
-    int rc = -PLX_EDAMAGED;
+    int rc = -PLX_EDAMAGED, silence = 0;
     for (uint32_t i = 0; rc != 0 && i < extent->copy_count; i++) {
         struct replica *member =
             over->log->directory->find(over->log->directory, extent->copies[i].node);
@@ -161,7 +173,19 @@ static async int load(struct again *again, const struct indexed *at,
                          buffer->data);
         if (rc == 0)
             rc = check_batch(over, buffer->data, at, ret_head);
+        silence = log_is_silence(rc) ? rc : silence;
     }
+    return rc != 0 && silence != 0 ? silence : rc;
+}
+
+static async int load(struct again *again, const struct indexed *at,
+                      struct buffer *buffer, struct header *ret_head)
+{
+    uint64_t until_ns = 0;
+    int rc;
+    do
+        rc = load_once(again, at, buffer, ret_head);
+    while (rc != 0 && log_may_ask_again(again->over->log, rc, &until_ns));
     return rc;
 }
 
@@ -198,28 +222,16 @@ static async int write_one(struct again *again, uint64_t number)
 
 /* --- all of them --- */
 
-struct again_flush {
-    struct log_flush flush;
-    struct event over;
-};
-
-static void flush_done(struct log_flush *flush)
+static async int flush_all(struct take_over *over)
 {
-    event_set(&container_of(flush, struct again_flush, flush)->over);
-}
-
-/* Waits until all that was handed to the log is on all members, and flushes it. */
-static async int flush_all(struct disk_log *log)
-{
-    while (log->down == 0 && log->committed < log->sealed)
-        waitlist_wait(&log->changed);
-    if (log->down != 0)
-        return log->down;
-    struct again_flush flush = {.flush.done = flush_done};
-    event_init(&flush.over);
-    log_flush(log, &flush.flush);
-    event_wait(&flush.over);
-    return flush.flush.result;
+    struct disk_log *log = over->log;
+    int rc = log_flush_all(log, TAKE_OVER_WAIT_NS);
+    bool is_stalled = rc != 0 && log->stall.code != 0;
+    if (rc != 0)
+        err_set(over->err, rc, "writing batches again up to %llu: %s%s%s",
+                (unsigned long long)over->plan.last, err_text(rc),
+                is_stalled ? ": " : "", is_stalled ? log->stall.text : "");
+    return rc;
 }
 
 static async int write_all(struct again *again)
@@ -234,21 +246,15 @@ static async int write_all(struct again *again)
         if (extent != again->extent || find_indexed(again, n) == NULL)
             rc = index_extent(again, extent, n);
         if (rc == 0 && log->retained_bytes >= TAKE_OVER_BYTES)
-            rc = flush_all(log);
+            rc = flush_all(over);
         if (rc == 0)
             rc = write_one(again, n);
-        if (rc != 0)
+        if (rc != 0 && over->err->code == 0)
             err_set(over->err, rc, "extent %llx: writing batch %llu again: %s",
                     (unsigned long long)extent->extent.v, (unsigned long long)n,
                     err_text(rc));
     }
-    if (rc == 0) {
-        rc = flush_all(log);
-        if (rc != 0)
-            err_set(over->err, rc, "writing batches again up to %llu: %s",
-                    (unsigned long long)over->plan.last, err_text(rc));
-    }
-    return rc;
+    return rc == 0 ? flush_all(over) : rc;
 }
 
 async int take_over_write_again(struct take_over *over)

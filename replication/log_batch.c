@@ -10,6 +10,10 @@
  * pool. Members refuse it for lack of space: batch_withdraw fails its records, puts those
  * of later batches back at the head of the queue, and the numbers are used again.
  *
+ * After a forced roll a batch goes on elsewhere while members may still read its memory:
+ * those behind the network its header, until that is sent or forgotten; a store here all
+ * of it, until it answers. So it gets a new header, or is left behind for a copy (L10).
+ *
  * On close batches whose answers are still owed stay allocated until the last one came.
  */
 #include "replication/disk_log_internal.h"
@@ -28,12 +32,17 @@ static size_t class_bytes(unsigned class)
            sizeof(struct slice);
 }
 
-static struct batch *batch_alloc(struct disk_log *log, uint32_t entries)
+static unsigned class_of(uint32_t entries)
 {
     unsigned class = 0;
     while (CLASS_PIECES[class] < entries)
         class++;
     assert(class < BATCH_CLASSES);
+    return class;
+}
+
+static struct batch *batch_alloc(struct disk_log *log, unsigned class)
+{
     struct idle_batch *idle = SLIST_FIRST(&log->idle[class]);
     struct batch *batch = (void *)idle;
     if (idle != NULL) {
@@ -235,7 +244,7 @@ struct batch *batch_seal(struct disk_log *log)
         log_wait_buffer(log);
         return NULL;
     }
-    struct batch *batch = batch_alloc(log, share.entries);
+    struct batch *batch = batch_alloc(log, class_of(share.entries));
     if (batch == NULL) {
         buffer_put(header);
         timer_start(log->loop, &log->retry_timer, RETRY_NS);
@@ -265,7 +274,7 @@ bool batch_restore(struct disk_log *log, const struct header *head,
                    struct buffer *buffer, uint32_t blocks)
 {
     assert(head->number == log->sealed + 1);
-    struct batch *batch = batch_alloc(log, 1);
+    struct batch *batch = batch_alloc(log, class_of(1));
     if (batch == NULL)
         return false;
     batch->number = ++log->sealed;
@@ -344,14 +353,17 @@ static void append_done(struct replica_append *append)
     struct batch_op *op = container_of(append, struct batch_op, append);
     struct batch *batch = op->batch;
     struct disk_log *log = batch->log;
+    uint32_t member = (uint32_t)(op - batch->ops);
     assert(batch->owed > 0 && batch->tail->ops > 0 && log->owed > 0);
     batch->owed--;
-    batch->tail->ops--;
+    batch->answers |= 1U << member;
     log->owed--;
+    if (--batch->tail->ops == 0 && batch->tail->phase >= TAIL_DECIDED)
+        log->wants_cleaning = true;
     if (append->result == 0)
         batch->acks++;
-    else
-        log_member_failed(batch->tail, (uint32_t)(op - batch->ops), append->result);
+    else if (append->result != -PLX_EFULL) /* others may be full, too */
+        log_member_failed(batch->tail, member, append->result);
     if (batch->result == 0)
         batch->result = append->result;
     log_advance(log);
@@ -363,6 +375,8 @@ void batch_submit(struct batch *batch)
     struct tail_extent *tail = batch->tail;
     uint32_t count = tail->member_count;
     batch->owed += count;
+    batch->answers = 0;
+    batch->sent_ns = loop_now_ns(log->loop);
     tail->ops += count;
     log->owed += count;
     for (uint32_t i = 0; i < count; i++) {
@@ -378,6 +392,89 @@ void batch_submit(struct batch *batch)
                              .use_reserve = batch->use_reserve || batch->is_again}};
         tail->members[i]->ops->append(tail->members[i], &op->append);
     }
+}
+
+void batch_cancel(struct batch *batch)
+{
+    struct tail_extent *tail = batch->tail;
+    for (uint32_t i = 0; batch->owed > 0 && i < tail->member_count; i++) {
+        struct replica *member = tail->members[i];
+        if ((batch->answers & 1U << i) == 0)
+            member->ops->cancel_append(member, &batch->ops[i].append);
+    }
+}
+
+/* --- going on elsewhere --- */
+
+/* All but what the members know of it. */
+static void copy_batch(struct batch *to, struct batch *from)
+{
+    to->number = from->number;
+    to->generation = from->generation;
+    to->checkpoint = from->checkpoint;
+    to->use_reserve = from->use_reserve;
+    to->blocks = from->blocks;
+    to->entry_count = from->entry_count;
+    to->bytes = from->bytes;
+    to->home = from->home;
+    to->is_again = from->is_again;
+    to->tail = from->tail;
+    to->piece_count = from->piece_count;
+    to->slice_count = from->slice_count;
+    to->crc_count = from->crc_count;
+    memcpy(to->crcs, from->crcs, from->crc_count * sizeof *from->crcs);
+    for (uint32_t i = 0; i < from->piece_count; i++) {
+        to->pieces[i] = from->pieces[i];
+        if (from->pieces[i].crcs != NULL)
+            to->pieces[i].crcs = to->crcs + (from->pieces[i].crcs - from->crcs);
+        to->owners[i] = from->owners[i];
+        from->owners[i].record = NULL;
+    }
+    for (uint32_t i = 0; i < from->slice_count; i++) {
+        to->slices[i] = from->slices[i];
+        buffer_get(to->slices[i].buffer);
+    }
+}
+
+/* What members have begun goes on from the old one's memory. */
+static struct batch *leave_behind(struct batch *batch)
+{
+    struct disk_log *log = batch->log;
+    struct batch *copy = batch_alloc(log, batch->class);
+    if (copy == NULL) {
+        timer_start(log->loop, &log->retry_timer, RETRY_NS);
+        return NULL;
+    }
+    copy_batch(copy, batch);
+    TAILQ_INSERT_BEFORE(batch, copy, link);
+    TAILQ_REMOVE(&log->moving, batch, link);
+    TAILQ_INSERT_TAIL(&log->orphans, batch, link);
+    return copy;
+}
+
+struct batch *batch_renew(struct batch *batch)
+{
+    struct disk_log *log = batch->log;
+    struct slice *old = &batch->slices[0];
+    assert(batch->is_again);
+    if (batch->tail == NULL || (batch->owed == 0 && old->buffer->refs == 1))
+        return batch;
+    struct buffer *header = buffer_create(log->buffers, BLOCK_SIZE);
+    if (header == NULL) {
+        log_wait_buffer(log);
+        /* What holds the old one may let it go, which nobody says. */
+        timer_start(log->loop, &log->retry_timer, ROLL_BACKOFF_NS);
+        return NULL;
+    }
+    memcpy(header->data, slice_data(*old), BLOCK_SIZE);
+    struct batch *renewed = batch->owed > 0 ? leave_behind(batch) : batch;
+    if (renewed == NULL) {
+        buffer_put(header);
+        return NULL;
+    }
+    buffer_put(renewed->slices[0].buffer);
+    renewed->slices[0] = (struct slice){.buffer = header, .len = BLOCK_SIZE};
+    return renewed;
 }
 
 /* --- taking back --- */

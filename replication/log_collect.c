@@ -11,6 +11,9 @@
  * to hope for that is the end at once. A copy whose headers are damaged counts as an
  * answer, and as nothing else.
  *
+ * A member that was declared lost counts as stopped, and has nothing; if that is so of
+ * all members of an extent, what only it had is lost.
+ *
  * Answers that come after that are dropped: a task may be stuck in a call to a dead node
  * for longer than anybody waits. So what the tasks work on belongs to all of them, and
  * the last one frees it.
@@ -22,6 +25,7 @@
 /* What a member has said of an extent. */
 struct answer {
     bool is_there;
+    bool is_lost; /* the member was declared lost: nothing will come of it */
     int refusal;  /* why the member cannot tell; 0: it has not said so */
     bool is_live; /* stopped by this take-over, not found by a restart scan */
     struct plan_copy copy;
@@ -155,13 +159,6 @@ static struct answer *answer_of(struct collected *extent, uint64_t node)
     return NULL;
 }
 
-static bool is_out_of_reach(int code)
-{
-    return code == -ETIMEDOUT || code == -ECONNRESET || code == -ECONNREFUSED ||
-           code == -EHOSTUNREACH || code == -ENETUNREACH || code == -ECANCELED ||
-           code == -PLX_ECANCELLED;
-}
-
 /* True: it has answered for all extents it is a member of. */
 static async bool ask_all(struct asker *asker)
 {
@@ -176,7 +173,7 @@ static async bool ask_all(struct asker *asker)
         if (collection->is_closed)
             return false;
         if (rc != 0) {
-            answer->refusal = is_out_of_reach(rc) ? 0 : rc;
+            answer->refusal = log_is_silence(rc) ? 0 : rc;
             return false;
         }
         *answer = got;
@@ -220,7 +217,7 @@ static bool is_enough(const struct collected *extent, uint64_t now_ns, uint64_t 
         return true;
     for (uint32_t i = 0; i < extent->member_count; i++) {
         const struct answer *answer = &extent->answers[i];
-        there += answer->is_there;
+        there += answer->is_there || answer->is_lost;
         sound += answer_is_sound(answer);
         if (extent->is_final && answer_is_sound(answer) &&
             answer->copy.end >= extent->length)
@@ -241,9 +238,10 @@ static int hopeless(const struct collected *extent)
     int refusal = 0;
     for (uint32_t i = 0; i < extent->member_count; i++) {
         const struct answer *answer = &extent->answers[i];
-        if (!answer->is_there && answer->refusal == 0)
+        bool is_missing = !answer->is_there && !answer->is_lost;
+        if (is_missing && answer->refusal == 0)
             return 0;
-        if (!answer->is_there)
+        if (is_missing)
             refusal = answer->refusal;
     }
     return refusal;
@@ -260,23 +258,59 @@ static const struct collected *first_wanting(const struct collection *collection
     return NULL;
 }
 
-/* Names the members that have not answered. */
-static int say_who_is_missing(struct take_over *over, const struct collected *extent)
+/* The members that have not answered, and why that matters. */
+static void name_missing(const struct collected *extent, char *ret, size_t cap)
 {
     char who[REPLICAS_MAX * 24] = "";
+    uint32_t there = 0;
     size_t at = 0;
     for (uint32_t i = 0; i < extent->member_count; i++) {
-        if (!extent->answers[i].is_there)
+        const struct answer *answer = &extent->answers[i];
+        there += answer->is_there;
+        if (!answer->is_there && !answer->is_lost)
             at += (size_t)snprintf(who + at, sizeof who - at, "%s%llu", at ? ", " : "",
                                    (unsigned long long)extent->members[i]);
     }
-    return err_set(over->err, -EHOSTUNREACH,
-                   "extent %llx: %s; out of reach: node %s",
-                   (unsigned long long)extent->extent.v,
-                   extent->live_ns != 0 || extent->is_final
-                       ? "not enough copies are in reach"
-                       : "the copies in reach were restarted and may have lost its end",
-                   who);
+    bool may_lack = there > 0 && extent->live_ns == 0 && !extent->is_final;
+    snprintf(ret, cap, "extent %llx: %s; out of reach: node %s",
+             (unsigned long long)extent->extent.v,
+             may_lack ? "the copies in reach were restarted and may have lost its end"
+                      : "not enough copies are in reach",
+             who);
+}
+
+static int say_who_is_missing(struct take_over *over, const struct collected *extent)
+{
+    char text[LOG_TEXT_MAX];
+    name_missing(extent, text, sizeof text);
+    return err_set(over->err, -EHOSTUNREACH, "%s", text);
+}
+
+/* Once it takes longer than it should. */
+static void say_wait(struct take_over *over, const struct collected *extent,
+                     uint64_t begun_ns, bool *is_said)
+{
+    char text[LOG_TEXT_MAX];
+    if (*is_said || loop_now_ns(over->log->loop) - begun_ns < TAKE_OVER_SAY_NS)
+        return;
+    *is_said = true;
+    name_missing(extent, text, sizeof text);
+    log_warning(over->log->loop, "disk %llu: the take-over waits: %s",
+                (unsigned long long)over->log->disk, text);
+}
+
+/* Somebody may be declared lost meanwhile. */
+static void note_lost(struct take_over *over, struct collection *collection)
+{
+    const struct cluster_state *state = cluster_state(over->log->cluster);
+    for (uint32_t i = 0; i < collection->count; i++) {
+        struct collected *extent = &collection->collected[i];
+        for (uint32_t j = 0; j < extent->member_count; j++) {
+            const struct cluster_node *node =
+                cluster_node_by_id(state, extent->members[j]);
+            extent->answers[j].is_lost = node == NULL || (node->flags & NODE_GONE);
+        }
+    }
 }
 
 struct tick {
@@ -296,10 +330,13 @@ static async int wait_for_enough(struct take_over *over, struct collection *coll
     uint64_t begun_ns = loop_now_ns(collection->loop);
     struct tick tick = {.timer.fire = tick_fired, .collection = collection};
     const struct collected *wanting;
+    bool is_said = false;
     int rc = 0;
     timer_start(collection->loop, &tick.timer, TAKE_OVER_SHORT_NS);
+    note_lost(over, collection);
     while (rc == 0 && (wanting = first_wanting(collection, begun_ns)) != NULL) {
-        rc = hopeless(wanting);
+        say_wait(over, wanting, begun_ns, &is_said);
+        rc = over->log->down != 0 ? over->log->down : hopeless(wanting);
         if (rc != 0)
             err_set(over->err, rc, "extent %llx: stopping or reading it failed: %s",
                     (unsigned long long)wanting->extent.v, err_text(rc));
@@ -307,6 +344,8 @@ static async int wait_for_enough(struct take_over *over, struct collection *coll
             rc = say_who_is_missing(over, wanting);
         else
             waitlist_wait(&collection->changed);
+        log_look_at_state(over->log); /* is the lease still its own? */
+        note_lost(over, collection);
     }
     timer_stop(collection->loop, &tick.timer);
     return rc;
@@ -314,7 +353,8 @@ static async int wait_for_enough(struct take_over *over, struct collection *coll
 
 /* --- the whole --- */
 
-static void add_asker(struct collection *collection, struct replica *member, bool is_here)
+static void add_asker(struct collection *collection, struct replica *member,
+                      bool is_here)
 {
     for (uint32_t i = 0; i < collection->asker_count; i++) {
         if (collection->askers[i].member == member)
@@ -391,11 +431,14 @@ static void take_answers(struct take_over *over, const struct collection *collec
         extent->is_rolled = collection->extents[i].is_rolled;
         extent->rolled_number = collection->extents[i].rolled_number;
         extent->copy_count = 0;
+        uint32_t lost = 0;
         for (uint32_t j = 0; j < extent->member_count; j++) {
             const struct answer *answer = &collection->collected[i].answers[j];
-            if (answer->is_there)
+            lost += answer->is_lost;
+            if (answer->is_there && !answer->is_lost)
                 extent->copies[extent->copy_count++] = answer->copy;
         }
+        extent->member_count -= lost;
     }
 }
 

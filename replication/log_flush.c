@@ -9,9 +9,10 @@
  * are released and the flushes up to it answered. What arrives meanwhile waits for the
  * next round.
  *
- * What can fail: a sync. If the store went out of service the log gives up; else it is a
- * forced roll, and the batches are flushed where they go then. A forced roll makes the
- * round under way void.
+ * What can fail: a sync. If the store went out of service, and there is no other, the log
+ * gives up; else it is a forced roll, and the batches are flushed where they go then. The
+ * first failure does it, others are not waited for. A forced roll makes the round under
+ * way void.
  *
  * On close a last flush is waited for; if the log is down its flushes have failed.
  */
@@ -75,15 +76,13 @@ static void round_succeeded(struct disk_log *log)
     }
 }
 
-static void round_over(struct disk_log *log)
+/* No other answer changes it. */
+static void round_failed(struct tail_extent *tail, int code)
 {
-    int code = log->round_result;
-    if (code == 0)
-        round_succeeded(log);
-    else if (log->round_is_final)
-        log_go_down(log, code);
+    if (tail_failure_is_final(tail, code))
+        log_go_down(tail->log, code);
     else
-        log_roll_forced(log, code);
+        log_roll_forced(tail->log, code);
 }
 
 static void sync_done(struct replica_sync *sync)
@@ -91,19 +90,21 @@ static void sync_done(struct replica_sync *sync)
     struct sync_op *op = container_of(sync, struct sync_op, sync);
     struct tail_extent *tail = op->tail;
     struct disk_log *log = tail->log;
-    assert(tail->ops > 0 && log->owed > 0);
-    tail->ops--;
+    uint32_t member = (uint32_t)(op - tail->sync_ops);
+    assert(tail->ops > 0 && log->owed > 0 && (tail->sync_owed & 1U << member));
+    if (--tail->ops == 0 && tail->phase >= TAIL_DECIDED)
+        log->wants_cleaning = true;
     log->owed--;
+    tail->sync_owed &= ~(1U << member);
     if (op->round == log->round) {
         assert(log->round_owed > 0);
         log->round_owed--;
-        if (sync->result != 0)
-            log_member_failed(tail, (uint32_t)(op - tail->sync_ops), sync->result);
-        if (log->round_result == 0)
-            log->round_result = sync->result;
-        log->round_is_final |= tail_failure_is_final(tail, sync->result);
-        if (log->round_owed == 0)
-            round_over(log);
+        if (sync->result != 0) {
+            log_member_failed(tail, member, sync->result);
+            round_failed(tail, sync->result);
+        } else if (log->round_owed == 0) {
+            round_succeeded(log);
+        }
     }
     log_advance(log);
 }
@@ -123,11 +124,15 @@ static bool has_unflushed(const struct tail_extent *tail)
            tail->placed_end > tail->flushed_length;
 }
 
+/* What was synced when a round failed was decided, so no request is under way. One that
+ * fails at once makes the round void. */
 static void sync_tail(struct tail_extent *tail)
 {
+    assert(tail->sync_owed == 0);
     struct disk_log *log = tail->log;
-    for (uint32_t i = 0; i < tail->member_count; i++) {
+    for (uint32_t i = 0; i < tail->member_count && tail->cover_length > 0; i++) {
         struct sync_op *op = &tail->sync_ops[i];
+        tail->sync_owed |= 1U << i;
         *op = (struct sync_op){.tail = tail,
                                .round = log->round,
                                .sync.extent = tail->extent,
@@ -139,13 +144,21 @@ static void sync_tail(struct tail_extent *tail)
     }
 }
 
+void log_cancel_syncs(struct tail_extent *tail)
+{
+    for (uint32_t i = 0; i < tail->member_count; i++) {
+        struct replica *member = tail->members[i];
+        if (tail->sync_owed & 1U << i)
+            member->ops->cancel_sync(member, &tail->sync_ops[i].sync);
+    }
+}
+
 /* All is counted before the first request: it may be answered at once. */
 static void begin_round(struct disk_log *log)
 {
     struct tail_extent *tail;
     log->round++;
-    log->round_result = 0;
-    log->round_is_final = false;
+    log->round_begun_ns = loop_now_ns(log->loop);
     log->round_cover = log->placed;
     log->unsynced_bytes = 0;
     log->sync_due = log->is_starved = false;

@@ -44,6 +44,30 @@ static void sync_fired(struct timer *timer)
     log_advance(log);
 }
 
+void log_tick(struct disk_log *log)
+{
+    bool fast = log->owed > 0;
+    if (log->local != NULL || (log->tick_timer.armed && (log->ticks_fast || !fast)))
+        return;
+    log->ticks_fast = fast;
+    timer_start(log->loop, &log->tick_timer, fast ? TICK_NS : IDLE_TICK_NS);
+}
+
+static void tick_fired(struct timer *timer)
+{
+    struct disk_log *log = container_of(timer, struct disk_log, tick_timer);
+    log_check_slow(log);
+    if (loop_now_ns(log->loop) - log->renewed_ns >= RENEW_EVERY_NS)
+        log_renew(log);
+    log->wants_cleaning = true;
+    log_advance(log);
+}
+
+static void state_changed(struct cluster_watcher *watcher)
+{
+    log_kick(container_of(watcher, struct disk_log, watcher));
+}
+
 /* --- the directory of a store alone --- */
 
 static struct replica *find_alone(struct replica_directory *directory, uint64_t node)
@@ -80,6 +104,11 @@ static struct disk_log *log_create(const struct log_options *options)
     log->buffers = options->buffers;
     log->node = options->node;
     log->disk = options->disk;
+    log->append_limit_ns = options->append_limit_ns != 0
+                               ? options->append_limit_ns
+                               : LOG_APPEND_LIMIT_MS * NS_PER_MS;
+    log->sync_limit_ns = options->sync_limit_ns != 0 ? options->sync_limit_ns
+                                                     : LOG_SYNC_LIMIT_MS * NS_PER_MS;
     log->sealed_fn = options->sealed;
     log->sealed_arg = options->sealed_arg;
     log->uid = cluster_state_uid(cluster_state(options->cluster));
@@ -96,6 +125,11 @@ static struct disk_log *log_create(const struct log_options *options)
     log->buffer_waiter.run = buffer_came;
     log->retry_timer.fire = retry_fired;
     log->sync_timer.fire = sync_fired;
+    log->tick_timer.fire = tick_fired;
+    log->watcher.applied = state_changed;
+    log->renewed_ns = loop_now_ns(log->loop);
+    LIST_INIT(&log->creations);
+    LIST_INIT(&log->janitors);
     if (options->directory != NULL) {
         log->directory = options->directory;
         return log;
@@ -113,6 +147,24 @@ static struct disk_log *log_create(const struct log_options *options)
 
 /* --- 1: the lease --- */
 
+static bool may_take(const struct log_options *options, const struct cluster_disk *disk)
+{
+    const struct cluster_node *owner =
+        cluster_node_by_id(cluster_state(options->cluster), disk->owner);
+    return disk->owner == 0 || disk->owner == options->node || options->force ||
+           (owner != NULL && (owner->flags & (NODE_DOWN | NODE_OUT | NODE_GONE)));
+}
+
+static int say_whose(const struct take_over *over, const struct cluster_disk *disk)
+{
+    const struct cluster_node *owner =
+        cluster_node_by_id(cluster_state(over->options->cluster), disk->owner);
+    bool has_address = owner != NULL && owner->address[0] != '\0';
+    return err_set(over->err, -PLX_EOWNED, "disk %s is served by node %llu%s%s",
+                   disk->name, (unsigned long long)disk->owner,
+                   has_address ? " at " : "", has_address ? owner->address : "");
+}
+
 static async int take_lease(struct take_over *over)
 {
     const struct log_options *options = over->options;
@@ -121,21 +173,20 @@ static async int take_lease(struct take_over *over)
     if (disk == NULL)
         return err_set(over->err, -PLX_EMISSING, "there is no disk %llu",
                        (unsigned long long)options->disk);
-    const struct cluster_node *owner =
-        cluster_node_by_id(cluster_state(options->cluster), disk->owner);
-    bool is_up = owner != NULL && (owner->flags & (NODE_DOWN | NODE_GONE)) == 0;
-    if (disk->owner != 0 && disk->owner != options->node && is_up)
-        return err_set(over->err, -PLX_EOWNED, "disk %s is served by node %llu",
-                       disk->name, (unsigned long long)disk->owner);
+    if (!may_take(options, disk))
+        return say_whose(over, disk);
     struct cluster_command command = {.op = CLUSTER_LEASE_TAKE,
                                       .disk = options->disk,
                                       .epoch = disk->epoch,
-                                      .node = options->node};
+                                      .node = options->node,
+                                      .force = options->force};
     struct cluster_result result;
     int rc = cluster_submit(options->cluster, &command, &result);
     if (rc != 0)
         return err_set(over->err, rc, "taking the lease: %s", result.text);
     over->log->epoch = result.epoch;
+    over->log->is_watching = true;
+    cluster_on_apply(options->cluster, &over->log->watcher);
     return 0;
 }
 
@@ -235,6 +286,19 @@ static int measure_header(void *arg, const struct header *head,
     return 0;
 }
 
+static async int measure_copies(const struct replay_range *range,
+                                struct measure *measure)
+{
+    int rc = -EHOSTUNREACH, silence = 0;
+    for (uint32_t i = 0; rc != 0 && i < range->member_count; i++) {
+        struct replica *member = range->members[i];
+        rc = member->ops->walk_headers(member, range->extent, measure_header, measure,
+                                       NULL);
+        silence = log_is_silence(rc) ? rc : silence;
+    }
+    return rc != 0 && silence != 0 ? silence : rc;
+}
+
 /* Where the last batch that is kept ends. */
 static async int length_to_keep(struct take_over *over, const struct plan_extent *extent,
                                 uint32_t *ret_length)
@@ -246,18 +310,15 @@ static async int length_to_keep(struct take_over *over, const struct plan_extent
     }
     struct measure measure = {.keep = extent->keep};
     struct replay_range range = {.extent = extent->extent};
+    uint64_t until_ns = 0;
+    int rc;
     add_copies(over, extent, &range);
-    int rc = -EHOSTUNREACH;
-    for (uint32_t i = 0; rc != 0 && i < range.member_count; i++) {
-        struct replica *member = range.members[i];
-        rc = member->ops->walk_headers(member, extent->extent, measure_header, &measure,
-                                       NULL);
-    }
+    do
+        rc = measure_copies(&range, &measure);
+    while (rc != 0 && log_may_ask_again(over->log, rc, &until_ns));
     *ret_length = measure.end;
     return rc;
 }
-
-
 
 static async int decide_lengths(struct take_over *over)
 {

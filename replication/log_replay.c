@@ -8,8 +8,9 @@
  * grow with the log. After that the batches of which a later extent has the copy that
  * counts are told as spare: what is in them is dead.
  *
- * What can fail: reading, or the caller's function, which ends it. A number that the
- * take-over saw is then missing or damaged: the disk is not opened, and may be again.
+ * What can fail: reading, or the caller's function, which ends it. Members that are
+ * silent are asked again for a while. A number that the take-over saw is then missing or
+ * damaged: the disk is not opened, and may be again.
  *
  * The index is freed at the end.
  */
@@ -112,14 +113,27 @@ static uint64_t range_end(const struct disk_log *log, const struct replay_range 
 
 /* By any member that has it. One that fails half-way is no harm: what was delivered is
  * passed over the next time. */
-static async int walk_range(const struct replay_range *range, header_fn *fn,
-                            struct replay *replay)
+static async int walk_range_once(const struct replay_range *range, header_fn *fn,
+                                 struct replay *replay)
 {
-    int rc = -EHOSTUNREACH;
+    int rc = -EHOSTUNREACH, silence = 0;
     for (uint32_t i = 0; rc != 0 && i < range->member_count && !replay->is_refused; i++) {
         struct replica *member = range->members[i];
         rc = member->ops->walk_headers(member, range->extent, fn, replay, NULL);
+        silence = log_is_silence(rc) ? rc : silence;
     }
+    return rc != 0 && silence != 0 && !replay->is_refused ? silence : rc;
+}
+
+static async int walk_range(const struct replay_range *range, header_fn *fn,
+                            struct replay *replay)
+{
+    uint64_t until_ns = 0;
+    int rc;
+    do
+        rc = walk_range_once(range, fn, replay);
+    while (rc != 0 && !replay->is_refused &&
+           log_may_ask_again(replay->log, rc, &until_ns));
     return rc;
 }
 

@@ -10,7 +10,8 @@
  * decided length ends where it is flushed, and all that lies above is submitted again, in
  * order, with its old numbers and bytes, to the next extent. Nobody is told an address
  * twice: committed blocks are reported as moved when they lie safely in their new place.
- * Rolls that lead to no flush are spaced out; after some the log gives up.
+ * Rolls that lead to no flush are spaced out; if there are no other members to go to,
+ * the log gives up after some.
  *
  * On close the current extent is decided like a full one, at what is flushed: all of it.
  */
@@ -52,6 +53,7 @@ void tail_decide(struct tail_extent *tail, uint64_t needs_flushed)
     tail->length = tail->flushed_length;
     tail->last_number = tail->flushed_number;
     tail->needs_flushed = needs_flushed;
+    tail->log->has_given_up |= tail->ops > 0;
     trace(tail->log->loop, "log decide", tail->extent.v, tail->length,
           tail->last_number);
 }
@@ -63,12 +65,14 @@ static void roll_record_done(struct replica_append *append)
     struct roll_op *op = container_of(append, struct roll_op, append);
     struct tail_extent *tail = op->tail;
     assert(tail->ops > 0 && tail->log->owed > 0);
+    uint32_t member = (uint32_t)(op - tail->roll_ops);
     tail->ops--;
     tail->log->owed--;
+    tail->roll_answers |= 1U << member;
     if (append->result == 0)
         tail->roll_acks++;
     else
-        log_member_failed(tail, (uint32_t)(op - tail->roll_ops), append->result);
+        log_member_failed(tail, member, append->result);
     if (tail->roll_result == 0)
         tail->roll_result = append->result;
     log_advance(tail->log);
@@ -121,6 +125,15 @@ static void send_roll_record(struct tail_extent *tail)
     }
 }
 
+void log_cancel_roll_record(struct tail_extent *tail)
+{
+    for (uint32_t i = 0; tail->roll_header != NULL && i < tail->member_count; i++) {
+        struct replica *member = tail->members[i];
+        if ((tail->roll_answers & 1U << i) == 0)
+            member->ops->cancel_append(member, &tail->roll_ops[i].append);
+    }
+}
+
 /* --- the planned roll --- */
 
 /* Reserve much at once where an extent fills quickly. */
@@ -133,17 +146,18 @@ static uint32_t slabs_for(uint64_t fill_ns)
     return fill_ns < 4 * NS_PER_S ? 4 : 1;
 }
 
-static void end_current(struct disk_log *log)
+void log_end_current(struct disk_log *log)
 {
     struct tail_extent *tail = log->current;
+    bool has_batches = tail->end > 1;
     log->current = NULL;
     tail->phase = TAIL_ENDED;
     log->slabs_hint = slabs_for(loop_now_ns(log->loop) - tail->begun_ns);
-    if (tail->flushed_length == tail->end)
+    if (tail->flushed_length == tail->end || !has_batches)
         tail_decide(tail, tail->flushed_number);
 }
 
-static struct tail_extent *first_ahead(const struct disk_log *log)
+struct tail_extent *log_first_ahead(const struct disk_log *log)
 {
     struct tail_extent *tail;
     TAILQ_FOREACH(tail, &log->tails, link)
@@ -154,84 +168,11 @@ static struct tail_extent *first_ahead(const struct disk_log *log)
     return NULL;
 }
 
-/* --- members that fail --- */
-
-/* The list is in order of failure, the latest first. One that only waits for an earlier
- * append, or is fenced, has not failed. */
-void log_member_failed(struct tail_extent *tail, uint32_t member, int code)
-{
-    struct disk_log *log = tail->log;
-    assert(member < tail->member_count);
-    if (log->local != NULL || code == -PLX_ENOTEND || code == -PLX_EEPOCH)
-        return;
-    uint64_t node = tail->members[member]->node;
-    uint32_t at = 0;
-    while (at < ARRAY_LEN(log->avoided) - 1 && log->avoided[at].node != node)
-        at++;
-    memmove(log->avoided + 1, log->avoided, at * sizeof log->avoided[0]);
-    log->avoided[0] =
-        (struct avoided){.node = node, .until_ns = loop_now_ns(log->loop) + AVOID_NS};
-}
-
-static uint32_t list_avoided(const struct disk_log *log, uint64_t ret_nodes[REPLICAS_MAX])
-{
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < ARRAY_LEN(log->avoided); i++) {
-        const struct avoided *avoided = &log->avoided[i];
-        if (avoided->node != 0 && avoided->until_ns > loop_now_ns(log->loop))
-            ret_nodes[count++] = avoided->node;
-    }
-    return count;
-}
-
-struct chosen log_choose(struct disk_log *log, uint64_t ret_avoid[REPLICAS_MAX],
-                         uint32_t *ret_avoid_count)
-{
-    struct replica_directory *from = log->directory;
-    uint32_t avoid_count = list_avoided(log, ret_avoid);
-    struct chosen chosen = from->choose(from, log->disk, ret_avoid, avoid_count);
-    while (chosen.count == 0 && avoid_count > 0)
-        chosen = from->choose(from, log->disk, ret_avoid, --avoid_count);
-    *ret_avoid_count = avoid_count;
-    return chosen;
-}
-
-static bool has_any_of(const struct tail_extent *tail, const uint64_t *nodes,
-                       uint32_t count)
-{
-    for (uint32_t i = 0; i < tail->member_count; i++) {
-        for (uint32_t j = 0; j < count; j++) {
-            if (tail->members[i]->node == nodes[j])
-                return true;
-        }
-    }
-    return false;
-}
-
-/* An extent with a silent member would only lead to the next roll. */
-static void skip_ahead(struct disk_log *log)
-{
-    struct tail_extent *tail;
-    uint64_t avoid[REPLICAS_MAX];
-    uint32_t count;
-    (void)log_choose(log, avoid, &count);
-    TAILQ_FOREACH(tail, &log->tails, link)
-    {
-        if (tail->phase == TAIL_AHEAD && has_any_of(tail, avoid, count))
-            tail_decide(tail, 0);
-    }
-}
-
-bool tail_failure_is_final(const struct tail_extent *tail, int code)
-{
-    return code == -PLX_EEPOCH || (code == -PLX_EFAILED && tail->member_count == 1);
-}
-
 bool log_room_for(struct disk_log *log, uint32_t blocks)
 {
     if (log->current != NULL && log->current->end + 1 + blocks <= EXTENT_BLOCKS)
         return true;
-    struct tail_extent *next = first_ahead(log);
+    struct tail_extent *next = log_first_ahead(log);
     if (next == NULL) {
         log->wants_extent = true;
         return false;
@@ -242,7 +183,7 @@ bool log_room_for(struct disk_log *log, uint32_t blocks)
         return false;
     }
     if (log->current != NULL)
-        end_current(log);
+        log_end_current(log);
     log->current = next;
     log->ahead_count--;
     next->phase = TAIL_CURRENT;
@@ -259,10 +200,10 @@ bool log_room_for(struct disk_log *log, uint32_t blocks)
 struct address log_end_extent(struct disk_log *log)
 {
     if (log->down != 0 || log->is_closing || log->current == NULL ||
-        first_ahead(log) == NULL || log->current->end <= 1)
+        log_first_ahead(log) == NULL || log->current->end <= 1)
         return ADDRESS_NULL;
     struct address extent = log->current->extent;
-    end_current(log);
+    log_end_current(log);
     log_kick(log);
     return extent;
 }
@@ -289,9 +230,22 @@ static void gather_moving(struct disk_log *log)
     }
 }
 
+/* It can but come back to the members that failed, and waiting is of no use. */
+static bool is_lonely(const struct disk_log *log)
+{
+    const struct tail_extent *tail;
+    TAILQ_FOREACH(tail, &log->tails, link)
+    {
+        bool is_in_use = tail->phase == TAIL_CURRENT || tail->phase == TAIL_ENDED;
+        if (is_in_use && tail_has_others(tail))
+            return false;
+    }
+    return true;
+}
+
 void log_roll_forced(struct disk_log *log, int cause)
 {
-    if (++log->fruitless_rolls > FRUITLESS_ROLLS_MAX) {
+    if (++log->fruitless_rolls > FRUITLESS_ROLLS_MAX && is_lonely(log)) {
         log_go_down(log, cause);
         return;
     }
@@ -303,13 +257,17 @@ void log_roll_forced(struct disk_log *log, int cause)
     struct tail_extent *tail;
     TAILQ_FOREACH(tail, &log->tails, link)
     {
-        if (tail->phase == TAIL_CURRENT || tail->phase == TAIL_ENDED)
-            tail_decide(tail, log->sealed);
+        if (tail->phase != TAIL_CURRENT && tail->phase != TAIL_ENDED)
+            continue;
+        tail_decide(tail, log->sealed);
+        tail->is_hurried = log->local == NULL;
     }
-    skip_ahead(log);
+    log_skip_ahead(log);
     gather_moving(log);
+    log->has_given_up = true;
     if (log->fruitless_rolls > 1)
         timer_start(log->loop, &log->retry_timer,
-                    ROLL_BACKOFF_NS << (log->fruitless_rolls - 2));
+                    ROLL_BACKOFF_NS << min_u32(log->fruitless_rolls - 2,
+                                               FRUITLESS_ROLLS_MAX));
     log_kick(log);
 }

@@ -153,6 +153,20 @@ static void refuse(struct disk_log *log, struct batch *batch)
     timer_start(log->loop, &log->retry_timer, RETRY_NS);
 }
 
+/* Others had room. */
+static void avoid_full(struct disk_log *log)
+{
+    struct batch *batch;
+    TAILQ_FOREACH(batch, &log->inflight, link)
+    {
+        for (uint32_t i = 0; i < batch->tail->member_count; i++) {
+            bool has_answered = batch->answers & 1U << i;
+            if (has_answered && batch->ops[i].append.result == -PLX_EFULL)
+                log_member_failed(batch->tail, i, -PLX_EFULL);
+        }
+    }
+}
+
 /* The first batch with an error decides. True: wait for further answers. */
 static bool batch_failed(struct disk_log *log, struct batch *batch)
 {
@@ -169,10 +183,13 @@ static bool batch_failed(struct disk_log *log, struct batch *batch)
     if (code == -PLX_EFULL &&
         (batch != TAILQ_FIRST(&log->inflight) || !all_answered_from(batch)))
         return true;
-    if (code == -PLX_EFULL && nobody_has_from(batch))
+    if (code == -PLX_EFULL && nobody_has_from(batch)) {
         refuse(log, batch);
-    else
-        log_roll_forced(log, code);
+        return false;
+    }
+    if (code == -PLX_EFULL)
+        avoid_full(log);
+    log_roll_forced(log, code);
     return false;
 }
 
@@ -253,6 +270,7 @@ void log_go_down(struct disk_log *log, int code)
     timer_stop(log->loop, &log->sync_timer);
     timer_stop(log->loop, &log->retry_timer);
     log_round_void(log);
+    log->has_given_up = true;
     struct record_list failing = STAILQ_HEAD_INITIALIZER(failing);
     collect_records(log, &log->inflight, &failing);
     collect_records(log, &log->moving, &failing);
@@ -268,13 +286,25 @@ void log_go_down(struct disk_log *log, int code)
 
 /* --- sending --- */
 
+/* They are as small as they were sealed. */
+static bool may_move_more(const struct disk_log *log)
+{
+    uint64_t blocks = 0;
+    const struct batch *batch;
+    if (log->inflight_count < BATCHES_INFLIGHT)
+        return true;
+    TAILQ_FOREACH(batch, &log->inflight, link)
+        blocks += batch->blocks + 1;
+    return log->inflight_count < BATCHES_INFLIGHT_AGAIN &&
+           blocks < BATCHES_INFLIGHT * BATCH_BLOCKS;
+}
+
 /* After a forced roll: what is retained goes first, in order, to the next extent. */
 static void send_moving(struct disk_log *log)
 {
     struct batch *batch;
-    while ((batch = TAILQ_FIRST(&log->moving)) != NULL &&
-           log->inflight_count < BATCHES_INFLIGHT && batch->owed == 0 &&
-           log_room_for(log, batch->blocks)) {
+    while ((batch = TAILQ_FIRST(&log->moving)) != NULL && may_move_more(log) &&
+           log_room_for(log, batch->blocks) && (batch = batch_renew(batch)) != NULL) {
         TAILQ_REMOVE(&log->moving, batch, link);
         TAILQ_INSERT_TAIL(&log->inflight, batch, link);
         log->inflight_count++;
@@ -340,18 +370,53 @@ static void free_orphans(struct disk_log *log)
     }
 }
 
+static void cancel_list(const struct batch_list *batches)
+{
+    struct batch *batch;
+    TAILQ_FOREACH(batch, batches, link)
+    {
+        if (batch->owed > 0)
+            batch_cancel(batch);
+    }
+}
+
+/* Nobody waits for these answers any more. */
+static void cancel_given_up(struct disk_log *log)
+{
+    log->has_given_up = false;
+    cancel_list(&log->moving);
+    cancel_list(&log->orphans);
+    struct tail_extent *tail;
+    TAILQ_FOREACH(tail, &log->tails, link)
+    {
+        bool is_over = tail->phase >= TAIL_DECIDED || log->down != 0;
+        if (!is_over || tail->ops == 0)
+            continue;
+        log_cancel_roll_record(tail);
+        log_cancel_syncs(tail);
+    }
+}
+
 static void advance_once(struct disk_log *log)
 {
+    if (cluster_state_applied(cluster_state(log->cluster)) != log->applied_seen)
+        log_look_at_state(log);
     free_orphans(log);
     if (log->down == 0)
         commit_ready(log);
     bool may_send = log->down == 0 && settle_failures(log);
+    if (log->has_given_up)
+        cancel_given_up(log);
+    if (log->renews && log->ahead_count > 0)
+        log_renew(log);
     if (may_send && !log->retry_timer.armed) {
         log->wants_extent = false;
         send_moving(log);
         send_queued(log);
         log_want_extents(log);
     }
+    if (log->wants_cleaning)
+        log_clean_up(log);
     log_flushes_finish(log); /* the next one may want a round */
     if (log->down == 0)
         log_sync_if_wanted(log);
@@ -376,6 +441,7 @@ void log_advance(struct disk_log *log)
         advance_once(log);
     }
     log->advancing = false;
+    log_tick(log);
     assert(log->flushed <= log->placed && log->flushed <= log->committed &&
            log->committed <= log->sealed); /* L1 */
     waitlist_wake_all(&log->changed);

@@ -23,6 +23,11 @@
 #define TASK_TIMEOUT_NS   (30 * NS_PER_S)
 #define READ_TIMEOUT_NS   (5 * NS_PER_S)
 
+/* An append or a sync to a node to which there is no connection: that of the extent's
+ * create was lost, so the node has died, or the way to it was cut for a moment. Only then
+ * it can be made again so soon. */
+#define UNCONNECTED_TIMEOUT_NS (300 * NS_PER_MS)
+
 #define CALLS_KEPT 16U /* for reuse */
 
 /* The call that an append, a sync or a read makes. */
@@ -84,6 +89,12 @@ static void *call_done(struct rpc_call *done)
     remote->kept_count++;
     SLIST_INSERT_HEAD(&remote->kept, call, link);
     return request;
+}
+
+static uint64_t timeout_of(const struct replica_remote *remote, uint64_t timeout_ns)
+{
+    bool is_connected = rpc_is_connected(remote->rpc, remote->replica.node);
+    return is_connected ? timeout_ns : min_u64(timeout_ns, UNCONNECTED_TIMEOUT_NS);
 }
 
 /* --- what takes a task --- */
@@ -152,7 +163,7 @@ static void remote_append(struct replica *replica, struct replica_append *append
                                    .head_len = sizeof head,
                                    .slices = store->slices,
                                    .slice_count = store->slice_count,
-                                   .timeout_ns = APPEND_TIMEOUT_NS,
+                                   .timeout_ns = timeout_of(remote, APPEND_TIMEOUT_NS),
                                    .done = append_done};
     rpc_start(remote->rpc, &call->call);
 }
@@ -181,7 +192,7 @@ static void remote_sync(struct replica *replica, struct replica_sync *sync)
                                    .op = STORE_RPC_SYNC,
                                    .head = &head,
                                    .head_len = sizeof head,
-                                   .timeout_ns = SYNC_TIMEOUT_NS,
+                                   .timeout_ns = timeout_of(remote, SYNC_TIMEOUT_NS),
                                    .done = sync_done};
     rpc_start(remote->rpc, &call->call);
 }

@@ -21,6 +21,8 @@
 #define TAKE_OVER_LONG_NS  (60 * NS_PER_S)
 /* Then it fails and says who is missing; whoever wants the disk tries again. */
 #define TAKE_OVER_WAIT_NS  (90 * NS_PER_S)
+/* It says for whom it waits when it has waited for so long. */
+#define TAKE_OVER_SAY_NS   (2 * NS_PER_S)
 /* A member out of reach is asked again after so long. */
 #define TAKE_OVER_RETRY_NS (200 * NS_PER_MS)
 /* What is written again is read so much ahead of being flushed. */

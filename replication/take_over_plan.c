@@ -79,9 +79,23 @@ static bool copy_is_sound(const struct take_over_plan *plan,
     return must <= reach;
 }
 
+/* Nobody is left who could have more. Then it is as if it had nothing, which is no loss
+ * that anybody was promised against, if what must be there lies in those before it. */
+static bool may_be_lost(const struct plan_extent *extent, uint64_t must, uint64_t reach)
+{
+    if (extent->member_count > 0)
+        return false;
+    return extent->is_final ? extent->last_number == 0 : must <= reach;
+}
+
 static int no_copy_error(const struct plan_extent *extent, uint64_t must,
                          struct error *err)
 {
+    if (extent->member_count == 0)
+        return err_set(err, -PLX_EDAMAGED,
+                       "extent %llx: must hold batches up to %llu, and all its members "
+                       "were declared lost",
+                       (unsigned long long)extent->extent.v, (unsigned long long)must);
     bool is_broken = false;
     for (uint32_t i = 0; i < extent->copy_count; i++)
         is_broken = is_broken || extent->copies[i].is_broken;
@@ -116,7 +130,7 @@ static int choose_copy(const struct take_over_plan *plan, uint32_t at, uint64_t 
         }
         found = true;
     }
-    if (!found)
+    if (!found && !may_be_lost(extent, must, *reach))
         return no_copy_error(extent, must, err);
     *reach = max_u64(*reach, extent->last);
     return 0;

@@ -20,6 +20,7 @@
  *      the first number on of which none of this is sure, all is written again. It is not
  *      enough that a number is on all members of an earlier extent, nor that it is known
  *      to be flushed: its last place may be a dead take-over's, with one copy.
+ *      Members that were declared lost count as if they had never been any.
  *   6. An extent without a committed length keeps its batches up to the last one that may
  *      stay and that no later extent has.
  */
@@ -48,7 +49,7 @@ struct plan_extent {
     bool is_rolled;         /* a roll record names it, with this last number: */
     uint64_t rolled_number;
     uint32_t copy_count;    /* members in reach */
-    uint32_t member_count;
+    uint32_t member_count;  /* that were not declared lost */
     struct plan_copy copies[REPLICAS_MAX];
     /* out: */
     uint64_t first, last;   /* of the copy that counts, without what is void */

@@ -18,12 +18,19 @@
 #define BATCH_BLOCKS       255U /* data blocks behind one header */
 #define BATCH_BLOCKS_BUSY  63U                          /* when others wait: 256 KiB */
 #define BATCHES_INFLIGHT   4U                           /* per disk */
+/* After a forced roll, of small ones, while guests wait: and no more bytes. */
+#define BATCHES_INFLIGHT_AGAIN 32U
 #define EXTENTS_AHEAD      2U                           /* opened ahead per disk */
 #define RETAINED_BYTES_DISK   (64 * MIB)
 #define RETAINED_BYTES_TOTAL  (128 * MIB)
 #define SYNC_EVERY_BYTES      (16 * MIB)
 #define SYNC_EVERY_MS         1000U
 #define LOG_EXTENTS_MAX    100U                         /* unfolded tail of one disk */
+/* For a member of several. Longer than a device's worst moments, shorter than guests
+ * notice; a member that was left out has to be brought up again, which costs. */
+#define LOG_APPEND_LIMIT_MS   1000U
+#define LOG_SYNC_LIMIT_MS     5000U
+#define LOG_CREATE_LIMIT_MS   1000U
 
 static_assert(EXTENT_BLOCKS % SLAB_BLOCKS == 0, "an extent is whole slabs");
 static_assert(SLAB_BYTES % PIECE_BYTES == 0, "a slab is whole pieces");

@@ -26,6 +26,10 @@
     X(APPEND_UNORDERED, "an append is answered before the one below it completed")      \
     X(RETAINED_EARLY, "batches are forgotten when committed, not when flushed")          \
     X(ACK_EARLY, "a batch is committed before its append completed")                     \
+    X(RESTART_IGNORED, "extents ahead are used whose member was restarted")              \
+    X(SLOW_ANYWHERE, "a slow member makes a roll that does not get rid of it")           \
+    X(LENGTH_EARLY, "a length is committed before what lay above it is flushed")         \
+    X(LEASE_UNWATCHED, "a log goes on although its lease is another's")                  \
     X(RANGE_UNLOCKED, "two changes of parts of one block run together")                  \
     X(RANK_FROM_LIVE, "a block's place is its rank among the live ones")                 \
     X(TRIM_BEFORE_CHECKPOINT, "blocks are trimmed before the checkpoint is committed")   \

@@ -16,6 +16,7 @@ seeds_max=200
 # What a simulated history does not reach. Space of an extent is not yet given to others
 # while its log can be scanned for it, nothing is compacted, and with one copy a cut
 # leaves no void batch. There is one node.
+# leaves no void batch and no member fails alone.
 declare -A by_unit_test=(
     [RANK_FROM_LIVE]=test_store
     [RECYCLED_HEADER]=test_store_crash
@@ -23,6 +24,10 @@ declare -A by_unit_test=(
     [SHORT_COPY_WHOLE]=test_recovery_random
     [MERGE_FORGOTTEN]=test_recovery_random
     [NEWER_DROPPED]=test_recovery_random
+    [RESTART_IGNORED]=test_log_members
+    [SLOW_ANYWHERE]=test_log_members
+    [LEASE_UNWATCHED]=test_log_members
+    [LENGTH_EARLY]=test_disk_log
 )
 
 T=$(mktemp -d "${TMPDIR:-/tmp}/parallax-plants.XXXXXX")

@@ -6,7 +6,8 @@
  * are all the same byte but for the eighth, enough to make them again.
  *
  * A member may be restarted beside the process, and may be out of reach for a while: then
- * it answers nothing but timeouts.
+ * it answers nothing but timeouts, and has done what it was asked, or has not. It may be
+ * slow. Requests may be given up, unless it is the one of this process.
  */
 #ifndef PARALLAX_TESTS_UNIT_FAKE_MEMBER_H
 #define PARALLAX_TESTS_UNIT_FAKE_MEMBER_H
@@ -52,10 +53,14 @@ struct fake_member {
     struct sim_world *world;
     struct fake_medium *medium;
     uint32_t append_error_ppm, sync_error_ppm, create_error_ppm;
-    int append_error;  /* which */
+    int append_error, create_error; /* which */
     int64_t fail_nth;  /* the nth append or sync from now fails; -1: off */
     bool has_failed, is_broken;
     bool is_silent;    /* out of reach */
+    bool is_known;     /* that is known to those who choose */
+    bool is_here;      /* what was begun cannot be given up */
+    uint64_t timeout_ns; /* of requests to it while it is silent */
+    uint64_t delay_ns; /* it is that slow */
     struct waitlist quiet;
 };
 
@@ -95,18 +100,19 @@ static inline bool fake_fails(struct fake_member *member, uint32_t ppm)
 
 #define FAKE_TIMEOUT_NS (30 * NS_PER_MS)
 
-/* What is asked of it, or what it answers, is lost. */
+/* What is asked of it is lost. */
 static inline async bool fake_is_lost(struct fake_member *member)
 {
     if (!member->is_silent)
         return false;
-    task_sleep_ns(FAKE_TIMEOUT_NS);
+    task_sleep_ns(member->timeout_ns);
     return true;
 }
 
 static inline uint64_t fake_latency(struct fake_member *member)
 {
-    return 20 * NS_PER_US + sim_world_random(member->world, 200 * NS_PER_US);
+    return member->delay_ns + 20 * NS_PER_US +
+           sim_world_random(member->world, 200 * NS_PER_US);
 }
 
 /* --- operations --- */
@@ -116,8 +122,14 @@ static inline async int fake_create(struct replica *replica,
 {
     struct fake_member *member = fake_of(replica);
     CHECK(create->slabs_hint >= 1 && create->slabs_hint <= EXTENT_SLABS);
-    if (fake_is_lost(member))
+    if (member->is_silent) {
+        task_sleep_ns(min_u64(member->timeout_ns, create->limit_ns));
         return -ETIMEDOUT;
+    }
+    if (member->delay_ns > create->limit_ns) {
+        task_sleep_ns(create->limit_ns);
+        return -ETIMEDOUT;
+    }
     task_sleep_ns(fake_latency(member));
     if (member->is_broken)
         return -PLX_EFAILED;
@@ -126,7 +138,7 @@ static inline async int fake_create(struct replica *replica,
     if (member->medium->used_blocks >= member->medium->limit_blocks)
         return -PLX_EFULL;
     if (fake_fails(member, member->create_error_ppm))
-        return -EIO;
+        return member->create_error;
     struct fake_extent *e = fake_add(member->medium, create->extent, create->disk);
     e->epoch = create->epoch;
     e->nonce = create->nonce;
@@ -138,33 +150,85 @@ struct fake_io {
     struct timer timer;
     struct fake_member *member;
     struct replica_append *append; /* or */
-    struct replica_sync *sync;
+    struct replica_sync *sync;     /* both NULL: it was given up */
     struct fake_extent *extent;
     struct fake_append *data;
     uint64_t boot;
+    bool fails; /* the write */
     int result;
+    /* The header as it lies with the owner: what is on its way, or being written here,
+     * must stay as it was sent. */
+    struct buffer *header; /* NULL: here */
+    const uint8_t *header_bytes;
+    uint32_t header_crc;
 };
+
+/* Without its own checksum: with it the sum of any sound header is the same. */
+#define FAKE_HEADER_BYTES (BLOCK_SIZE - 4U)
+
+static inline void fake_keep_header(struct fake_io *io, const struct slice *header)
+{
+    io->header_bytes = slice_data(*header);
+    io->header_crc = crc32c(io->header_bytes, FAKE_HEADER_BYTES);
+    if (!io->member->is_here)
+        io->header = buffer_get(header->buffer);
+}
+
+static inline void fake_check_header(struct fake_io *io)
+{
+    if (io->header_bytes != NULL)
+        CHECK_EQ(crc32c(io->header_bytes, FAKE_HEADER_BYTES), io->header_crc);
+    buffer_put(take(io->header));
+}
 
 static inline void fake_io_done(struct timer *timer)
 {
     struct fake_io *io = container_of(timer, struct fake_io, timer);
     bool is_cut_off = io->boot != io->member->medium->boots;
+    fake_check_header(io);
     if (is_cut_off)
         io->result = -ECONNRESET;
-    if (io->append != NULL) {
-        if (io->data != NULL && !is_cut_off) {
-            io->extent->inflight--;
-            io->data->is_done = true;
-            io->data->is_failed = io->result != 0;
-        }
-        waitlist_wake_all(&io->member->quiet);
-        io->append->result = io->result;
-        io->append->done(io->append);
-    } else {
-        io->sync->result = io->result;
-        io->sync->done(io->sync);
+    if (io->data != NULL && !is_cut_off) {
+        io->extent->inflight--;
+        io->data->is_done = true;
+        io->data->is_failed = io->fails;
     }
+    waitlist_wake_all(&io->member->quiet);
+    struct replica_append *append = io->append;
+    struct replica_sync *sync = io->sync;
+    int result = io->result;
     free(io);
+    if (append != NULL) {
+        append->result = result;
+        append->done(append);
+    }
+    if (sync != NULL) {
+        sync->result = result;
+        sync->done(sync);
+    }
+}
+
+static inline void fake_cancel_append(struct replica *replica,
+                                      struct replica_append *append)
+{
+    struct fake_io *io = append->call;
+    if (fake_of(replica)->is_here)
+        return;
+    CHECK(io->append == append);
+    io->append = NULL;
+    append->result = -ECANCELED;
+    append->done(append);
+}
+
+static inline void fake_cancel_sync(struct replica *replica, struct replica_sync *sync)
+{
+    struct fake_io *io = sync->call;
+    if (fake_of(replica)->is_here)
+        return;
+    CHECK(io->sync == sync);
+    io->sync = NULL;
+    sync->result = -ECANCELED;
+    sync->done(sync);
 }
 
 static inline struct fake_append *fake_copy(const struct store_append *append)
@@ -229,11 +293,11 @@ static inline void fake_append(struct replica *replica, struct replica_append *a
                            .extent = e,
                            .boot = member->medium->boots,
                            .result = fake_accept(member, e, &append->store)};
-    if (member->is_silent) {
+    append->call = io;
+    fake_keep_header(io, &append->store.slices[0]);
+    bool is_lost = member->is_silent && sim_world_random(member->world, 2) == 0;
+    if (is_lost)
         io->result = -ETIMEDOUT;
-        timer_start(member->loop, &io->timer, FAKE_TIMEOUT_NS);
-        return;
-    }
     bool refuses_at_once = io->result != 0 && sim_world_random(member->world, 2) == 0;
     if (io->result == 0) {
         struct fake_append *data = fake_copy(&append->store);
@@ -249,6 +313,7 @@ static inline void fake_append(struct replica *replica, struct replica_append *a
             fake_append_free(data);
         }
         if (fails) {
+            io->fails = true;
             io->result = member->append_error;
             e->is_refusing = true;
             e->length = append->store.block;
@@ -258,10 +323,14 @@ static inline void fake_append(struct replica *replica, struct replica_append *a
             e->end += data->blocks;
         }
     }
-    if (refuses_at_once)
+    if (member->is_silent) {
+        io->result = -ETIMEDOUT; /* it may have done it */
+        timer_start(member->loop, &io->timer, member->timeout_ns);
+    } else if (refuses_at_once) {
         fake_io_done(&io->timer);
-    else
+    } else {
         timer_start(member->loop, &io->timer, fake_latency(member));
+    }
 }
 
 static inline void fake_sync(struct replica *replica, struct replica_sync *sync)
@@ -272,6 +341,7 @@ static inline void fake_sync(struct replica *replica, struct replica_sync *sync)
                            .member = member,
                            .sync = sync,
                            .boot = member->medium->boots};
+    sync->call = io;
     const struct fake_extent *e = fake_find(member->medium, sync->extent);
     if (member->is_broken)
         io->result = -PLX_EFAILED;
@@ -286,7 +356,8 @@ static inline void fake_sync(struct replica *replica, struct replica_sync *sync)
         for (; data != NULL; data = data->next)
             data->is_synced |= data->is_done;
     }
-    timer_start(member->loop, &io->timer, 3 * fake_latency(member));
+    timer_start(member->loop, &io->timer,
+                member->is_silent ? member->timeout_ns : 3 * fake_latency(member));
 }
 
 /* The end of the prefix without a gap. */
@@ -478,6 +549,8 @@ static inline const struct replica_ops *fake_ops(void)
     static const struct replica_ops ops = {.create = fake_create,
                                            .append = fake_append,
                                            .sync = fake_sync,
+                                           .cancel_append = fake_cancel_append,
+                                           .cancel_sync = fake_cancel_sync,
                                            .stop = fake_stop,
                                            .finalize = fake_finalize,
                                            .trim_headers = fake_trim_headers,
@@ -495,6 +568,8 @@ static inline void fake_member_init(struct fake_member *member, struct loop *loo
                                    .world = world,
                                    .medium = medium,
                                    .append_error = -EIO,
+                                   .create_error = -EIO,
+                                   .timeout_ns = FAKE_TIMEOUT_NS,
                                    .fail_nth = -1};
     waitlist_init(&member->quiet);
 }

@@ -106,8 +106,14 @@ static inline struct chosen member_choose(struct replica_directory *directory,
                                           uint64_t disk, const uint64_t *avoid,
                                           uint32_t avoid_count)
 {
+    struct party *party = container_of(directory, struct party, directory);
+    const struct cluster_group *group =
+        cluster_group_by_id(cluster_state(party->all->cluster), 1);
     (void)disk, (void)avoid, (void)avoid_count;
-    return (struct chosen){.members = {member_find(directory, 1)}, .count = 1};
+    return (struct chosen){.members = {member_find(directory, 1)},
+                           .count = 1,
+                           .group = 1,
+                           .group_epoch = group->epoch};
 }
 
 /* --- start and end --- */

@@ -5,446 +5,14 @@
  * comes back must be its prefix, with everything committed after a kill and everything
  * flushed after a power cut. The member is one in memory that fails on demand, or a real
  * store on the simulator's disk; or there are three in memory, which are restarted, lose
- * power and fall silent while the owner lives, and live on when it dies.
+ * power, are slow and fall silent while the owner lives, and live on when it dies. Then
+ * another node may go on with the disk. What a member missed it gets by recovery, which
+ * must come to an end.
  */
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "replication/copies.h"
-#include "replication/disk_log.h"
-#include "tests/unit/fake_member.h"
-
-#define MEMBERS_MAX  3U
-#define MEMBERS_MIN  2U /* of three: fewer take no extent */
-#define CHAOS_NS     (60 * NS_PER_MS) /* something every so often */
-#define BATCHES_MAX  60000U
-#define LIFE_NS      (2000 * NS_PER_S)
-#define KV_PATH      "sim/kv"
-#define STORE_PATH   "sim/store"
-#define STORE_BYTES  (2 * GIB)
-#define OUTSTANDING  64U
-#define SAMPLE       300U
-
-struct model_batch {
-    struct log_piece *pieces;
-    uint32_t count;
-    uint64_t digest;
-};
-
-/* Survives the process. */
-struct model {
-    struct model_batch batches[BATCHES_MAX];
-    uint64_t sealed, committed, flushed, covers;
-    uint64_t checkpoint;
-};
-
-enum end { END_CLOSE, END_ABANDON, END_KILL, END_CUT, END_COUNT };
-
-struct test;
-
-struct script {
-    uint32_t ops;          /* to do in a life */
-    uint32_t member_count;
-    uint32_t big_percent;  /* records of a MiB */
-    bool may_crash;
-    bool on_store;         /* a real one */
-    bool has_chaos;        /* members fail one by one */
-    uint32_t write_error_ppm; /* of its disk */
-    uint32_t append_error_ppm, sync_error_ppm, create_error_ppm;
-    int64_t fail_nth;      /* -1: off */
-    uint64_t limit_blocks; /* of each medium */
-    uint64_t retained_bytes;
-    int allowed;           /* records may fail with this code; 0: never */
-};
-
-struct test {
-    const struct script *script;
-    struct sim_world *world;
-    struct fake_medium media[MEMBERS_MAX];
-    struct model model;
-    uint64_t disk;
-    /* of one life: */
-    struct loop *loop;
-    struct fake_member members[MEMBERS_MAX];
-    struct replica_directory directory;
-    struct timer chaos;
-    uint32_t cuts;           /* members that lost power since the log was last opened */
-    struct kv *kv;
-    struct cluster *cluster;
-    struct store *store;
-    struct copies *copies; /* of that store; NULL without it */
-    struct disk_log *log;
-    struct log_callbacks callbacks;
-    struct log_budget budget;
-    struct buffer_pool *pool;
-    struct task_call call;
-    uint32_t outstanding, flushing;
-    struct waitlist settled;
-    enum end end;
-    bool lost_power; /* since the log was last opened */
-    bool is_over, is_closing;
-    uint64_t moved_count, failed_count;
-    uint64_t replay_number;
-    struct model_batch replayed;
-};
-
-static uint64_t pick(struct test *t, uint64_t n)
-{
-    return sim_world_random(t->world, n);
-}
-
-/* --- the model --- */
-
-static uint64_t mix(uint64_t digest, uint64_t n)
-{
-    digest = (digest ^ n) * 0x9e3779b97f4a7c15U;
-    return digest ^ digest >> 29;
-}
-
-/* Neighbours may come back as one piece, so blocks are digested one by one. */
-static uint64_t digest_piece(uint64_t digest, const struct log_piece *piece)
-{
-    uint64_t stamp = mix(mix(piece->kind, piece->generation), piece->checkpoint);
-    if (piece->crcs == NULL)
-        return mix(mix(mix(digest, stamp), piece->key),
-                   piece->kind == ENTRY_MARKER ? 0 : piece->count);
-    for (uint32_t i = 0; i < piece->count; i++) {
-        digest = mix(mix(mix(digest, stamp), piece->key + i), piece->aux);
-        digest = mix(digest, piece->crcs[i]);
-    }
-    return digest;
-}
-
-static void batch_clear(struct model_batch *batch)
-{
-    for (uint32_t i = 0; i < batch->count; i++)
-        free((void *)(uintptr_t)batch->pieces[i].crcs);
-    free(batch->pieces);
-    *batch = (struct model_batch){0};
-}
-
-static void batch_add(struct model_batch *batch, const struct log_piece *piece)
-{
-    batch->pieces =
-        realloc(batch->pieces, (batch->count + 1) * sizeof *batch->pieces);
-    struct log_piece *copy = &batch->pieces[batch->count++];
-    *copy = *piece;
-    if (piece->crcs != NULL) {
-        uint32_t *crcs = calloc(piece->count, sizeof *crcs);
-        memcpy(crcs, piece->crcs, piece->count * sizeof *crcs);
-        copy->crcs = crcs;
-    }
-    batch->digest = digest_piece(batch->digest, piece);
-}
-
-static void on_sealed(void *arg, uint64_t disk, const struct log_piece *pieces,
-                      uint32_t count, uint64_t number)
-{
-    struct test *t = arg;
-    CHECK_EQ(disk, t->disk);
-    CHECK(number <= t->model.sealed + 1 && number > t->model.committed);
-    CHECK(number < BATCHES_MAX && count > 0);
-    struct model_batch *batch = &t->model.batches[number];
-    batch_clear(batch);
-    for (uint32_t i = 0; i < count; i++) {
-        CHECK_EQ(pieces[i].number, number);
-        batch_add(batch, &pieces[i]);
-    }
-    t->model.sealed = number;
-}
-
-static struct log_piece *model_find(struct test *t, const struct log_piece *piece)
-{
-    struct model_batch *batch = &t->model.batches[piece->number];
-    for (uint32_t i = 0; i < batch->count; i++) {
-        struct log_piece *known = &batch->pieces[i];
-        if (known->kind == piece->kind && known->key == piece->key &&
-            known->count == piece->count)
-            return known;
-    }
-    return NULL;
-}
-
-static bool readable(struct test *t, const struct log_piece *piece)
-{
-    if (t->script->on_store)
-        return true; /* read_some looks, on a task */
-    if (t->cuts > 0 && piece->number > t->model.flushed)
-        return true; /* what lost power may have lost it; the owner has it */
-    for (uint32_t i = 0; piece->crcs != NULL && i < piece->count; i++) {
-        uint32_t copies = 0;
-        for (uint32_t m = 0; m < t->script->member_count; m++)
-            copies += fake_has(&t->media[m], address_plus(piece->address, i),
-                               piece->crcs[i]);
-        if (copies < min_u32(MEMBERS_MIN, t->script->member_count))
-            return false;
-    }
-    return true;
-}
-
-/* What was committed stays readable where it was said to be. */
-static void check_some_readable(struct test *t)
-{
-    for (uint32_t i = 0; i < SAMPLE && t->model.committed > 0; i++) {
-        struct model_batch *batch =
-            &t->model.batches[1 + pick(t, t->model.committed)];
-        for (uint32_t p = 0; p < batch->count; p++)
-            CHECK(readable(t, &batch->pieces[p]));
-    }
-}
-
-struct test_read {
-    struct log_read read;
-    struct event over;
-};
-
-static void read_done(struct log_read *read)
-{
-    event_set(&container_of(read, struct test_read, read)->over);
-}
-
-static async void read_piece(struct test *t, const struct log_piece *piece)
-{
-    struct buffer *buffer = buffer_create(t->pool, piece->count * BLOCK_SIZE);
-    CHECK(buffer != NULL);
-    struct iovec iov = {.iov_base = buffer->data, .iov_len = piece->count * BLOCK_SIZE};
-    struct test_read mine = {.read = {.address = piece->address,
-                                      .count = (uint32_t)piece->count,
-                                      .iov = &iov,
-                                      .iov_count = 1,
-                                      .crcs = piece->crcs,
-                                      .done = read_done}};
-    event_init(&mine.over);
-    copies_read(t->copies, &mine.read);
-    event_wait(&mine.over);
-    CHECK_EQ(mine.read.result, 0);
-    buffer_put(buffer);
-}
-
-/* The same on a real store; the pieces may be repointed while one is read. */
-static async void read_some(struct test *t)
-{
-    for (uint32_t i = 0; i < SAMPLE / 10 && t->model.committed > 0; i++) {
-        struct model_batch *batch =
-            &t->model.batches[1 + pick(t, t->model.committed)];
-        if (batch->count == 0)
-            continue;
-        struct log_piece piece = batch->pieces[pick(t, batch->count)];
-        if (piece.crcs != NULL)
-            read_piece(t, &piece);
-    }
-}
-
-/* --- callbacks --- */
-
-struct test_record {
-    struct log_record record;
-    struct test *t;
-};
-
-static void record_done(struct log_record *record)
-{
-    struct test_record *mine = container_of(record, struct test_record, record);
-    struct test *t = mine->t;
-    CHECK(t->outstanding > 0);
-    t->outstanding--;
-    waitlist_wake_all(&t->settled);
-    free(mine);
-}
-
-/* A promise was just made: a good moment to end. */
-static void maybe_end(struct test *t, uint64_t one_in)
-{
-    if ((t->end == END_KILL || t->end == END_CUT) && pick(t, one_in) == 0)
-        t->is_over = true;
-}
-
-static void on_committed(struct log_callbacks *self, struct log_record *record,
-                         const struct log_piece *piece, bool last)
-{
-    struct test *t = container_of(self, struct test, callbacks);
-    CHECK(piece->number == t->model.committed ||
-          piece->number == t->model.committed + 1);
-    CHECK(piece->number <= t->model.sealed);
-    t->model.committed = piece->number;
-    struct log_piece *known = model_find(t, piece);
-    CHECK(known != NULL && known->generation == record->generation);
-    known->address = piece->address;
-    CHECK(readable(t, known));
-    maybe_end(t, piece->address.v % EXTENT_BLOCKS < 40 ? 10 : 1000);
-    if (last)
-        record_done(record);
-}
-
-static void on_failed(struct log_callbacks *self, struct log_record *record, int code)
-{
-    struct test *t = container_of(self, struct test, callbacks);
-    CHECK(code < 0);
-    if (!t->is_closing)
-        CHECK_EQ(code, t->script->allowed);
-    t->failed_count++;
-    record_done(record);
-}
-
-static void on_moved(struct log_callbacks *self, const struct log_piece *piece,
-                     struct address was)
-{
-    struct test *t = container_of(self, struct test, callbacks);
-    CHECK(piece->number <= t->model.committed);
-    struct log_piece *known = model_find(t, piece);
-    CHECK(known != NULL && address_equal(known->address, was));
-    /* Members that fail one after the other leave it in the owner's memory alone. */
-    CHECK(t->script->has_chaos || readable(t, known));
-    known->address = piece->address;
-    CHECK(readable(t, known));
-    t->moved_count++;
-}
-
-static void on_down(struct log_callbacks *self, int code)
-{
-    struct test *t = container_of(self, struct test, callbacks);
-    if (!t->is_closing)
-        CHECK_EQ(code, t->script->allowed);
-}
-
-/* --- what a life does --- */
-
-static void append(struct test *t)
-{
-    struct test_record *mine = calloc(1, sizeof *mine);
-    struct log_record *record = &mine->record;
-    mine->t = t;
-    *record = (struct log_record){.kind = ENTRY_DATA,
-                                  .key = pick(t, 1 << 20),
-                                  .count = 1 + pick(t, 8),
-                                  .generation = 1 + (uint32_t)(pick(t, 40) == 0),
-                                  .callbacks = &t->callbacks};
-    uint64_t kind = pick(t, 100);
-    if (pick(t, 100) < t->script->big_percent)
-        record->count = 200 + pick(t, 57);
-    else if (kind < 5)
-        record->count = 20 + pick(t, 100);
-    else if (kind < 15)
-        record->kind = ENTRY_ZERO, record->count = 1 + pick(t, 1 << 20);
-    else if (kind < 17)
-        record->kind = ENTRY_MARKER, record->count = 1;
-    else if (kind < 25) {
-        record->kind = ENTRY_NODE;
-        record->aux = 1;
-        record->count = 1;
-        record->checkpoint = t->model.checkpoint + 1;
-        record->use_reserve = true;
-    }
-    if (entry_has_block(record->kind)) {
-        struct buffer *buffer = buffer_create(t->pool, record->count * BLOCK_SIZE);
-        CHECK(buffer != NULL);
-        memset(buffer->data, (int)pick(t, 256), record->count * BLOCK_SIZE);
-        for (uint32_t i = 0; i < record->count; i++)
-            buffer->data[i * BLOCK_SIZE + 7] = (uint8_t)(i + record->key);
-        record->data = (struct slice){
-            .buffer = buffer, .len = (uint32_t)(record->count * BLOCK_SIZE)};
-    }
-    t->outstanding++;
-    log_append(t->log, record);
-}
-
-struct test_flush {
-    struct log_flush flush;
-    struct test *t;
-    uint64_t number, begun_ns;
-};
-
-/* Where nothing fails a flush takes two rounds at most, however many came before it. */
-static void check_not_late(const struct test *t, uint64_t begun_ns)
-{
-    const struct script *script = t->script;
-    bool is_smooth = !script->on_store && !script->has_chaos &&
-                     script->append_error_ppm == 0 &&
-                     script->sync_error_ppm == 0 && script->fail_nth < 0 &&
-                     script->limit_blocks == UINT32_MAX;
-    if (is_smooth)
-        CHECK(sim_world_now_ns(t->world) - begun_ns < SYNC_EVERY_MS * NS_PER_MS / 2);
-}
-
-static void flush_done(struct log_flush *flush)
-{
-    struct test_flush *mine = container_of(flush, struct test_flush, flush);
-    struct test *t = mine->t;
-    t->flushing--;
-    if (flush->result == 0) {
-        t->model.flushed = max_u64(t->model.flushed, mine->number);
-        check_not_late(t, mine->begun_ns);
-        maybe_end(t, 100);
-    } else if (!t->is_closing) {
-        CHECK_EQ(flush->result, t->script->allowed);
-    }
-    waitlist_wake_all(&t->settled);
-    free(mine);
-}
-
-static void flush(struct test *t)
-{
-    struct test_flush *mine = calloc(1, sizeof *mine);
-    mine->t = t;
-    mine->number = t->model.committed;
-    mine->begun_ns = sim_world_now_ns(t->world);
-    mine->flush.done = flush_done;
-    t->flushing++;
-    log_flush(t->log, &mine->flush);
-}
-
-static async void settle(struct test *t)
-{
-    while (t->outstanding > 0 || t->flushing > 0)
-        waitlist_wait(&t->settled);
-}
-
-static async void checkpoint(struct test *t)
-{
-    const struct cluster_disk *disk =
-        cluster_disk_by_id(cluster_state(t->cluster), t->disk);
-    uint64_t flushed = log_flushed_number(t->log);
-    uint64_t covers = t->model.covers + pick(t, flushed - t->model.covers + 1);
-    struct cluster_command command = {
-        .op = CLUSTER_CHECKPOINT,
-        .checkpoint = {.number = disk->checkpoint.number + 1,
-                       .covers = covers,
-                       .last = flushed},
-        .root = {.generation = 1},
-        .newest_marker = disk->newest_marker,
-    };
-    log_finals_prepare(t->log, covers, &command);
-    struct cluster_result result;
-    int rc = cluster_submit(t->cluster, &command, &result);
-    log_finals_committed(t->log, rc == 0);
-    if (rc != 0)
-        fprintf(stderr, "checkpoint: %s\n", result.text);
-    CHECK_EQ(rc, 0);
-    t->model.covers = covers;
-    t->model.checkpoint++;
-}
-
-static async void one_op(struct test *t)
-{
-    uint64_t what = pick(t, 1000);
-    if (what < 700) {
-        while (t->outstanding >= OUTSTANDING)
-            waitlist_wait(&t->settled);
-        append(t);
-    } else if (what < 850) {
-        flush(t);
-    } else if (what < 970) {
-        task_sleep_ns(pick(t, 2 * NS_PER_MS));
-    } else if (what < 985) {
-        checkpoint(t);
-    } else if (what < 990) {
-        settle(t);
-    } else if (t->script->on_store) {
-        read_some(t);
-    } else {
-        check_some_readable(t);
-    }
-}
+#include "tests/unit/log_model.h"
 
 /* --- opening and what came back --- */
 
@@ -502,6 +70,29 @@ static async void open_store(struct test *t)
     CHECK_EQ(rc, 0);
 }
 
+/* A node more, which is in the group, and whole. */
+static async void add_node(struct test *t, uint8_t i)
+{
+    struct cluster_result result;
+    struct cluster_command node = {.op = CLUSTER_NODE_SET, .store = {{2, i}}};
+    CHECK_EQ(cluster_submit(t->cluster, &node, &result), 0);
+    CHECK_EQ(result.id, i + 1);
+    const struct cluster_group *group = cluster_group_by_id(cluster_state(t->cluster), 1);
+    struct cluster_command set = {.op = CLUSTER_GROUP_SET,
+                                  .group = 1,
+                                  .number = group->epoch,
+                                  .member_count = (uint8_t)(i + 1)};
+    for (uint64_t j = 0; j <= i; j++)
+        set.members[j] = j + 1;
+    CHECK_EQ(cluster_submit(t->cluster, &set, &result), 0);
+    group = cluster_group_by_id(cluster_state(t->cluster), 1);
+    struct cluster_command whole = {.op = CLUSTER_GROUP_WHOLE,
+                                    .group = 1,
+                                    .node = i + 1,
+                                    .number = group->members[i].missing_since};
+    CHECK_EQ(cluster_submit(t->cluster, &whole, &result), 0);
+}
+
 static async void open_cluster(struct test *t)
 {
     struct error err = {0};
@@ -526,11 +117,36 @@ static async void open_cluster(struct test *t)
         .op = CLUSTER_DISK_CREATE, .name = "web01", .size_bytes = GIB};
     CHECK_EQ(cluster_submit(t->cluster, &create, &result), 0);
     t->disk = result.id;
-    for (uint8_t i = 1; i < t->script->member_count; i++) {
-        struct cluster_command node = {.op = CLUSTER_NODE_SET, .store = {{2, i}}};
-        CHECK_EQ(cluster_submit(t->cluster, &node, &result), 0);
-        CHECK_EQ(result.id, i + 1);
+    for (uint8_t i = 1; i < t->script->member_count; i++)
+        add_node(t, i);
+}
+
+static async void set_down(struct test *t, uint64_t id, bool is_down)
+{
+    const struct cluster_node *node = cluster_node_by_id(cluster_state(t->cluster), id);
+    struct cluster_command command = {.op = CLUSTER_NODE_STATE,
+                                      .node = id,
+                                      .old_flags = node->flags,
+                                      .flags = is_down ? NODE_DOWN : 0};
+    struct cluster_result result;
+    if (command.flags != node->flags)
+        CHECK_EQ(cluster_submit(t->cluster, &command, &result), 0);
+}
+
+/* Not as long as the other one is thought to be alive. */
+static async void take_from_other(struct test *t, const struct log_options *options)
+{
+    const struct cluster_state *state = cluster_state(t->cluster);
+    uint64_t owner = cluster_disk_by_id(state, t->disk)->owner;
+    struct disk_log *log;
+    struct error err = {0};
+    if (owner == 0 || owner == t->node)
+        return;
+    if ((cluster_node_by_id(state, owner)->flags & NODE_DOWN) == 0) {
+        CHECK_EQ(log_open(options, &log, &err), -PLX_EOWNED);
+        CHECK(strstr(err.text, "node") != NULL);
     }
+    set_down(t, owner, true);
 }
 
 static async void open_log(struct test *t)
@@ -544,11 +160,12 @@ static async void open_log(struct test *t)
                                   .callbacks = &t->callbacks,
                                   .retained = &t->budget,
                                   .buffers = t->pool,
-                                  .node = 1,
+                                  .node = t->node,
                                   .disk = t->disk,
                                   .sealed = on_sealed,
                                   .sealed_arg = t};
     struct error err = {0};
+    take_from_other(t, &options);
     int rc = log_open(&options, &t->log, &err);
     if (rc != 0)
         fprintf(stderr, "log_open: %s\n", err.text);
@@ -592,43 +209,164 @@ static struct replica *find_member(struct replica_directory *directory, uint64_t
     return node >= 1 && node <= member_count(t) ? &t->members[node - 1].replica : NULL;
 }
 
+/* Of one that has just fallen silent this is not always known. */
+static bool in_reach(struct replica_directory *directory, uint64_t node)
+{
+    struct test *t = container_of(directory, struct test, directory);
+    return node >= 1 && node <= member_count(t) && !t->members[node - 1].is_silent;
+}
+
+static bool may_have(const struct test *t, const struct fake_member *member,
+                     const uint64_t *avoid, uint32_t avoid_count)
+{
+    const struct cluster_node *node =
+        cluster_node_by_id(cluster_state(t->cluster), member->replica.node);
+    for (uint32_t i = 0; i < avoid_count; i++) {
+        if (avoid[i] == node->id)
+            return false;
+    }
+    return cluster_node_is_usable(node) && !(member->is_silent && member->is_known);
+}
+
 static struct chosen choose_members(struct replica_directory *directory, uint64_t disk,
                                     const uint64_t *avoid, uint32_t avoid_count)
 {
     struct test *t = container_of(directory, struct test, directory);
-    struct chosen chosen = {.count = 0};
+    const struct cluster_group *group = cluster_group_by_id(cluster_state(t->cluster), 1);
+    struct chosen chosen = {.group = 1, .group_epoch = group->epoch};
+    uint32_t whole = 0;
     CHECK_EQ(disk, t->disk);
     for (uint32_t i = 0; i < member_count(t); i++) {
-        bool is_avoided = false;
-        for (uint32_t j = 0; j < avoid_count; j++)
-            is_avoided |= avoid[j] == t->members[i].replica.node;
-        if (!is_avoided)
-            chosen.members[chosen.count++] = &t->members[i].replica;
+        if (!may_have(t, &t->members[i], avoid, avoid_count))
+            continue;
+        chosen.members[chosen.count++] = &t->members[i].replica;
+        whole += group->members[i].missing_since == 0;
     }
-    if (chosen.count < min_u32(MEMBERS_MIN, member_count(t)))
+    if (chosen.count < min_u32(MEMBERS_MIN, member_count(t)) || whole == 0)
         chosen.count = 0;
     return chosen;
 }
 
-/* One member is silent at a time, and none is restarted while it is. */
+/* One member is silent or slow at a time, and none is restarted while it is. */
 static void chaos_fired(struct timer *timer)
 {
     struct test *t = container_of(timer, struct test, chaos);
     struct fake_member *member = &t->members[pick(t, member_count(t))];
-    bool is_silent = false;
+    bool is_away = false;
     for (uint32_t i = 0; i < member_count(t); i++) {
-        is_silent |= t->members[i].is_silent;
+        is_away |= t->members[i].is_silent || t->members[i].delay_ns > 0;
         t->members[i].is_silent = false;
+        t->members[i].delay_ns = 0;
     }
-    if (!is_silent && pick(t, 2) == 0) {
+    uint64_t what = pick(t, 5);
+    if (!is_away && what < 2) {
         member->is_silent = true;
-    } else if (!is_silent) {
+        member->is_known = pick(t, 2) == 0;
+        member->timeout_ns = pick(t, 3) == 0 ? 5 * NS_PER_S : FAKE_TIMEOUT_NS;
+    } else if (!is_away && what == 2) {
+        member->delay_ns = pick(t, 4 * NS_PER_S);
+    } else if (!is_away) {
         enum sim_end how = pick(t, 3) == 0 ? SIM_POWER_CUT : SIM_KILL;
         fake_restart(member->medium, t->world, how);
         t->cuts += how == SIM_POWER_CUT;
         waitlist_wake_all(&member->quiet);
     }
     timer_start(t->loop, timer, pick(t, pick(t, 20) == 0 ? 20 * NS_PER_S : CHAOS_NS));
+}
+
+/* --- recovery --- */
+
+static bool is_whole(const struct test *t, uint32_t member)
+{
+    const struct cluster_group *group = cluster_group_by_id(cluster_state(t->cluster), 1);
+    return group->members[member].missing_since == 0;
+}
+
+static bool all_whole(const struct test *t)
+{
+    for (uint32_t i = 0; i < member_count(t); i++) {
+        if (!is_whole(t, i))
+            return false;
+    }
+    return true;
+}
+
+static void check_whole_ones(struct test *t)
+{
+    const struct cluster_disk *disk =
+        cluster_disk_by_id(cluster_state(t->cluster), t->disk);
+    for (uint32_t i = 0; i < member_count(t); i++) {
+        for (uint32_t j = 0; is_whole(t, i) && j < member_count(t); j++) {
+            if (j != i && is_whole(t, j))
+                fake_check_whole(&t->media[i], &t->media[j], disk);
+        }
+    }
+}
+
+/* False while it cannot be: nobody whole answers, or extents are open without it. */
+static async bool recover(struct test *t, uint32_t member)
+{
+    const struct cluster_state *state = cluster_state(t->cluster);
+    uint32_t source = 0;
+    while (source < member_count(t) &&
+           (!is_whole(t, source) || t->members[source].is_silent))
+        source++;
+    if (source == member_count(t) || t->members[member].is_silent)
+        return false;
+    uint64_t number = cluster_group_by_id(state, 1)->members[member].missing_since;
+    if (!fake_bring_up(&t->media[member], &t->media[source], member + 1,
+                       cluster_disk_by_id(state, t->disk)))
+        return false;
+    struct cluster_command whole = {
+        .op = CLUSTER_GROUP_WHOLE, .group = 1, .node = member + 1, .number = number};
+    struct cluster_result result;
+    if (cluster_submit(t->cluster, &whole, &result) != 0)
+        return false;
+    t->recovered_count++;
+    check_whole_ones(t);
+    return true;
+}
+
+/* What the leader of a cluster and the nodes themselves do. */
+static void leader_main(struct task_call *call)
+{
+    struct test *t = container_of(call, struct test, leader_call);
+    while (!t->leader_stops) {
+        uint32_t member = (uint32_t)pick(t, member_count(t));
+        bool is_silent = t->members[member].is_silent;
+        if (pick(t, 3) == 0)
+            set_down(t, member + 1, is_silent);
+        if (!is_silent && !is_whole(t, member))
+            (void)recover(t, member);
+        task_sleep_ns(pick(t, t->is_mending ? NS_PER_S : 40 * NS_PER_MS));
+    }
+    t->leader_runs = false;
+    waitlist_wake_all(&t->settled);
+}
+
+static async void leader_stop(struct test *t)
+{
+    t->leader_stops = true;
+    while (t->leader_runs)
+        waitlist_wait(&t->settled);
+}
+
+/* When all answer again every member becomes whole, whatever the disk does. */
+static async void check_recovers(struct test *t)
+{
+    timer_stop(t->loop, &t->chaos);
+    t->is_mending = true;
+    for (uint32_t i = 0; i < member_count(t); i++) {
+        t->members[i].is_silent = false;
+        t->members[i].delay_ns = 0;
+    }
+    uint64_t begun_ns = sim_world_now_ns(t->world);
+    while (!all_whole(t)) {
+        CHECK(sim_world_now_ns(t->world) - begun_ns < RECOVER_NS);
+        if (pick(t, 2) == 0)
+            append(t);
+        task_sleep_ns(NS_PER_S);
+    }
 }
 
 static void life_main(struct task_call *call)
@@ -638,6 +376,11 @@ static void life_main(struct task_call *call)
     t->callbacks = (struct log_callbacks){on_committed, on_failed, on_moved, on_down};
     enum end end = t->end;
     open_cluster(t);
+    if (t->script->has_chaos) {
+        t->leader_runs = true;
+        t->leader_call = (struct task_call){.main = leader_main, .name = "leader"};
+        task_start(t->loop, &t->leader_call);
+    }
     open_log(t);
     for (uint32_t i = 0; i < member_count(t); i++)
         t->members[i].fail_nth = t->script->fail_nth;
@@ -650,6 +393,8 @@ static void life_main(struct task_call *call)
         return;
     }
     if (end == END_CLOSE) {
+        if (t->script->has_chaos && pick(t, 2) == 0)
+            check_recovers(t);
         settle(t);
         int rc = log_close(take(t->log), &err);
         /* If nobody answers the lease stays, and all is flushed all the same. */
@@ -662,8 +407,10 @@ static void life_main(struct task_call *call)
         log_abandon(take(t->log));
         CHECK_EQ(t->outstanding, 0);
     }
-    CHECK_EQ(buffer_pool_used_bytes(t->pool), 0);
+    while (buffer_pool_used_bytes(t->pool) > 0) /* what is still on its way */
+        task_sleep_ns(NS_PER_S);
     CHECK_EQ(t->budget.used_bytes, 0);
+    leader_stop(t);
     copies_destroy(t->copies);
     cluster_close(t->cluster);
     if (t->script->on_store)
@@ -701,15 +448,20 @@ static void life(struct test *t)
     waitlist_init(&t->budget.waiting);
     waitlist_init(&t->settled);
     t->outstanding = t->flushing = 0;
-    t->is_over = t->is_closing = false;
+    t->is_over = t->is_closing = t->leader_runs = t->leader_stops = false;
+    t->is_mending = false;
+    if (t->node == 0 || (script->has_chaos && pick(t, 2) == 0))
+        t->node = 1 + pick(t, script->member_count);
     t->directory =
-        (struct replica_directory){.find = find_member, .choose = choose_members};
+        (struct replica_directory){
+        .find = find_member, .in_reach = in_reach, .choose = choose_members};
     t->chaos = (struct timer){.fire = chaos_fired};
     if (script->has_chaos)
         timer_start(t->loop, &t->chaos, pick(t, CHAOS_NS));
     for (uint32_t i = 0; i < script->member_count; i++) {
         struct fake_member *member = &t->members[i];
         fake_member_init(member, t->loop, t->world, &t->media[i], i + 1);
+        member->is_here = member->replica.node == t->node;
         member->append_error_ppm = script->append_error_ppm;
         member->sync_error_ppm = script->sync_error_ppm;
         member->create_error_ppm = script->create_error_ppm;
@@ -766,8 +518,9 @@ static void lives(uint64_t seed, const struct script *script, uint32_t count)
     struct test *t = test_create(seed, script);
     for (uint32_t i = 0; i < count; i++)
         life(t);
-    fprintf(stderr, "%llu batches, %llu pieces moved\n",
-            (unsigned long long)t->model.sealed, (unsigned long long)t->moved_count);
+    fprintf(stderr, "%llu batches, %llu pieces moved, %llu recoveries\n",
+            (unsigned long long)t->model.sealed, (unsigned long long)t->moved_count,
+            (unsigned long long)t->recovered_count);
     test_destroy(t);
 }
 
@@ -833,7 +586,7 @@ static void full(uint64_t seed)
 static void members(uint64_t seed)
 {
     struct script script = PLAIN;
-    script.ops = 600;
+    script.ops = 400;
     script.member_count = 3;
     script.has_chaos = seed % 8 != 0;
     script.append_error_ppm = seed % 4 == 1 ? 1000 : 0;
@@ -871,7 +624,7 @@ static const struct story STORIES[] = {
     {"rolls", rolls, 12},
     {"nth failure", nth_failure, 10},
     {"full", full, 30},
-    {"three members", members, 120},
+    {"three members", members, 60},
     {"crashes on a store", store_crashes, 40},
     {"write errors on a store", store_rolls, 10},
 };

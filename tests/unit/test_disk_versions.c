@@ -234,10 +234,9 @@ static async void body_chain(struct machine *m)
             DO(disk_clone(m->host, name, NULL, next, 1, &err));
         }
     }
-    for (uint32_t i = 0; i < 2; i++) {
-        snprintf(next, sizeof next, "unused-%u", i);
-        DO(snapshot_create(m->host, name, next, &err));
-    }
+    /* One more would ask for a checkpoint (FROZEN_LAYERS_SOON), which may come before the
+     * end. */
+    DO(snapshot_create(m->host, name, "unused", &err));
     DO(disk_clone(m->host, name, NULL, "last", 1, &err));
     m->host = NULL; /* killed */
 }
@@ -246,7 +245,7 @@ static async void body_end_of_chain(struct machine *m)
 {
     char name[32];
     snprintf(name, sizeof name, "c%u", CHAIN);
-    CHECK_EQ(state_of(m, name)->pending_count, m->arg == NULL ? 3 : 0);
+    CHECK_EQ(state_of(m, name)->pending_count, m->arg == NULL ? 2 : 0);
     m->arg = chain; /* settled the second time */
     check_named(m, "last", chain[CHAIN]);
     for (uint32_t i = 0; i <= CHAIN; i++) {
@@ -258,7 +257,7 @@ static async void body_end_of_chain(struct machine *m)
 
 static void test_chain(void)
 {
-    struct machine *m = machine_create(5);
+    struct machine *m = machine_create(getenv("CHAIN_SEED") ? strtoull(getenv("CHAIN_SEED"),NULL,10) : 5);
     m->options.checkpoint_log_bytes = 64 * MIB;
     machine_run(m, body_chain);
     machine_run(m, body_end_of_chain);

@@ -13,6 +13,14 @@
     {                                                                                    \
         .epoch = (e), .copy_count = 1, .member_count = 1, .copies = {COPY(f, l)}         \
     }
+#define LOST(e)                                                                          \
+    {                                                                                    \
+        .epoch = (e)                                                                     \
+    }
+#define LOST_FINAL(e, l)                                                                 \
+    {                                                                                    \
+        .epoch = (e), .is_final = true, .length = 31, .last_number = (l)                 \
+    }
 #define FINAL(e, f, l, committed)                                                        \
     {                                                                                    \
         .epoch = (e), .is_final = true, .last_number = (committed),                      \
@@ -178,6 +186,34 @@ static const struct row ROWS[] = {
      .count = 1,
      .last = 6,
      .keep = {6}},
+    {.story = "one opened ahead whose members are all lost for ever",
+     .flushed = 3,
+     .extents = {OPEN(1, 1, 5), LOST(1)},
+     .count = 2,
+     .last = 5,
+     .keep = {5, 0}},
+    {.story = "the last one is lost for ever with what was not flushed",
+     .flushed = 5,
+     .extents = {OPEN(1, 1, 5), LOST(1), OPEN(1, 9, 12)},
+     .count = 3,
+     .last = 5,
+     .keep = {5, 0, 0}},
+    {.story = "the last one is lost for ever, with what was flushed",
+     .flushed = 7,
+     .extents = {OPEN(1, 1, 5), LOST(1)},
+     .count = 2,
+     .code = -PLX_EDAMAGED},
+    {.story = "a final one is lost for ever",
+     .flushed = 5,
+     .extents = {LOST_FINAL(1, 3), OPEN(1, 4, 5)},
+     .count = 2,
+     .code = -PLX_EDAMAGED},
+    {.story = "one in the middle that got nothing is lost for ever",
+     .flushed = 5,
+     .extents = {OPEN(1, 1, 5), LOST(1), OPEN(1, 6, 9)},
+     .count = 3,
+     .last = 9,
+     .keep = {5, 0, 9}},
     {.story = "after a checkpoint nothing was written into the new one",
      .covers = 9, .flushed = 9,
      .extents = {OPEN(2, 0, 0)},
