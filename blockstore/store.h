@@ -100,14 +100,6 @@ int store_extent_info(const struct store *store, struct address extent,
 int store_list_extents(const struct store *store, uint64_t disk,
                        struct extent_info **ret_infos, size_t *ret_count);
 
-/* Live blocks of the extents of each disk, of those in these groups (rising, no group
- * twice): malloc'd and the caller's, sorted by disk. */
-struct disk_blocks {
-    uint64_t disk, live;
-};
-int store_count_live(const struct store *store, const le16 *groups, uint32_t group_count,
-                     struct disk_blocks **ret_disks,
-                     size_t *ret_count);
 /* Calls fn for each extent, in no order; may suspend in between. Those that come
  * meanwhile may be left out, and now and then others. */
 async void store_look_at_all(const struct store *store,
@@ -118,6 +110,14 @@ async void store_look_at_all(const struct store *store,
 async int store_page_extents(struct store *store, uint16_t group, struct address from,
                              uint32_t max, struct address *ret_extents,
                              uint32_t *ret_count, bool *ret_more);
+/* Live blocks of the extents of each disk, of those in these groups (rising, no group
+ * twice): malloc'd and the caller's, sorted by disk. */
+struct disk_blocks {
+    uint64_t disk, live;
+};
+int store_count_live(const struct store *store, const le16 *groups, uint32_t group_count,
+                     struct disk_blocks **ret_disks,
+                     size_t *ret_count);
 
 /* Makes an open extent; its record is durable when this returns. slabs_hint: slabs
  * (1 to EXTENT_SLABS) to reserve at once, fewer when the store is nearly full; more

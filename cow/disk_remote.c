@@ -218,24 +218,10 @@ static async int own(struct disk *disk, enum hand_over_kind kind, uint32_t opene
                    (unsigned long long)owner, err_text(rc));
 }
 
-/* Whoever has it now, as far as the cluster knows. */
-static bool holder_is_down(const struct disk *disk)
-{
-    const struct cluster_disk *state = state_of(disk);
-    uint64_t node = state && state->owner ? state->owner : disk->remote->given_to;
-    const struct cluster_node *holder =
-        cluster_node_by_id(cluster_state(disk->host->cluster), node);
-
-    return holder && (holder->flags & (NODE_DOWN | NODE_OUT | NODE_GONE));
-}
-
 async int remote_reclaim(struct disk *disk, struct error *err)
 {
     int rc = -EAGAIN;
 
-    /* For a new client, as if the disk had never been open here. */
-    if (disk->is_remote && holder_is_down(disk))
-        return remote_take(disk, disk->stance, err);
     for (uint32_t i = 0; i < RECLAIMS_MAX && (rc == -EAGAIN || rc == -PLX_EPRECONDITION);
          i++) {
         if (i > 0)

@@ -372,6 +372,11 @@ uint64_t host_node(struct host *host)
     return host->node;
 }
 
+uint64_t host_guest_ops(const struct host *host)
+{
+    return host->guest_ops;
+}
+
 struct loop *host_loop(struct host *host)
 {
     return host->loop;

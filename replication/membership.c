@@ -29,6 +29,7 @@ static void serve_store(struct membership *m, struct rpc_request *request)
         rpc_answer(request, -ESHUTDOWN, NULL, 0, NULL, 0);
     else
         store_service_handle(m->service, request);
+    m->served++;
 }
 
 static void serve_consensus_post(struct membership *m, struct rpc_request *request)
@@ -102,8 +103,13 @@ static void ops_fill(struct membership *m, const struct rpc_op *const *upper)
         MEMBERSHIP_GREETING_MAX, 0,          NULL};
     static const struct rpc_op who = {
         MEMBERSHIP_WHO_RPC, "who", false, false, 64, 0, NULL};
+    static const struct rpc_op heartbeat = {
+        HEARTBEAT_RPC, "heartbeat", true, false, HEARTBEAT_MAX, 0, NULL};
     for (uint32_t i = 0; i < STORE_SERVICE_OPS; i++)
         op_add(m, &store_service_ops[i], serve_store);
+    for (uint32_t i = 0; i < COPY_SERVICE_OPS; i++)
+        op_add(m, &copy_service_ops[i], membership_serve_copies);
+    op_add(m, &heartbeat, membership_serve_heartbeat);
     op_add(m, &post, serve_consensus_post);
     op_add(m, &part, serve_consensus_part);
     op_add(m, &join, membership_serve_join);
@@ -249,6 +255,8 @@ static void peer_changed(void *arg, uint64_t node, bool is_connected)
              is_connected ? "connected" : "connection lost");
     if (is_connected && m->cluster != NULL && !m->is_closing)
         membership_greet(m, node);
+    if (is_connected && m->recovery != NULL)
+        recovery_wake(m->recovery);
 }
 
 /* --- admission --- */
@@ -367,6 +375,8 @@ static async int open_parts(struct membership *m, struct error *err)
     rc = store_service_create(&service, &m->service);
     if (rc == 0)
         rc = copies_create(&copies, &m->copies);
+    if (rc == 0 && !m->options.no_duties)
+        rc = membership_duties_create(m);
     if (rc != 0)
         return err_set(err, rc, "%s", err_text(rc));
     consensus_rpc_attach(m->binding, cluster_consensus(m->cluster));
@@ -375,6 +385,8 @@ static async int open_parts(struct membership *m, struct error *err)
     m->is_watching = true;
     addresses_update(m);
     membership_rounds_start(m);
+    if (!m->options.no_duties)
+        membership_duties_start(m);
     if (m->certificate_until_s != 0)
         membership_renew_start(m);
     return 0;
@@ -459,6 +471,7 @@ async void membership_close(struct membership *m)
     m->is_closing = true;
     membership_renew_stop(m);
     timer_stop(m->loop, &m->greet_round);
+    membership_duties_stop(m);
     if (m->service != NULL)
         store_service_stop(m->service);
     while (m->job_count > 0)
@@ -469,11 +482,13 @@ async void membership_close(struct membership *m)
         cluster_close(m->cluster);
         consensus_rpc_attach(m->binding, NULL);
     }
+    membership_duties_end(m);
     copies_destroy(m->copies);
     if (m->binding != NULL)
         consensus_rpc_destroy(m->binding);
     task_outside(network_end, m);
     store_service_destroy(m->service);
+    copy_service_destroy(m->copy_service);
     membership_forget_greeted(m);
     buffer_pool_destroy(m->buffers);
     free(m->known);
@@ -504,6 +519,16 @@ struct copies *membership_copies(const struct membership *m)
 struct rpc *membership_rpc(const struct membership *m)
 {
     return m->rpc;
+}
+
+const struct warden *membership_warden(const struct membership *m)
+{
+    return m->warden;
+}
+
+struct recovery *membership_recovery(const struct membership *m)
+{
+    return m->recovery;
 }
 
 uint64_t membership_node(const struct membership *m)

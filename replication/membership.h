@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A process's place in a cluster of many: the one rpc, and everything that works over it:
- * consensus and the cluster state, the service of the store, copies, joining. Nodes are
- * found by the addresses in the cluster state. doc/membership.md.
+ * consensus and the cluster state, the service of the store, copies, joining, what the
+ * leader does, recovery. Nodes are found by the addresses in the cluster state.
+ * doc/membership.md.
  *
  *      opening -> open -> closing -> closed
  *                   |
@@ -16,6 +17,8 @@
 #include "replication/cluster.h"
 #include "replication/copies.h"
 #include "replication/join.h"
+#include "replication/recovery.h"
+#include "replication/warden.h"
 
 #define MEMBERSHIP_GREETING_RPC 0x45U /* numbers of operations */
 #define MEMBERSHIP_WHO_RPC      0x46U
@@ -25,6 +28,8 @@
 #define MEMBERSHIP_ROUND_MS     2000U /* each time one node is greeted */
 #define MEMBERSHIP_ADMIT_MS     5000U /* a member may be behind the log by so much */
 #define MEMBERSHIP_UPPER_MAX    16U   /* operations of the layers above */
+/* What recovery may copy while guests are busy here, as source and as receiver. */
+#define MEMBERSHIP_BUSY_BYTES_S (48 * MIB)
 #define CERTIFICATE_DAYS        365U  /* renewed when a third of it is left */
 
 struct membership;
@@ -49,8 +54,13 @@ struct membership_options {
     void (*nodes_changed)(void *arg);
     /* The certificate was renewed; on the loop's own stack. May be NULL. */
     void (*renewed)(void *arg, const struct net_pki_pair *pair);
+    /* What guests of this node have done so far, in operations; must not suspend. NULL:
+     * there are none. Guests of others are seen by what they ask the store. */
+    uint64_t (*guest_ops)(void *arg);
     void *arg;
     struct consensus_tuning tuning; /* for tests */
+    uint64_t out_ns;                /* as in warden_options */
+    bool no_duties;                 /* for tests: no recovery, nothing a leader does */
 };
 
 /* Listens, greets, and loads what the cluster's log says. The store is of the cluster of
@@ -75,6 +85,9 @@ uint32_t membership_peers(const struct membership *m, struct join_peer *ret,
 struct cluster *membership_cluster(const struct membership *m);
 struct copies *membership_copies(const struct membership *m);
 struct rpc *membership_rpc(const struct membership *m);
+/* NULL with no_duties. */
+const struct warden *membership_warden(const struct membership *m);
+struct recovery *membership_recovery(const struct membership *m);
 uint64_t membership_node(const struct membership *m);
 
 /* --- before there is one --- */

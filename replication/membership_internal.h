@@ -7,10 +7,12 @@
  *   membership_found.c  what makes a cluster that others can join
  *   membership_join.c   tokens, and strangers who show one
  *   membership_renew.c  certificates
+ *   membership_duties.c what a node does by itself: recovery, and the leader's work
  */
 #ifndef PARALLAX_REPLICATION_MEMBERSHIP_INTERNAL_H
 #define PARALLAX_REPLICATION_MEMBERSHIP_INTERNAL_H
 
+#include "blockstore/copy_service.h"
 #include "blockstore/store_service.h"
 #include "replication/consensus_rpc.h"
 #include "replication/membership.h"
@@ -35,6 +37,12 @@ struct known_node {
     char address[DISK_NAME_MAX + 1];
 };
 
+/* Background work of one kind that makes room for guests. */
+struct room {
+    struct membership *membership;
+    uint64_t until_ns; /* what was done is paid for then */
+};
+
 struct membership {
     struct membership_options options; /* without pointers to what is not kept */
     struct loop *loop;
@@ -48,6 +56,12 @@ struct membership {
     struct cluster *cluster;
     struct copies *copies;
     struct store_service *service;
+    struct copy_service *copy_service;
+    struct recovery *recovery;
+    struct warden *warden;
+    uint64_t served;                  /* requests to the store */
+    uint64_t guests_seen, guests_ns;  /* operations when it last looked, and changed */
+    struct room receiving, sending;
     struct cluster_watcher watcher;
     bool is_watching;
     bool is_closing, has_failed;
@@ -102,6 +116,14 @@ void membership_forget_greeted(struct membership *m);
 
 /* --- membership_join.c --- */
 serve_fn membership_serve_join;
+
+/* --- membership_duties.c --- */
+int membership_duties_create(struct membership *m);
+void membership_duties_start(struct membership *m);
+/* While the cluster is open, and then when it is closed and the rpc is not any more. */
+async void membership_duties_stop(struct membership *m);
+async void membership_duties_end(struct membership *m);
+serve_fn membership_serve_copies, membership_serve_heartbeat;
 
 /* --- membership_renew.c --- */
 void membership_renew_start(struct membership *m);

@@ -233,7 +233,7 @@ static void share_out(struct domain_share *shares, uint32_t count, uint64_t part
             struct domain_share *share = &shares[i];
             if (share->weight == 0)
                 continue;
-            share->parts = left * share->weight / weights;
+            share->parts = share->is_full ? most : left * share->weight / weights;
             if (share->parts > most)
                 again = share->is_full = true;
         }

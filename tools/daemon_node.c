@@ -97,6 +97,12 @@ static void has_failed(void *arg, const char *why)
     node->options.failed(node->options.arg, why);
 }
 
+static uint64_t guest_ops(void *arg)
+{
+    const struct daemon_node *node = arg;
+    return node->host != NULL ? host_guest_ops(node->host) : 0;
+}
+
 /* --- life --- */
 
 static async int open_store(struct daemon_node *node, struct error *err)
@@ -139,6 +145,7 @@ static async int open_membership(struct daemon_node *node, struct error *err)
         .failed = has_failed,
         .nodes_changed = nodes_changed,
         .renewed = renewed,
+        .guest_ops = guest_ops,
         .arg = node,
     };
     int r = membership_open(&options, &node->membership, err);
@@ -222,6 +229,7 @@ void daemon_node_attach(struct daemon_node *node, struct host *host,
 void daemon_node_detach(struct daemon_node *node)
 {
     membership_detach(node->membership);
+    node->host = NULL;
 }
 
 async void daemon_node_close(struct daemon_node *node)

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a node does by itself: it makes its store whole, serves those who make theirs, and
+ * does the leader's work if it leads.
+ *
+ * Guests come first: while any are seen, here or by what they ask of the store, no more
+ * than MEMBERSHIP_BUSY_BYTES_S are copied in each direction. Else there is no limit.
+ *
+ * On close no new work begins; what is under way ends, some of it only when the cluster
+ * has ended.
+ */
+#include "replication/membership_internal.h"
+
+#define GUESTS_QUIET_NS (100 * NS_PER_MS) /* for so long after their last operation */
+#define REST_MAX_NS     NS_PER_S
+
+static bool guests_are_busy(struct membership *m, uint64_t now_ns)
+{
+    const struct membership_options *options = &m->options;
+    uint64_t seen = m->served;
+    if (options->guest_ops != NULL)
+        seen += options->guest_ops(options->arg);
+    if (seen != m->guests_seen) {
+        m->guests_seen = seen;
+        m->guests_ns = now_ns;
+    }
+    return m->guests_ns != 0 && now_ns - m->guests_ns < GUESTS_QUIET_NS;
+}
+
+static async void make_room(void *arg, uint64_t bytes)
+{
+    struct room *room = arg;
+    struct membership *m = room->membership;
+    uint64_t now_ns = loop_now_ns(m->loop);
+    if (!guests_are_busy(m, now_ns)) {
+        room->until_ns = now_ns;
+        task_yield();
+        return;
+    }
+    room->until_ns = max_u64(room->until_ns, now_ns) +
+                     bytes * NS_PER_S / MEMBERSHIP_BUSY_BYTES_S;
+    if (!m->is_closing)
+        task_sleep_ns(min_u64(room->until_ns - now_ns, REST_MAX_NS));
+}
+
+static bool is_whole(void *arg, uint16_t group)
+{
+    const struct room *room = arg;
+    const struct membership *m = room->membership;
+    return recovery_may_serve(cluster_state(m->cluster), m->self.node, group);
+}
+
+/* A witness has no store to speak of. */
+static void usage_of(void *arg, struct warden_usage *ret)
+{
+    const struct membership *m = arg;
+    const struct cluster_node *self = cluster_node_by_id(cluster_state(m->cluster),
+                                                         m->self.node);
+    *ret = (struct warden_usage){0};
+    if (self != NULL && (self->flags & NODE_WITNESS) == 0)
+        warden_store_usage(m->options.store, ret);
+}
+
+int membership_duties_create(struct membership *m)
+{
+    m->receiving.membership = m->sending.membership = m;
+    const struct copy_service_options service = {
+        .store = m->options.store,
+        .loop = m->loop,
+        .buffers = m->buffers,
+        .is_whole = is_whole,
+        .rest = make_room,
+        .arg = &m->sending,
+    };
+    const struct recovery_options recovery = {
+        .loop = m->loop,
+        .cluster = m->cluster,
+        .store = m->options.store,
+        .node = m->self.node,
+        .rpc = m->rpc,
+        .rest = make_room,
+        .rest_arg = &m->receiving,
+    };
+    const struct warden_options warden = {
+        .loop = m->loop,
+        .cluster = m->cluster,
+        .rpc = m->rpc,
+        .node = m->self.node,
+        .address = m->address,
+        .usage = usage_of,
+        .arg = m,
+        .out_ns = m->options.out_ns,
+    };
+    int rc = copy_service_create(&service, &m->copy_service);
+    if (rc == 0)
+        rc = recovery_create(&recovery, &m->recovery);
+    return rc == 0 ? warden_create(&warden, &m->warden) : rc;
+}
+
+void membership_duties_start(struct membership *m)
+{
+    recovery_start(m->recovery);
+}
+
+async void membership_duties_stop(struct membership *m)
+{
+    if (m->warden != NULL)
+        warden_stop(m->warden);
+    if (m->recovery != NULL)
+        recovery_stop(m->recovery);
+    if (m->copy_service != NULL)
+        copy_service_stop(m->copy_service);
+}
+
+async void membership_duties_end(struct membership *m)
+{
+    if (m->warden != NULL)
+        warden_destroy(take(m->warden));
+    recovery_destroy(take(m->recovery));
+}
+
+void membership_serve_copies(struct membership *m, struct rpc_request *request)
+{
+    if (m->copy_service == NULL || m->is_closing)
+        rpc_answer(request, -ESHUTDOWN, NULL, 0, NULL, 0);
+    else
+        copy_service_handle(m->copy_service, request);
+}
+
+void membership_serve_heartbeat(struct membership *m, struct rpc_request *request)
+{
+    if (m->warden != NULL && !m->is_closing)
+        warden_heartbeat(m->warden, request);
+}
