@@ -113,8 +113,10 @@ static async int put_answer(struct copying *c)
             n++;
         if (n > 0)
             rc = put_row(c, i, n, bytes);
-        for (uint32_t end = i + (n > 0 ? n : 1); i < end; i++)
-            bytes += blocks->at[i].has_bytes ? BLOCK_SIZE : 0;
+        for (uint32_t end = i + (n > 0 ? n : 1); i < end; i++) {
+            if (blocks->at[i].has_bytes)
+                bytes += BLOCK_SIZE;
+        }
     }
     return rc;
 }

@@ -111,6 +111,7 @@ struct recovery {
     uint32_t repairs;        /* under way */
     struct source_call_list calls;
     struct copier copiers[RECOVERY_PARALLEL_MAX];
+    struct sweep sweep; /* of the worker */
 
     uint64_t allowed_ns; /* by the limit, the next bytes may come then */
     uint64_t rate_since_ns, rate_bytes;

@@ -422,17 +422,17 @@ static async int propose(struct sweep *s)
 /* Another sweep, or what came of it. */
 static async int sweep_once(struct recovery *r, uint16_t group)
 {
-    struct sweep s;
-    int rc = sweep_begin(r, group, &s);
+    struct sweep *s = &r->sweep;
+    int rc = sweep_begin(r, group, s);
     if (rc == 0)
-        rc = sweep(&s);
-    if (rc == 0 && (s.is_incomplete || (s.waiting > 0 && !s.has_changed)))
+        rc = sweep(s);
+    if (rc == 0 && (s->is_incomplete || (s->waiting > 0 && !s->has_changed)))
         rc = -EAGAIN;
-    else if (rc == 0 && s.has_changed)
+    else if (rc == 0 && s->has_changed)
         rc = 1;
     else if (rc == 0)
-        rc = propose(&s);
-    sweep_end(&s);
+        rc = propose(s);
+    sweep_end(s);
     return rc == -PLX_EEXISTS ? 0 : rc;
 }
 
