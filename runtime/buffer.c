@@ -62,6 +62,9 @@ struct buffer_pool {
     uint64_t used_bytes;
     uint64_t idle_bytes;
     struct buffer_list idle[CLASSES];
+    /* Small ones whose memory is with the system: taken when there is no other, or each
+     * one that is put would give its memory back only to have it touched again. */
+    struct buffer_list bare[SMALL_CLASSES];
     struct chunk_list chunks;
     struct waiting_list waiting;
     struct work *pressure; /* told when somebody has to wait; may be NULL */
@@ -92,6 +95,8 @@ struct buffer_pool *buffer_pool_create(uint64_t limit_bytes)
     pool->limit_bytes = limit_bytes;
     for (uint32_t i = 0; i < CLASSES; i++)
         SLIST_INIT(&pool->idle[i]);
+    for (uint32_t i = 0; i < SMALL_CLASSES; i++)
+        SLIST_INIT(&pool->bare[i]);
     SLIST_INIT(&pool->chunks);
     TAILQ_INIT(&pool->waiting);
     return pool;
@@ -173,21 +178,32 @@ static void chunk_add(struct buffer_pool *pool, uint32_t class)
             .capacity = capacity,
             .pool = pool,
         };
-        SLIST_INSERT_HEAD(&pool->idle[class], buffer, link);
+        SLIST_INSERT_HEAD(&pool->bare[class], buffer, link);
     }
 }
 
 static struct buffer *idle_take(struct buffer_pool *pool, uint32_t class)
 {
-    struct buffer *buffer = SLIST_FIRST(&pool->idle[class]);
+    struct buffer_list *list = &pool->idle[class];
+    if (SLIST_EMPTY(list) && class < SMALL_CLASSES)
+        list = &pool->bare[class];
+    struct buffer *buffer = SLIST_FIRST(list);
     if (buffer == NULL)
         return NULL;
     assert(buffer->refs == 0);
-    SLIST_REMOVE_HEAD(&pool->idle[class], link);
-    if (buffer->has_memory)
+    SLIST_REMOVE_HEAD(list, link);
+    if (list == &pool->idle[class])
         pool->idle_bytes -= buffer->capacity;
     unpoison(buffer->data, buffer->capacity);
     return buffer;
+}
+
+/* Its pages go back to the system. */
+static void bare_put(struct buffer_pool *pool, uint32_t class, struct buffer *buffer)
+{
+    (void)madvise(buffer->data, buffer->capacity, MADV_DONTNEED);
+    buffer->has_memory = false;
+    SLIST_INSERT_HEAD(&pool->bare[class], buffer, link);
 }
 
 /* Idle memory goes back to the system, so that it and what is used stay within the
@@ -196,12 +212,9 @@ static void idle_shed(struct buffer_pool *pool)
 {
     struct buffer *buffer;
     for (uint32_t class = 0; class < SMALL_CLASSES; class++) {
-        SLIST_FOREACH(buffer, &pool->idle[class], link)
-        {
-            if (!buffer->has_memory)
-                continue;
-            (void)madvise(buffer->data, buffer->capacity, MADV_DONTNEED);
-            buffer->has_memory = false;
+        while ((buffer = SLIST_FIRST(&pool->idle[class])) != NULL) {
+            SLIST_REMOVE_HEAD(&pool->idle[class], link);
+            bare_put(pool, class, buffer);
         }
     }
     for (uint32_t class = SMALL_CLASSES; class < CLASSES; class++) {
@@ -306,11 +319,11 @@ void buffer_put(struct buffer *buffer)
     pool->used_bytes -= buffer->capacity;
     if (!keep && class >= SMALL_CLASSES) {
         buffer_free(buffer);
+    } else if (!keep) {
+        bare_put(pool, class, buffer);
+        poison(buffer->data, buffer->capacity);
     } else {
-        if (!keep)
-            (void)madvise(buffer->data, buffer->capacity, MADV_DONTNEED);
-        buffer->has_memory = keep;
-        pool->idle_bytes += keep ? buffer->capacity : 0; /* B2 */
+        pool->idle_bytes += buffer->capacity; /* B2 */
         SLIST_INSERT_HEAD(&pool->idle[class], buffer, link);
         poison(buffer->data, buffer->capacity);
     }
