@@ -48,6 +48,8 @@ enum {
     CLI_COPIES = 1 << 26,
     CLI_MIN_COPIES = 1 << 27,
     CLI_POOL = 1 << 28,
+    CLI_TO = 1 << 29,
+    CLI_INCOMING = 1 << 30,
 };
 
 struct command;
@@ -57,10 +59,11 @@ struct cli {
     const struct command *command;
     const char *connect; /* -c, else $PARALLAX, else NULL */
     unsigned options;    /* which were given */
-    bool json, quiet, backing, detach, recursive, none, repair, witness, lost;
+    bool json, quiet, backing, detach, recursive, none, repair, witness, lost, incoming;
     const char *count, *format, *nbd, *control, *capacity;
     const char *since, *onto, *keep_last, *older_than, *quota, *rate;
-    const char *listen, *domain, *token, *valid, *copies, *min_copies, *pool;
+    const char *listen, *domain, *token, *valid, *copies, *min_copies, *pool,
+        *to;
     struct cli_rule { /* --every and the --keep behind it, which may be missing */
         const char *every, *keep;
     } rules[CLI_RULES_MAX];
@@ -131,6 +134,8 @@ int cmd_pool_create(const struct cli *cli);
 int cmd_pool_set(const struct cli *cli);
 int cmd_disk_owner(const struct cli *cli);
 int cmd_disk_break(const struct cli *cli);
+int cmd_migrate(const struct cli *cli);
+int cmd_serve(const struct cli *cli);
 int cmd_import(const struct cli *cli);
 int cmd_export(const struct cli *cli);
 /* With --onto and --since. */

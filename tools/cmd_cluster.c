@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "tools/client.h"
 #include "tools/request.h"
 #include "tools/size.h"
 
@@ -291,4 +292,46 @@ int cmd_disk_break(const struct cli *cli)
         cli->args[0]);
     return request_run(
         cli, json_pack("{s:s, s:s}", "op", "disk.break", "name", cli->args[0]), NULL);
+}
+
+/* To the node `to`, or the one that is asked. */
+static json_t *migrate_request(const char *name, const char *to)
+{
+    json_t *request = json_pack("{s:s, s:s}", "op", "disk.migrate", "name", name);
+    if (to != NULL)
+        json_object_set_new(request, "node", json_string(to));
+    return request;
+}
+
+int cmd_migrate(const struct cli *cli)
+{
+    return request_run(cli, migrate_request(cli->args[0], cli->to), NULL);
+}
+
+int cmd_serve(const struct cli *cli)
+{
+    struct error err = {0};
+    cleanup(client_destroyp) struct client *client = NULL;
+    cleanup(free_ptr) char *uri = NULL;
+    cleanup(free_ptr) char *incoming = NULL;
+    bool is_snapshot = strchr(cli->args[0], '@') != NULL;
+    if (cli->incoming && is_snapshot)
+        return cli_fail(cli, EXIT_USAGE, "--incoming: a snapshot is read everywhere");
+    if (asprintf(&incoming, "%s?incoming", cli->args[0]) < 0) {
+        incoming = NULL;
+        return cli_fail_error(cli, -ENOMEM, &err);
+    }
+    int r = client_create(cli->connect, &client, &err);
+    if (r == 0 && !cli->incoming && !is_snapshot)
+        r = client_call(client, migrate_request(cli->args[0], NULL), NULL, NULL, &err);
+    if (r == 0)
+        r = client_export_uri(client, cli->args[0], &uri, &err);
+    if (r == 0 && cli->incoming) {
+        free(take(uri));
+        r = client_any_uri(client, incoming, &uri, &err);
+    }
+    if (r < 0)
+        return cli_fail_error(cli, r, &err);
+    printf("%s\n", uri);
+    return EXIT_OK;
 }

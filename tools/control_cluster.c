@@ -34,8 +34,8 @@ static async int submit(struct control_call *call, const struct cluster_command 
 /* --- nodes --- */
 
 /* By number or by address. */
-static const struct cluster_node *find_node(const struct control_call *call,
-                                            const char *name, struct error *err)
+const struct cluster_node *control_find_node(const struct control_call *call,
+                                             const char *name, struct error *err)
 {
     const struct cluster_node *node = NULL;
     char number[24];
@@ -123,7 +123,7 @@ async int op_node_list(struct control_call *call, struct error *err)
     if (r < 0)
         return r;
     if (name != NULL) {
-        node = find_node(call, name, err);
+        node = control_find_node(call, name, err);
         return node != NULL ? control_send_item(call, node_json(call, node))
                             : -PLX_EMISSING;
     }
@@ -145,7 +145,7 @@ static async int set_draining(struct control_call *call, const char *name, bool 
                               struct error *err)
 {
     for (unsigned i = 0;; i++) {
-        const struct cluster_node *node = find_node(call, name, err);
+        const struct cluster_node *node = control_find_node(call, name, err);
         struct cluster_result result;
         if (node == NULL)
             return -PLX_EMISSING;
@@ -181,7 +181,7 @@ async int op_node_remove(struct control_call *call, struct error *err)
     int r = control_unpack(call, err, "{s:s, s?b}", "node", &name, "lost", &lost);
     if (r == 0)
         r = need_cluster(call, err);
-    const struct cluster_node *node = r == 0 ? find_node(call, name, err) : NULL;
+    const struct cluster_node *node = r == 0 ? control_find_node(call, name, err) : NULL;
     if (r < 0 || node == NULL)
         return r < 0 ? r : -PLX_EMISSING;
     if (node->id == host_node(call->services->host))
@@ -313,6 +313,14 @@ async int op_disk_break(struct control_call *call, struct error *err)
     const char *name;
     int r = control_unpack(call, err, "{s:s}", "name", &name);
     return r < 0 ? r : disk_break(call->services->host, name, err);
+}
+
+/* Here: whoever was asked has found the node. It stays where it has clients. */
+async int op_disk_migrate(struct control_call *call, struct error *err)
+{
+    const char *name, *node = NULL;
+    int r = control_unpack(call, err, "{s:s, s?s}", "name", &name, "node", &node);
+    return r < 0 ? r : disk_pull(call->services->host, name, err);
 }
 
 /* --- status --- */

@@ -40,6 +40,7 @@ enum control_scope {
     CONTROL_LOCAL,   /* nothing: it is about this daemon */
     CONTROL_READS,   /* the state as it is now; an old one is better than none */
     CONTROL_CHANGES, /* a majority */
+    CONTROL_THERE,   /* the same; a node carries it out that is named, not an owner */
 };
 
 /* An operation: 0, or a negative code and its text. Runs on a task. */
@@ -47,9 +48,10 @@ struct control_op {
     const char *name;
     async int (*run)(struct control_call *call, struct error *err);
     enum control_scope scope;
-    /* The argument that names a disk: the node that owns it carries the request out.
-     * NULL: any node can. */
-    const char *disk_key;
+    /* The argument that names a disk: the node that owns it carries the request out; of
+     * CONTROL_THERE, the one that names that node, which may be left out. NULL: any node
+     * can. */
+    const char *key;
 };
 /* NULL: no such operation. */
 const struct control_op *control_op_find(const char *name);
@@ -59,8 +61,8 @@ async void control_call_run(struct control_call *call, const struct control_op *
 void control_emit(struct control_sink *sink, const char *key, json_t *value);
 void control_emit_error(struct control_sink *sink, int code, const char *text);
 
-/* control_node.c. If another node owns the disk: has it carried out there; *ret_answered
- * then, unless it fails. */
+/* control_node.c. If another node owns the disk, or is named: has it carried out there;
+ * *ret_answered then, unless it fails. */
 async int control_hand_on(struct control_call *call, const struct control_op *op,
                           bool *ret_answered, struct error *err);
 struct control_nodes;
@@ -96,6 +98,10 @@ async int op_pool_set(struct control_call *call, struct error *err);
 async int op_cluster_token(struct control_call *call, struct error *err);
 async int op_disk_owner(struct control_call *call, struct error *err);
 async int op_disk_break(struct control_call *call, struct error *err);
+async int op_disk_migrate(struct control_call *call, struct error *err);
+/* A node by its number or address; NULL: there is none, and the error says so. */
+const struct cluster_node *control_find_node(const struct control_call *call,
+                                             const char *name, struct error *err);
 /* What `status` says of the cluster; NULL: it is one of one. */
 json_t *control_cluster_json(const struct control_call *call);
 

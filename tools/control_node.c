@@ -18,6 +18,7 @@
  */
 #include <stdio.h>
 
+#include "cow/host.h"
 #include "replication/membership.h"
 #include "tools/control_internal.h"
 #include "tools/control_wire.h"
@@ -193,7 +194,7 @@ static void begin(struct control_nodes *nodes, struct rpc_request *request,
     int code = 0;
     if (nodes->is_stopping)
         code = -ESHUTDOWN;
-    else if (op == NULL || op->disk_key == NULL)
+    else if (op == NULL || op->key == NULL)
         code = -EOPNOTSUPP;
     else if ((s = session_create(nodes, request)) == NULL)
         code = -PLX_ELIMIT;
@@ -273,28 +274,58 @@ void control_nodes_destroy(struct control_nodes *nodes)
 
 /* --- the side that was asked --- */
 
+static bool is_up(const struct cluster_node *node)
+{
+    return (node->flags & (NODE_DOWN | NODE_OUT | NODE_GONE)) == 0;
+}
+
 /* The node that should carry it out; NULL: this one. */
-static const struct cluster_node *find_owner(struct control_call *call,
-                                             const struct control_op *op)
+static const struct cluster_node *find_owner(struct control_call *call, const char *name)
 {
     struct membership *m = call->services->membership;
-    if (m == NULL || op->disk_key == NULL)
-        return NULL;
     const struct cluster_state *state = cluster_state(membership_cluster(m));
-    const char *name = json_string_value(json_object_get(call->request, op->disk_key));
-    const struct cluster_disk *disk = name != NULL ? cluster_disk_by_name(state, name)
-                                                   : NULL;
+    const struct cluster_disk *disk = cluster_disk_by_name(state, name);
     if (disk == NULL || disk->owner == 0 || disk->owner == membership_node(m))
         return NULL;
     const struct cluster_node *owner = cluster_node_by_id(state, disk->owner);
-    bool is_up = owner != NULL &&
-                 (owner->flags & (NODE_DOWN | NODE_OUT | NODE_GONE)) == 0;
-    return is_up ? owner : NULL; /* else it is taken over */
+    return owner != NULL && is_up(owner) ? owner : NULL; /* else it is taken over */
+}
+
+/* The same of an operation for a node that is named. One that is down is an error. */
+static int find_named(struct control_call *call, const char *name,
+                      const struct cluster_node **ret, struct error *err)
+{
+    const struct cluster_node *node = control_find_node(call, name, err);
+    if (node == NULL)
+        return -PLX_EMISSING;
+    if (node->id == host_node(call->services->host))
+        return 0;
+    if (!is_up(node))
+        return err_set(err, -EHOSTUNREACH, "node %llu at %s is down",
+                       (unsigned long long)node->id, node->address);
+    *ret = node;
+    return 0;
+}
+
+static int find_target(struct control_call *call, const struct control_op *op,
+                       const struct cluster_node **ret, struct error *err)
+{
+    const char *name = op->key != NULL
+                           ? json_string_value(json_object_get(call->request, op->key))
+                           : NULL;
+    if (name == NULL)
+        return 0;
+    if (op->scope == CONTROL_THERE)
+        return find_named(call, name, ret, err);
+    if (call->services->membership != NULL)
+        *ret = find_owner(call, name);
+    return 0;
 }
 
 struct handing {
     struct rpc *rpc;
     uint64_t node, session;
+    const char *why; /* it is the one */
     char address[DISK_NAME_MAX + 1];
     bool has_more, has_begun;
 };
@@ -318,8 +349,8 @@ static async int hand_call(struct handing *h, const struct writer *head,
     int r = rpc_wait(h->rpc, &call, answer, NULL);
     if (r == 0)
         return 0;
-    return err_set(err, r, "node %llu at %s owns this disk, and %s: %s%s",
-                   (unsigned long long)h->node, h->address,
+    return err_set(err, r, "node %llu at %s %s, and %s: %s%s",
+                   (unsigned long long)h->node, h->address, h->why,
                    call.was_sent ? "failed" : "does not answer", err_text(r),
                    h->has_begun || call.was_sent ? "; whether it was done is not known"
                                                  : "");
@@ -371,23 +402,25 @@ static async int hand_all(struct handing *h, struct control_sink *sink, const ch
 async int control_hand_on(struct control_call *call, const struct control_op *op,
                           bool *ret_answered, struct error *err)
 {
-    const struct cluster_node *owner = find_owner(call, op);
-    if (owner == NULL)
-        return 0;
+    const struct cluster_node *target = NULL;
+    int r = find_target(call, op, &target, err);
+    if (r < 0 || target == NULL)
+        return r;
     if (call->is_from_node)
         return err_set(err, -PLX_EOWNED, "the disk is node %llu's now: try again",
-                       (unsigned long long)owner->id);
+                       (unsigned long long)target->id);
     struct handing h = {
         .rpc = membership_rpc(call->services->membership),
-        .node = owner->id,
+        .node = target->id,
+        .why = op->scope == CONTROL_THERE ? "is to do it" : "owns this disk",
     };
-    snprintf(h.address, sizeof h.address, "%s", owner->address);
+    snprintf(h.address, sizeof h.address, "%s", target->address);
     json_object_set_new(call->request, "op", json_string(op->name));
     cleanup(free_ptr) char *text = json_dumps(call->request, JSON_COMPACT);
     json_object_del(call->request, "op");
     if (text == NULL)
         return -ENOMEM;
-    int r = hand_all(&h, call->sink, text, err);
+    r = hand_all(&h, call->sink, text, err);
     *ret_answered = r == 0;
     return r;
 }

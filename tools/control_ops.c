@@ -264,6 +264,7 @@ static const struct control_op ops[] = {
     {"disk.usage", op_disk_usage, CONTROL_READS, "name"},
     {"disk.owner", op_disk_owner, CONTROL_READS, NULL},
     {"disk.break", op_disk_break, CONTROL_CHANGES, NULL},
+    {"disk.migrate", op_disk_migrate, CONTROL_THERE, "node"},
     {"snapshot.list", op_snapshot_list, CONTROL_READS, NULL},
     {"snapshot.create", op_snapshot_create, CONTROL_CHANGES, "disk"},
     {"snapshot.rollback", op_snapshot_rollback, CONTROL_CHANGES, "disk"},

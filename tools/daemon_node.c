@@ -44,6 +44,11 @@ static void serve_prepare(void *arg, struct rpc_request *request)
     disk_serve_prepare(((struct daemon_node *)arg)->host, request);
 }
 
+static void serve_held(void *arg, struct rpc_request *request)
+{
+    disk_serve_held(((struct daemon_node *)arg)->host, request);
+}
+
 static void serve_control(void *arg, struct rpc_request *request)
 {
     control_server_serve_node(((struct daemon_node *)arg)->control, request);
@@ -55,10 +60,12 @@ static const struct rpc_op op_hand_over = {
     DISK_RPC_HAND_OVER, "hand over", false, false, DISK_RPC_HEAD_MAX, 0, serve_hand_over};
 static const struct rpc_op op_prepare = {
     DISK_RPC_PREPARE, "prepare", true, false, DISK_RPC_HEAD_MAX, 0, serve_prepare};
+static const struct rpc_op op_held = {DISK_RPC_HELD,     "held", false,     false,
+                                      DISK_RPC_HEAD_MAX, 0,      serve_held};
 static const struct rpc_op op_control = {
     CONTROL_RPC, "control", false, false, CONTROL_RPC_HEAD_MAX, 0, serve_control};
 static const struct rpc_op *const ops[] = {&op_read, &op_hand_over, &op_prepare,
-                                           &op_control, NULL};
+                                           &op_held, &op_control,   NULL};
 
 /* --- what it learns --- */
 

@@ -61,6 +61,14 @@ static const struct command commands[] = {
      "cluster does not know it yet. If a guest still uses the disk there, its writes "
      "fail\n"
      "from then on; what was acknowledged to it is kept.\n"},
+    {"serve", "NAME[@SNAP]", 1, 1, CLI_INCOMING, cmd_serve,
+     "make a disk ready for a guest of this node",
+     "Brings it here, if another node has it and no client uses it there, and prints\n"
+     "its NBD URI. With --incoming the disk stays where it is until something is\n"
+     "written to that URI: for the QEMU that a running guest is to move to.\n"},
+    {"migrate", "NAME", 1, 1, CLI_TO, cmd_migrate, "hand a disk over to another node",
+     "That no client uses; without --to to the node that is asked. One that a guest\n"
+     "uses moves with it: see 'parallax help serve'.\n"},
     {"disk ls", "", 0, 0, CLI_JSON, cmd_disk_list, "list all disks", NULL},
     {"disk show", "NAME", 1, 1, CLI_JSON, cmd_disk_show,
      "show one disk, and what it and its snapshots hold",
@@ -198,6 +206,9 @@ static const struct option_spec {
     {CLI_COPIES, "copies", "N", FIELD(copies), "of all data"},
     {CLI_MIN_COPIES, "min-copies", "N", FIELD(min_copies), "that a write needs"},
     {CLI_POOL, "pool", "NAME", FIELD(pool), "whose copies it has"},
+    {CLI_TO, "to", "NODE", FIELD(to), "a number or an address"},
+    {CLI_INCOMING, "incoming", NULL, FIELD(incoming),
+     "for the destination of a live migration"},
     {CLI_REPAIR, "repair", NULL, FIELD(repair),
      "free what nothing needs, rebuild map nodes"},
 };
