@@ -19,7 +19,7 @@ def attach(node, incoming):
     for _ in range(CONNECTIONS):
         h = nbd.NBD()
         h.set_export_name("web?incoming" if incoming else "web")
-        h.connect_unix(f"{HOSTS}/{node}.sock")
+        h.connect_unix(f"{HOSTS}/{node}/nbd.sock")
         assert h.get_size() == SIZE and not h.is_read_only()
         client.append(h)
     return client

@@ -2,24 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 300
 #
-# A guest that writes all the time moves between two hosts and back, 20 times, and its
-# disk with it; one migration is cancelled. Every block it was told to be written is there
-# at the end, once. A source that is made to run again cannot write. Two hosts of one
-# process: who owns the disk is tested, not where its copies are.
+# A guest that writes all the time moves between two hosts of a cluster of three and back,
+# 20 times, and its disk with it; one migration is cancelled. Every block it was told to
+# be written is there at the end, once. A source that is made to run again cannot write.
 
 . "$(dirname "$0")/lib.sh"
 . "$TESTS/guest/lib.sh"
-requires cc python3
+requires cc python3 jq
 need_guest
 
 blocks=2048
-mkdir "$T/initrd" "$T/hosts"
-: >"$T/hosts/out"
-
-end_hosts()
-{
-    kill -s KILL "$hosts" 2>/dev/null || true
-}
+mkdir "$T/initrd"
 
 echo "int main(void) { return 0; }" | cc -static -x c -o "$T/static" - 2>"$T/cc.err" ||
     skip "cannot make static programs: $(head -n 1 "$T/cc.err")"
@@ -44,19 +37,15 @@ chmod 755 "$T/initrd/stream-init"
 (cd "$T/initrd" && find . | cpio --quiet -o -H newc) >"$T/more.cpio"
 cat "$GUEST/initrd" "$T/more.cpio" >"$T/stream.initrd"
 
-"$PARALLAX_BUILD/tests/functional/two_hosts" "$T/hosts" web $((blocks * 4096 >> 20)) \
-    >"$T/hosts/out" 2>"$T/hosts/err" &
-hosts=$!
-cleanup_fn end_hosts
-wait_for 20 grep -q ready "$T/hosts/out"
+start_cluster 3 --capacity 1G
+wait_for 60 is_whole
+parallax disk create web $((blocks * 4096))
 timeout 250 python3 "$TESTS/migrate_guest.py" "$T" "$GUEST/vmlinuz" "$T/stream.initrd" \
-    "$blocks" || fail "see above; the hosts said: $(tail -n 5 "$T/hosts/err")"
-kill "$hosts"
-wait "$hosts" || fail "the hosts: $(tail -n 5 "$T/hosts/err")"
-if grep -E ' error:' "$T/hosts/err"; then
+    "$blocks" || fail "see above"
+if grep -E ' error:' "$T"/[123]/log; then
     fail "the hosts say errors"
 fi
-sed -n 's/.*: taken over, changes waited \([0-9]*\) us/\1/p' "$T/hosts/err" | sort -n |
+sed -n 's/.*: taken over, changes waited \([0-9]*\) us/\1/p' "$T"/[12]/log | sort -n |
     awk '{ us[NR] = $1 }
         END { printf "%d hand-overs; the first change waited for ", NR
             printf "a median of %.1f ms, at most %.1f ms\n",

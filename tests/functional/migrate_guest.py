@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """migrate_guest.py FOLDER KERNEL INITRD BLOCKS: a guest that runs guest/stream.c moves
-between the hosts of FOLDER/hosts; see migrate-guest.sh."""
+between the hosts of FOLDER/1 and FOLDER/2; see migrate-guest.sh."""
 
 import json
 import os
@@ -55,7 +55,7 @@ class Qemu:
             f"logfile={self.name}.log", "-serial", "chardev:tty",
             "-qmp", f"unix:{self.name}.qmp,server=on,wait=off",
             "-blockdev", "driver=nbd,node-name=disk,server.type=unix,cache.direct=on,"
-            f"server.path={FOLDER}/hosts/{node}.sock,export={export}",
+            f"server.path={FOLDER}/{node}/nbd.sock,export={export}",
             "-device", "virtio-blk-pci,drive=disk,romfile=",
         ]
         if incoming:
@@ -171,7 +171,7 @@ def check(node, last):
     image = f"{FOLDER}/image"
     subprocess.run(
         ["qemu-img", "convert", "--image-opts", "-O", "raw",
-         f"driver=nbd,server.type=unix,server.path={FOLDER}/hosts/{node}.sock,export=web",
+         f"driver=nbd,server.type=unix,server.path={FOLDER}/{node}/nbd.sock,export=web",
          image], check=True)
     with open(image, "rb") as file:
         data = file.read()
