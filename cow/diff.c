@@ -298,7 +298,7 @@ async int disk_changed_since(struct disk *disk, uint64_t version, uint64_t offse
         end_bytes > disk->size_bytes)
         return -EINVAL;
     uint32_t stance = disk->stance;
-    if (disk->is_remote) {
+    if (disk_is_elsewhere(disk)) {
         all_changed(len_bytes, ret_ranges, ret_count);
         return 0;
     }
@@ -308,7 +308,7 @@ async int disk_changed_since(struct disk *disk, uint64_t version, uint64_t offse
     int rc = collect(disk, version, div_up_u64(end_bytes, BLOCK_SIZE), &changes);
     pin_release(pins, &base);
     pin_release(pins, &self);
-    if (disk->is_remote || disk->stance != stance) { /* meanwhile */
+    if (disk_is_elsewhere(disk) || disk->stance != stance) { /* meanwhile */
         all_changed(len_bytes, ret_ranges, ret_count);
         return 0;
     }

@@ -146,10 +146,11 @@ static void start(struct disk *disk, struct disk_io *io)
     io->end = div_up_u64(io->offset_bytes + io->len_bytes, BLOCK_SIZE);
     if (disk->is_remote)
         remote_submit(disk, io);
+    else if ((io->op == DISK_READ && disk->gives_up) ||
+             (io->op == DISK_FLUSH && disk->state == DISK_CLOSING))
+        TAILQ_INSERT_TAIL(&disk->late, io, link);
     else if (io->op == DISK_READ)
         disk_read(disk, io);
-    else if (io->op == DISK_FLUSH && disk->state == DISK_CLOSING)
-        TAILQ_INSERT_TAIL(&disk->late_flushes, io, link);
     else if (io->op == DISK_FLUSH)
         disk_flush(disk, io);
     else

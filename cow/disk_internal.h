@@ -169,7 +169,8 @@ struct disk {
     bool is_yielding;         /* a hand-over to another host is under way */
     bool door_closed;         /* for that, changes and new users wait */
     struct waitlist drained;
-    struct disk_io_list late_flushes; /* that came when its log was ending */
+    bool gives_up;            /* its lease, from now on: what is here may be old */
+    struct disk_io_list late; /* reads that came then, and flushes when its log ended */
     uint32_t served_reads;    /* for other hosts; each a user */
 
     struct timer idle_timer;
@@ -325,6 +326,11 @@ void layers_done(struct disk *disk);
 static inline bool disk_serves_reads(const struct disk *disk)
 {
     return disk->down == 0 || disk->down == -PLX_EFAILED;
+}
+/* Is there nothing here that would tell what it holds? Another host may be writing. */
+static inline bool disk_is_elsewhere(const struct disk *disk)
+{
+    return disk->is_remote || disk->gives_up;
 }
 /* Gives back what the layers hold, of a disk that is down and no longer read. */
 void layers_clear(struct disk *disk);

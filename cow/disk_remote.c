@@ -482,8 +482,8 @@ void remote_given(struct disk *disk, uint64_t node, bool is_settled)
         disk_unlist(disk, io);
         change(disk, io); /* R3 */
     }
-    while ((io = TAILQ_FIRST(&disk->late_flushes))) {
-        TAILQ_REMOVE(&disk->late_flushes, io, link);
+    while ((io = TAILQ_FIRST(&disk->late))) {
+        TAILQ_REMOVE(&disk->late, io, link);
         remote_submit(disk, io);
     }
 }

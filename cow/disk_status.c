@@ -132,7 +132,7 @@ async int disk_block_status(struct disk *disk, uint64_t offset_bytes, uint64_t l
     if (!disk_serves_reads(disk))
         return disk->down;
     uint32_t tries = 0, stance = disk->stance;
-    if (disk->is_remote) {
+    if (disk_is_elsewhere(disk)) {
         unknown(len_bytes, ret_ranges, ret_count);
         return 0;
     }
@@ -140,9 +140,9 @@ async int disk_block_status(struct disk *disk, uint64_t offset_bytes, uint64_t l
         status.count = 0;
         rc = collect(disk, offset_bytes / BLOCK_SIZE, div_up_u64(end_bytes, BLOCK_SIZE),
                      &status);
-    } while (read_is_stale(rc) && disk_serves_reads(disk) && !disk->is_remote &&
+    } while (read_is_stale(rc) && disk_serves_reads(disk) && !disk_is_elsewhere(disk) &&
              ++tries < TRIES_MAX);
-    if (disk->is_remote || disk->stance != stance) { /* meanwhile */
+    if (disk_is_elsewhere(disk) || disk->stance != stance) { /* meanwhile */
         unknown(len_bytes, ret_ranges, ret_count);
         return 0;
     }

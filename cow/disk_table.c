@@ -59,7 +59,7 @@ static struct disk *disk_new(struct host *host, uint64_t id, uint64_t version)
     mutex_init(&disk->command_lock);
     waitlist_init(&disk->settled);
     waitlist_init(&disk->drained);
-    TAILQ_INIT(&disk->late_flushes);
+    TAILQ_INIT(&disk->late);
     trimmer_init(disk);
     dead_set_init(&disk->orphans);
     disk_set_name(disk);

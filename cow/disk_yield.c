@@ -65,7 +65,7 @@ static int may_serve(struct host *host, const struct disk *disk,
         return -EINVAL;
     if (!disk)
         return -PLX_ENOTHERE;
-    if (disk->is_remote || !disk->log || disk->state == DISK_OPENING)
+    if (disk_is_elsewhere(disk) || !disk->log || disk->state == DISK_OPENING)
         return -EAGAIN;
     if (disk->down)
         return disk->down;
@@ -166,12 +166,12 @@ static async int end_log(struct disk *disk, uint64_t node, struct error *err)
 
     disk->state = DISK_CLOSING;
     int rc = disk_end_log(disk, err);
-    disk->door_closed = false;
+    disk->door_closed = disk->gives_up = false;
     if (disk->down) {
         rc = disk->down;
         disk_resume(disk);
-        while ((io = TAILQ_FIRST(&disk->late_flushes))) {
-            TAILQ_REMOVE(&disk->late_flushes, io, link);
+        while ((io = TAILQ_FIRST(&disk->late))) {
+            TAILQ_REMOVE(&disk->late, io, link);
             disk_finish(disk, io, rc);
         }
     } else {

@@ -39,6 +39,9 @@ struct sim_faults {
 
 struct sim_world *sim_world_create(uint64_t seed);
 void sim_world_destroy(struct sim_world *world);
+/* Random numbers begin anew, as in a world just made with this seed: for many histories
+ * that go on from the same past. */
+void sim_world_seed(struct sim_world *world, uint64_t seed);
 uint64_t sim_world_now_ns(const struct sim_world *world);
 /* May be changed at any time. */
 struct sim_faults *sim_world_faults(struct sim_world *world);

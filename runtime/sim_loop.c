@@ -415,6 +415,11 @@ void sim_world_destroy(struct sim_world *world)
     free(world);
 }
 
+void sim_world_seed(struct sim_world *world, uint64_t seed)
+{
+    random_seed(world, seed);
+}
+
 uint64_t sim_world_now_ns(const struct sim_world *world)
 {
     return world->now_ns;

@@ -266,6 +266,33 @@ static async void run_in_flight(struct hosts *h)
 }
 
 /* Back and forth, each time with a new client, the old one still there for a while. */
+/* Once the lease is given up anybody may have it, and write: what is known here may be
+ * old, though the log has not ended yet. */
+static async void run_read_at_the_end(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    struct op first, late;
+    uint8_t data[BYTES];
+    fill_with(data, 9);
+    op_start(&first, there, DISK_WRITE, 0, 0, BYTES, data);
+    while (owner_of(h, "web") == 1)
+        task_yield();
+    CHECK(!here->is_remote); /* else it comes too late */
+    struct disk_range range;
+    uint32_t count;
+    op_start(&late, here, DISK_READ, 0, 0, BYTES, NULL);
+    CHECK_EQ(disk_block_status(here, 8 * BYTES, BYTES, &range, 1, &count), 0);
+    CHECK_EQ(range.kind, DISK_DATA); /* nobody here knows */
+    CHECK_EQ(op_wait(&late, data), 0);
+    CHECK(here->is_remote);
+    CHECK(data[0] == 1 || data[0] == 9);
+    CHECK_EQ(op_wait(&first, NULL), 0);
+    check_byte(here, 0, 9);
+    disk_close(there);
+    disk_close(here);
+}
+
 static async void run_back_and_forth(struct hosts *h)
 {
     struct model *model = model_create(SIZE);
@@ -825,6 +852,7 @@ int main(int argc, char **argv)
         {"second attach", run_second_attach},
         {"idle elsewhere", run_idle_elsewhere},
         {"in flight", run_in_flight},
+        {"read at the end", run_read_at_the_end},
         {"back and forth", run_back_and_forth},
         {"back to former", run_back_to_former},
         {"both write", run_both_write},

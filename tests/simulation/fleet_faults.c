@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What happens to a cluster. Processes are killed, machines lose power, stand still and
+ * come back; ways between them are blocked, in one direction or both; messages are late,
+ * connections break. Several of these at a time, of any machines: nothing of it may do
+ * more than to hold up guests, but for what doc/testing.md says of losing power.
+ */
+#include "tests/simulation/fleet.h"
+
+static const struct fleet_profile profiles[] = {
+    {.name = "none", .share = 5},
+    {.name = "kill", .share = 30, .kills = 1},
+    {.name = "power", .share = 20, .kills = 1, .cuts = 3},
+    {.name = "pause", .share = 10, .pauses = 1},
+    {.name = "network", .share = 15, .blocks = 3, .noises = 1},
+    {.name = "all",
+     .share = 20,
+     .kills = 2,
+     .cuts = 2,
+     .pauses = 2,
+     .blocks = 3,
+     .noises = 2},
+};
+
+void faults_draw_profile(struct fleet *fleet)
+{
+    uint64_t draw = fleet_random(fleet, 100);
+    size_t i = 0;
+    while (i < ARRAY_LEN(profiles) - 1 && draw >= profiles[i].share)
+        draw -= profiles[i++].share;
+    fleet->profile = &profiles[i];
+    fleet->next_fault_ns = sim_world_now_ns(fleet->world) +
+                           fleet_between(fleet, 1, 3000) * NS_PER_MS;
+}
+
+static struct place *pick_place(struct fleet *fleet)
+{
+    struct place *place =
+        &fleet->places[1 + fleet_random(fleet, fleet->place_count)];
+    return place->state == PLACE_UP || place->state == PLACE_STARTING ? place : NULL;
+}
+
+static void end(struct fleet *fleet, struct place *place, enum sim_end how)
+{
+    fleet_note(fleet, "machine %u %s", place->number,
+               how == SIM_KILL ? "is killed" : "loses power");
+    place_end(place, how);
+    if (how == SIM_POWER_CUT)
+        model_cut(&fleet->model, place->number);
+    place->start_ns = sim_world_now_ns(fleet->world) +
+                      fleet_between(fleet, 1, fleet_chance(fleet, 70) ? 1000 : 8000) *
+                          NS_PER_MS;
+}
+
+static void stall(struct fleet *fleet, struct place *place)
+{
+    uint64_t duration_ns =
+        fleet_between(fleet, 10, fleet_chance(fleet, 50) ? 1000 : 10000) * NS_PER_MS;
+    fleet_note(fleet, "machine %u stands still for %llu ms", place->number,
+               (unsigned long long)(duration_ns / NS_PER_MS));
+    place->stalled_until_ns = sim_world_now_ns(fleet->world) + duration_ns;
+    sim_process_stall(place->loop, duration_ns);
+}
+
+static void block(struct fleet *fleet, struct place *place)
+{
+    uint64_t kind = fleet_random(fleet, 4);
+    bool is_all = kind < 2;
+    fleet_note(fleet, "machine %u is cut off: %s%s", place->number,
+               is_all ? "from all" : "from some",
+               kind % 2 == 0 ? "" : ", in one direction");
+    for (uint32_t i = 1; i <= fleet->place_count; i++) {
+        if (i == place->number || (!is_all && fleet_chance(fleet, 50)))
+            continue;
+        sim_net_block(fleet->world, place->number, i, true);
+        if (kind % 2 == 0)
+            sim_net_block(fleet->world, i, place->number, true);
+    }
+    fleet->blocked_until_ns = sim_world_now_ns(fleet->world) +
+                              fleet_between(fleet, 100, 9000) * NS_PER_MS;
+}
+
+static void noise(struct fleet *fleet)
+{
+    struct sim_faults *faults = sim_world_faults(fleet->world);
+    faults->net_latency_max_ns = fleet_between(fleet, 1, 300) * NS_PER_MS;
+    faults->net_reset_ppm = fleet_chance(fleet, 50) ? 3000 : 0;
+    faults->net_stuck_ppm = fleet_chance(fleet, 50) ? 1000 : 0;
+    fleet_note(fleet, "the network is bad");
+    fleet->noise_until_ns = sim_world_now_ns(fleet->world) +
+                            fleet_between(fleet, 100, 4000) * NS_PER_MS;
+}
+
+static void quiet(struct fleet *fleet)
+{
+    struct sim_faults *faults = sim_world_faults(fleet->world);
+    faults->net_latency_max_ns = 300 * NS_PER_US;
+    faults->net_reset_ppm = faults->net_stuck_ppm = 0;
+    fleet->noise_until_ns = 0;
+}
+
+static void begin_one(struct fleet *fleet)
+{
+    const struct fleet_profile *p = fleet->profile;
+    uint32_t all = p->kills + p->cuts + p->pauses + p->blocks + p->noises;
+    struct place *place = pick_place(fleet);
+    if (all == 0 || place == NULL)
+        return;
+    uint64_t draw = fleet_random(fleet, all);
+    fleet->faults_done++;
+    if (draw < p->kills)
+        end(fleet, place, SIM_KILL);
+    else if (draw < p->kills + p->cuts)
+        end(fleet, place, SIM_POWER_CUT);
+    else if (draw < p->kills + p->cuts + p->pauses)
+        stall(fleet, place);
+    else if (draw < all - p->noises)
+        block(fleet, place);
+    else
+        noise(fleet);
+}
+
+void faults_tick(struct fleet *fleet)
+{
+    uint64_t now_ns = sim_world_now_ns(fleet->world);
+    for (uint32_t i = 1; i <= fleet->place_count; i++) {
+        struct place *place = &fleet->places[i];
+        if (place->loop != NULL && place->has_failed && place->is_over)
+            end(fleet, place, SIM_KILL);
+        if (place->state == PLACE_OFF && now_ns >= place->start_ns)
+            place_start(place);
+    }
+    if (fleet->blocked_until_ns != 0 && now_ns >= fleet->blocked_until_ns) {
+        sim_net_open_all(fleet->world);
+        fleet->blocked_until_ns = 0;
+        fleet_note(fleet, "all ways are open");
+    }
+    if (fleet->noise_until_ns != 0 && now_ns >= fleet->noise_until_ns)
+        quiet(fleet);
+    if (!fleet->is_draining && now_ns >= fleet->next_fault_ns) {
+        begin_one(fleet);
+        fleet->next_fault_ns =
+            now_ns + fleet_between(fleet, 1, fleet_chance(fleet, 30) ? 300 : 5000) *
+                         NS_PER_MS;
+    }
+}
+
+void faults_heal(struct fleet *fleet)
+{
+    sim_net_open_all(fleet->world);
+    fleet->blocked_until_ns = 0;
+    quiet(fleet);
+    for (uint32_t i = 1; i <= fleet->place_count; i++)
+        fleet->places[i].start_ns = 0;
+}
