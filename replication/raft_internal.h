@@ -175,7 +175,7 @@ struct waiting {
     bool is_barrier;
     enum waiting_state state;
     bool was_sent; /* to another node: copies of it may be anywhere */
-    uint64_t sent_to, index;
+    uint64_t sent_to, sent_term, index;
     uint64_t deadline_ns, not_before_ns;
     struct raft_buffer command; /* raft_malloc'd, with its head; until it is in the log */
     struct writer *answer;

@@ -4,7 +4,7 @@
  *
  *      queued -> sent to the leader -> has an index -> settled
  *        |  ^         |                                  ^
- *        |  +---------+ refused                          |
+ *        |  +---------+ refused; a barrier: another leads |
  *        +------------------> has an index (as leader) --+
  *
  * Happy path, leader: all that is queued goes into the log at once, with one write and
@@ -17,7 +17,9 @@
  * is; and is settled when it is applied here. A barrier's answer is an index too.
  *
  * What can fail: anything may be lost, so all that waits has a deadline. A command of
- * which no copy can be anywhere ends as not carried out; all others as unknown.
+ * which no copy can be anywhere ends as not carried out; all others as unknown. One that
+ * went to a leader of an earlier term is unknown as soon as there is another one, for the
+ * answer may have died with the first: whoever submitted it repeats it at once.
  *
  * On close everything is settled.
  */
@@ -212,6 +214,7 @@ static void send_to(struct consensus *c, struct waiting *w, uint64_t leader)
     w->state = WAITING_SENT;
     w->was_sent = true;
     w->sent_to = leader;
+    w->sent_term = c->raft.current_term;
 }
 
 static void run_follower(struct consensus *c)
@@ -316,6 +319,13 @@ static int outcome_of(const struct waiting *w)
     return w->was_sent || w->state == WAITING_INDEX ? -PLX_EUNKNOWN : -PLX_ENOLEADER;
 }
 
+/* Whom it was sent to leads no more, and may never answer; somebody else can be asked. */
+static bool is_orphaned(const struct consensus *c, const struct waiting *w)
+{
+    return w->state == WAITING_SENT && w->sent_to != c->options.node &&
+           w->sent_term != c->raft.current_term && consensus_leader(c) != 0;
+}
+
 static void look_at(struct consensus *c, struct waiting *w, bool is_alone)
 {
     bool is_passed = w->state == WAITING_INDEX && c->applied >= w->index;
@@ -330,6 +340,10 @@ static void look_at(struct consensus *c, struct waiting *w, bool is_alone)
         waiting_remove(c, w);
     else if (is_late && !is_alone)
         settle(c, w, outcome_of(w));
+    else if (is_orphaned(c, w) && w->is_barrier)
+        w->state = WAITING_QUEUED;
+    else if (is_orphaned(c, w))
+        settle(c, w, -PLX_EUNKNOWN);
 }
 
 void submit_look(struct consensus *c)

@@ -98,6 +98,42 @@ static void test_leader_killed(uint64_t seed)
     cluster_destroy(cl);
 }
 
+static bool lose_all(struct cluster *cl, uint64_t from, uint64_t to, const uint8_t *bytes,
+                     size_t len)
+{
+    (void)cl, (void)from, (void)to, (void)bytes, (void)len;
+    return false;
+}
+
+/* What was sent to a leader that dies waits for the next one, and no longer. */
+static void test_sent_to_the_dead(uint64_t seed)
+{
+    struct cluster *cl = cluster_of(seed, 3);
+    cl->tuning.wait_ms = 60000;
+    for (uint32_t i = 1; i <= 3; i++)
+        reopen(&cl->nodes[i], SIM_KILL);
+    submit_many(&cl->nodes[1], 1, 3);
+    struct node *old = cluster_leader(cl);
+    struct node *n = other_than(cl, old);
+    struct op command = {.kind = OP_SUBMIT, .client = 1, .sequence = 4};
+    struct op barrier = {.kind = OP_BARRIER};
+    cl->filter = lose_all;
+    op_start(n, &command);
+    op_start(n, &barrier);
+    cluster_run(cl, 30);
+    node_end(old, SIM_KILL);
+    cl->filter = NULL;
+    CHECK(cluster_until(cl, op_is_over, &command, 5000));
+    CHECK(cluster_until(cl, op_is_over, &barrier, 5000));
+    CHECK_EQ(command.rc, -PLX_EUNKNOWN);
+    CHECK_EQ(barrier.rc, 0);
+    submit_next(n, 1);
+    node_open(old);
+    cluster_agree(cl);
+    CHECK_EQ(cl->max_count, 4);
+    cluster_destroy(cl);
+}
+
 static void test_all_lose_power(uint64_t seed)
 {
     struct cluster *cl = cluster_of(seed, 3);
@@ -661,6 +697,7 @@ int main(int argc, char **argv)
         test_one,
         test_growth,
         test_leader_killed,
+        test_sent_to_the_dead,
         test_all_lose_power,
         test_partition,
         test_no_leader,
