@@ -102,6 +102,15 @@ static const struct cluster_disk *state_of(const struct disk *disk)
     return cluster_disk_by_id(cluster_state(disk->host->cluster), disk->id);
 }
 
+/* It is not asked: it would not answer. */
+static bool is_down(const struct disk *disk, uint64_t id)
+{
+    const struct cluster_node *node =
+        cluster_node_by_id(cluster_state(disk->host->cluster), id);
+
+    return node && (node->flags & (NODE_DOWN | NODE_GONE)) != 0;
+}
+
 static async int ask(struct disk *disk, uint64_t node, uint64_t epoch,
                      enum hand_over_kind kind)
 {
@@ -116,8 +125,12 @@ static async int ask(struct disk *disk, uint64_t node, uint64_t epoch,
         .timeout_ns = ASK_NS,
     };
     struct writer answer = {0};
-    int rc = rpc_wait(disk->host->rpc, &call, &answer, NULL);
     struct disk_rpc_handed_over handed;
+    int rc;
+
+    if (is_down(disk, node))
+        return -EHOSTUNREACH;
+    rc = rpc_wait(disk->host->rpc, &call, &answer, NULL);
 
     if (answer.len == sizeof handed) {
         memcpy(&handed, answer.bytes, sizeof handed);
@@ -328,7 +341,11 @@ static async int read_from(struct disk *disk, uint64_t node, struct disk_io *io)
         .timeout_ns = ASK_NS,
     };
     struct slice payload = {0};
-    int rc = rpc_wait(disk->host->rpc, &call, NULL, &payload);
+    int rc;
+
+    if (is_down(disk, node))
+        return -EHOSTUNREACH;
+    rc = rpc_wait(disk->host->rpc, &call, NULL, &payload);
 
     if (rc == 0 && (!payload.buffer || payload.len != len_bytes))
         rc = -EPROTO;

@@ -188,6 +188,7 @@ static struct known_node *known_find(const struct membership *m, uint64_t node)
 static bool know(struct membership *m, uint64_t node, const char *address)
 {
     struct known_node *known = known_find(m, node);
+    bool was_down = known != NULL && known->is_down;
     if (known != NULL ? strcmp(known->address, address) == 0 : address[0] == '\0')
         return false;
     int rc = rpc_set_address(m->rpc, node, address[0] != '\0' ? address : NULL);
@@ -204,7 +205,7 @@ static bool know(struct membership *m, uint64_t node, const char *address)
                     address, err_text(rc));
         return false;
     }
-    *known = (struct known_node){.node = node};
+    *known = (struct known_node){.node = node, .is_down = was_down};
     snprintf(known->address, sizeof known->address, "%s", address);
     return true;
 }
@@ -227,6 +228,26 @@ uint32_t membership_peers(const struct membership *m, struct join_peer *ret, uin
     return count;
 }
 
+/* Who waits for a node that went down gets an error at once; there may be others to ask.
+ * It is connected to again when somebody has something to say to it. */
+static void give_up_if_down(struct membership *m, const struct cluster_node *node)
+{
+    struct known_node *known = known_find(m, node->id);
+    bool is_down = (node->flags & NODE_DOWN) != 0;
+    if (known == NULL || known->is_down == is_down)
+        return;
+    known->is_down = is_down;
+    if (!is_down || known->address[0] == '\0')
+        return;
+    (void)rpc_set_address(m->rpc, node->id, NULL);
+    int rc = rpc_set_address(m->rpc, node->id, known->address);
+    if (rc != 0) {
+        log_warning(m->loop, "node %llu: its address %s: %s",
+                    (unsigned long long)node->id, known->address, err_text(rc));
+        known->address[0] = '\0'; /* set when the state is looked at next */
+    }
+}
+
 static void addresses_update(struct membership *m)
 {
     const struct cluster_state *state = cluster_state(m->cluster);
@@ -236,6 +257,8 @@ static void addresses_update(struct membership *m)
         bool is_reachable = (node->flags & NODE_GONE) == 0;
         if (node->id != m->self.node)
             has_changed |= know(m, node->id, is_reachable ? node->address : "");
+        if (node->id != m->self.node && is_reachable)
+            give_up_if_down(m, node);
     }
     if (is_gone(m, m->self.node))
         membership_fail(m, "this node was removed from the cluster");

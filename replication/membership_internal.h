@@ -35,6 +35,7 @@ struct greeted {
 struct known_node {
     uint64_t node;
     char address[DISK_NAME_MAX + 1];
+    bool is_down; /* as the state said last */
 };
 
 /* Background work of one kind that makes room for guests. */

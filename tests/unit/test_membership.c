@@ -424,6 +424,59 @@ static void test_tokens(uint64_t seed)
     cluster_end(2);
 }
 
+/* Nobody waits for a node that has been found to be down. */
+static struct rpc_call waiting_call;
+static bool is_answered;
+
+static void call_answered(struct rpc_call *call)
+{
+    (void)call;
+    is_answered = true;
+}
+
+static async void call_three(struct place *p)
+{
+    is_answered = false;
+    waiting_call = (struct rpc_call){.node = 3,
+                                     .op = OP_UPPER,
+                                     .timeout_ns = 600 * NS_PER_S,
+                                     .done = call_answered};
+    rpc_start(p->m->rpc, &waiting_call);
+}
+
+static unsigned three_is;
+
+static async void set_three(struct place *p)
+{
+    struct cluster *cluster = p->m->cluster;
+    struct cluster_command command = {
+        .op = CLUSTER_NODE_STATE,
+        .node = 3,
+        .old_flags = cluster_node_by_id(cluster_state(cluster), 3)->flags,
+        .flags = three_is,
+    };
+    struct cluster_result result;
+    CHECK_EQ(cluster_submit(cluster, &command, &result), 0);
+}
+
+static void test_down(uint64_t seed)
+{
+    cluster_begin(seed, 3);
+    place_end(&places[3], SIM_KILL);
+    run_on(&places[2], call_three);
+    three_is = NODE_DOWN;
+    run_on(&places[1], set_three);
+    CHECK(sim_world_run_until(world, &is_answered, 60 * NS_PER_S));
+    CHECK(waiting_call.result == -EHOSTUNREACH || waiting_call.result == -ECONNRESET);
+    run_on(&places[3], open_node);
+    run_on(&places[3], wait_known);
+    three_is = 0;
+    run_on(&places[1], set_three);
+    CHECK_EQ(upper_from_to(2, 3), 0);
+    CHECK_EQ(upper_from_to(3, 2), 0);
+    cluster_end(3);
+}
+
 /* --- admission --- */
 
 static struct address extent;
@@ -588,6 +641,7 @@ int main(void)
 {
     for (uint64_t seed = 1; seed <= seeds_of(4); seed++) {
         test_growing(seed);
+        test_down(seed);
         test_tokens(seed);
         test_waiting(seed);
         test_admission(seed);
