@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 240
-# builds: release asan
+# builds: release
 #
 # A store that was used alone becomes the first node of a cluster, and machines join it:
 # with a good token, once. Everybody else is told why not.

@@ -26,7 +26,7 @@ declare -A by_unit_test=(
     [NEWER_DROPPED]=test_recovery_random
     [RESTART_IGNORED]=test_log_members
     [SLOW_ANYWHERE]=test_log_members
-    [LEASE_UNWATCHED]=test_log_members
+    [LEASE_UNWATCHED]=test_log_lease
     [LENGTH_EARLY]=test_disk_log
 )
 

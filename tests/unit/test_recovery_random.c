@@ -11,7 +11,7 @@
 
 #include "tests/unit/recovery_machine.h"
 
-#define SEEDS        60U
+#define SEEDS        30U
 #define SEEDS_FORKED 5U
 #define STEPS        160U
 #define TRIMS_MAX    64U
