@@ -37,6 +37,11 @@
 #define PREPARE_NS  (5 * NS_PER_S)
 /* The owner has HAND_OVER_NS, and then ends what it is at. */
 #define ASK_NS      (HAND_OVER_NS + 2 * NS_PER_S)
+/* The same, if there is no connection: it is being made, or the owner has died. */
+#define UNCONNECTED_NS (NS_PER_S / 2)
+/* That an attach waits until the cluster takes a silent owner for down. */
+#define SILENT_NS   (10 * NS_PER_S)
+#define SILENT_RETRY_NS (100 * NS_PER_MS)
 
 struct reader_task {
     struct task_call call;
@@ -111,6 +116,12 @@ static bool is_down(const struct disk *disk, uint64_t id)
     return node && (node->flags & (NODE_DOWN | NODE_GONE)) != 0;
 }
 
+/* A call waits for its node to come back; who wants the disk may do better. */
+static uint64_t patience_with(const struct disk *disk, uint64_t node)
+{
+    return rpc_is_connected(disk->host->rpc, node) ? ASK_NS : UNCONNECTED_NS;
+}
+
 static async int ask(struct disk *disk, uint64_t node, uint64_t epoch,
                      enum hand_over_kind kind)
 {
@@ -122,7 +133,7 @@ static async int ask(struct disk *disk, uint64_t node, uint64_t epoch,
         .op = DISK_RPC_HAND_OVER,
         .head = &head,
         .head_len = sizeof head,
-        .timeout_ns = ASK_NS,
+        .timeout_ns = patience_with(disk, node),
     };
     struct writer answer = {0};
     struct disk_rpc_handed_over handed;
@@ -231,17 +242,31 @@ static async int own(struct disk *disk, enum hand_over_kind kind, uint32_t opene
                    (unsigned long long)owner, err_text(rc));
 }
 
+/* Its owner does not answer, and the cluster may be about to take him for down. */
+static bool is_silent(const struct disk *disk)
+{
+    const struct cluster_disk *state = state_of(disk);
+
+    return state && state->owner != 0 && state->owner != disk->host->node &&
+           !rpc_is_connected(disk->host->rpc, state->owner);
+}
+
 async int remote_reclaim(struct disk *disk, struct error *err)
 {
-    int rc = -EAGAIN;
+    uint64_t limit_ns = loop_now_ns(disk->loop) + SILENT_NS;
+    uint32_t tries = 0;
 
-    for (uint32_t i = 0; i < RECLAIMS_MAX && (rc == -EAGAIN || rc == -PLX_EPRECONDITION);
-         i++) {
-        if (i > 0)
+    for (;;) {
+        int rc = own(disk, HAND_OVER_RETURNING, disk->stance, err);
+        bool is_moved = rc == -EAGAIN || rc == -PLX_EPRECONDITION;
+        bool is_early = rc == -PLX_EOWNED && is_silent(disk);
+        if (is_early && loop_now_ns(disk->loop) < limit_ns)
+            task_sleep_ns(SILENT_RETRY_NS);
+        else if (is_moved && ++tries < RECLAIMS_MAX)
             task_sleep_ns(RETRY_NS);
-        rc = own(disk, HAND_OVER_RETURNING, disk->stance, err);
+        else
+            return rc;
     }
-    return rc;
 }
 
 /* --- changes --- */
@@ -338,7 +363,7 @@ static async int read_from(struct disk *disk, uint64_t node, struct disk_io *io)
         .op = DISK_RPC_READ,
         .head = &head,
         .head_len = sizeof head,
-        .timeout_ns = ASK_NS,
+        .timeout_ns = patience_with(disk, node),
     };
     struct slice payload = {0};
     int rc;

@@ -715,6 +715,28 @@ static async void run_cut_off(struct hosts *h)
     disk_close(here);
 }
 
+/* The owner has died: an attach elsewhere waits until it is taken for down, not longer. */
+static async void run_attach_after_death(struct hosts *h)
+{
+    struct writer_of_many cutter = {.h = h};
+    struct disk *here = make(h);
+    CHECK_EQ(write_byte(here, 0, 7), 0);
+    uint64_t began_ns = loop_now_ns(h->loop);
+    break_after_ns = 0;
+    cutter.call = (struct task_call){.main = cut_main, .name = "cutter"};
+    task_start(h->loop, &cutter.call);
+    task_sleep_ns(10 * NS_PER_MS);
+    struct disk *there = attach_to(h, 2, "web", DISK_READ_WRITE);
+    check_byte(there, 0, 7);
+    CHECK_EQ(write_byte(there, 0, 8), 0);
+    uint64_t took_ns = loop_now_ns(h->loop) - began_ns;
+    CHECK(took_ns >= 3 * NS_PER_S && took_ns < 5 * NS_PER_S);
+    CHECK(cutter.is_over);
+    CHECK(write_byte(here, 0, 66) < 0);
+    disk_close(there);
+    disk_close(here);
+}
+
 /* --- the nth input or output fails --- */
 
 static struct {
@@ -859,6 +881,7 @@ int main(int argc, char **argv)
         {"refused", run_refused},
         {"forced", run_forced},
         {"silent", run_silent},
+        {"attach after death", run_attach_after_death},
         {"new side silent", run_new_side_silent},
         {"new client after down", run_new_client_after_down},
         {"new side down", run_new_side_down},
