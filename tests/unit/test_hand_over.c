@@ -715,7 +715,7 @@ static async void run_cut_off(struct hosts *h)
     disk_close(here);
 }
 
-/* The owner has died: an attach elsewhere waits until it is taken for down, not longer. */
+/* The owner has died: an attach elsewhere waits until it is taken for down. */
 static async void run_attach_after_death(struct hosts *h)
 {
     struct writer_of_many cutter = {.h = h};
