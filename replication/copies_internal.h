@@ -53,13 +53,14 @@ struct copies {
 };
 
 /* Who has the extents of a group, as far as this node knows. */
+struct copies_at {
+    uint64_t node;
+    bool is_whole;  /* it has all of it */
+    bool is_usable; /* it should answer */
+};
 struct copies_where {
     uint32_t count;
-    struct {
-        uint64_t node;
-        bool is_whole;  /* it has all of it */
-        bool is_usable; /* it should answer */
-    } members[REPLICAS_MAX];
+    struct copies_at members[REPLICAS_MAX];
 };
 struct copies_where copies_where(const struct copies *copies, struct address extent);
 

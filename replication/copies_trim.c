@@ -26,7 +26,18 @@ struct all {
     uint32_t extent_count;
     struct address extent;
     uint32_t length;
+    uint64_t done[REPLICAS_MAX]; /* nodes, on which it is */
+    uint32_t done_count;
 };
+
+static bool is_done_on(const struct all *all, uint64_t node)
+{
+    for (uint32_t i = 0; i < all->done_count; i++) {
+        if (all->done[i] == node)
+            return true;
+    }
+    return false;
+}
 
 /* A store elsewhere that is out of service is not this node's. Its node is soon marked
  * as down. */
@@ -49,23 +60,42 @@ static async int run_on(struct all *all, uint64_t node, bool is_whole)
     return code_of(all->copies, member, rc);
 }
 
-/* On those of the group's members that are whole, or on the others. */
-static async int run_pass(struct all *all, struct address extent, bool whole)
+/* The first member, if only whole ones are wanted: of these, on which it is still to be
+ * done. NULL: there is none. Who is down and not whole is passed over. */
+static const struct copies_at *next_member(const struct all *all,
+                                           const struct copies_where *where,
+                                           bool only_whole)
 {
-    struct copies_where where = copies_where(all->copies, extent);
-    int rc = 0;
-    for (uint32_t i = 0; rc == 0 && i < where.count; i++) {
-        if (where.members[i].is_whole != whole)
-            continue;
-        if (where.members[i].is_usable)
-            rc = run_on(all, where.members[i].node, whole);
-        else if (whole) /* the last one that is */
-            rc = -EHOSTUNREACH;
+    for (uint32_t i = 0; i < where->count; i++) {
+        const struct copies_at *at = &where->members[i];
+        bool counts = at->is_whole || (at->is_usable && !only_whole);
+        if (counts && !is_done_on(all, at->node))
+            return at;
     }
-    return rc;
+    return NULL;
 }
 
-/* Who is down when it is the turn of those that are not whole is passed over. */
+/* The group is looked at again after each: meanwhile one may have become whole, or be a
+ * member since. */
+static async int run_pass(struct all *all, struct address extent, bool only_whole)
+{
+    struct copies_where where = copies_where(all->copies, extent);
+    const struct copies_at *at;
+    while ((at = next_member(all, &where, only_whole)) != NULL) {
+        uint64_t node = at->node;
+        if (!at->is_usable) /* the last one that is whole */
+            return -EHOSTUNREACH;
+        if (all->done_count == REPLICAS_MAX)
+            return -EAGAIN; /* members come and go */
+        int rc = run_on(all, node, at->is_whole);
+        if (rc != 0)
+            return rc;
+        all->done[all->done_count++] = node;
+        where = copies_where(all->copies, extent);
+    }
+    return 0;
+}
+
 static async int run_all(struct all *all, struct address extent)
 {
     if (all->copies->is_alone)

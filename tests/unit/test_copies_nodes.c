@@ -131,6 +131,44 @@ static async void trims_in_order(struct rig *rig)
     expect_live(rig, FIRST(1), false, false, false);
 }
 
+struct trimming {
+    struct task_call call;
+    struct rig *rig;
+    struct address address;
+    struct event over;
+    int rc;
+};
+
+static void trimming_main(struct task_call *call)
+{
+    struct trimming *trimming = container_of(call, struct trimming, call);
+    trimming->rc = trim_one(trimming->rig, trimming->address);
+    event_set(&trimming->over);
+}
+
+/* One that becomes whole meanwhile, after the whole ones were told, and before the others
+ * are, is told, too. */
+static async void trims_becomes_whole(struct rig *rig)
+{
+    struct sim_faults *faults = sim_world_faults(rig->world);
+    struct trimming trimming = {
+        .call = {.main = trimming_main, .name = "trim", .system = true},
+        .rig = rig,
+        .address = FIRST(1)};
+    make_everywhere(rig, EXTENT(1), 20);
+    set_flags(rig, 3, NODE_DOWN);
+    set_flags(rig, 3, 0);
+    faults->net_latency_min_ns = faults->net_latency_max_ns = 300 * NS_PER_MS;
+    event_init(&trimming.over);
+    task_start(rig->loop, &trimming.call);
+    task_sleep_ns(100 * NS_PER_MS);
+    expect_live(rig, FIRST(1), false, true, true); /* node 2 is being told */
+    make_whole(rig, 3);
+    event_wait(&trimming.over);
+    CHECK_EQ(trimming.rc, 0);
+    expect_live(rig, FIRST(1), false, false, false);
+}
+
 /* A copy that is not final cannot be trimmed: an error where it should be. */
 static async void trims_not_final(struct rig *rig)
 {
@@ -471,7 +509,7 @@ static async void reads_in_trouble(struct rig *rig)
 
 static const struct story STORIES[] = {
     {trims_all_up, 0},     {trims_down, 0},   {trims_last_whole, 0}, {trims_in_order, 0},
-    {trims_not_final, 0},  {trims_killed, 0}, {trims_failed_store, 0},
+    {trims_becomes_whole, 0}, {trims_not_final, 0}, {trims_killed, 0}, {trims_failed_store, 0},
     {finals, PATIENCE_MS}, {lists, 0},        {pages, 0},
     {usage, 0},    {reads_in_trouble, 20000},
 };
