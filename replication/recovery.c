@@ -293,6 +293,7 @@ static async int pass(struct recovery *r)
     }
     r->said = what_is_said(r, &r->status.groups);
     rc = tidy(r);
+    address_list_done(&r->installed); /* of no group that is made whole */
     (void)each_missing(r, survey);
     int made = each_missing(r, make_whole);
     return rc != 0 ? rc : made;

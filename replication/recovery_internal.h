@@ -76,12 +76,32 @@ struct copier {
 async void recovery_survey(struct recovery *r, uint16_t group);
 /* Makes this node whole in a group. 0: it is; -EAGAIN: not yet; -ENOMEM, -PLX_EFAILED. */
 async int recovery_group(struct recovery *r, uint16_t group);
-/* Deletes what is here of a group that this node has left. */
-async int recovery_leave(struct recovery *r, uint16_t group);
 /* What was copied for a group a while ago may have died since. */
 async void recovery_settle(struct recovery *r, uint16_t group,
                            const struct address_list *installed);
-/* A copy that is not final ends where the state says so; one that never was goes. */
+
+/* This node in the group; NULL: it is no member. */
+const struct group_member *recovery_self(const struct recovery *r, uint16_t group);
+struct recovery_facts recovery_facts_of(const struct recovery *r, struct address extent,
+                                        const struct copy_extent *source);
+/* All whole members but this node. False: one of them cannot be asked, or none is. */
+bool recovery_sources(const struct recovery *r, uint16_t group,
+                      struct recovery_source *ret, uint32_t *ret_count);
+/* A stop of what was never there leaves a mark, which is as good as nothing. */
+bool recovery_has_nothing(const struct copy_extent *copy);
+/* What is dead in a member's final copy is dead here. */
+async int recovery_merge(struct recovery *r, const struct recovery_source *source,
+                         struct address extent);
+/* Lists what is here of the group. Afterwards sweep_end. */
+async int sweep_list_local(struct sweep *s);
+void sweep_end(struct sweep *s);
+
+/* --- recovery_end.c: copies that nobody makes whole --- */
+
+/* Deletes what is here of a group that this node has left. */
+async int recovery_leave(struct recovery *r, uint16_t group);
+/* A copy that is not final ends, where the state or the other whole members say so; one
+ * that never was goes. 0; -EAGAIN: not yet */
 async int recovery_end(struct recovery *r, struct address extent);
 
 /* --- recovery_copy.c --- */

@@ -26,14 +26,14 @@
 
 /* --- what is known --- */
 
-static const struct group_member *self_of(const struct recovery *r, uint16_t group)
+const struct group_member *recovery_self(const struct recovery *r, uint16_t group)
 {
     const struct cluster_group *g = cluster_group_by_id(recovery_state(r), group);
     return g != NULL ? cluster_group_member(g, r->options.node) : NULL;
 }
 
-static struct recovery_facts facts_of(const struct recovery *r, struct address extent,
-                                      const struct copy_extent *source)
+struct recovery_facts recovery_facts_of(const struct recovery *r, struct address extent,
+                                        const struct copy_extent *source)
 {
     const struct cluster_state *state = recovery_state(r);
     const struct log_extent *listed = cluster_listed_extent(state, extent, NULL);
@@ -68,9 +68,8 @@ static uint32_t count_waiting(const struct recovery *r, uint16_t group)
     return count;
 }
 
-/* All whole members but this node. False: one of them cannot be asked. */
-static bool list_sources(const struct recovery *r, uint16_t group,
-                         struct recovery_source *ret, uint32_t *ret_count)
+bool recovery_sources(const struct recovery *r, uint16_t group,
+                      struct recovery_source *ret, uint32_t *ret_count)
 {
     const struct cluster_state *state = recovery_state(r);
     const struct cluster_group *g = cluster_group_by_id(state, group);
@@ -92,7 +91,7 @@ static bool list_sources(const struct recovery *r, uint16_t group,
 
 /* --- beginning and end --- */
 
-static async int list_local(struct sweep *s)
+async int sweep_list_local(struct sweep *s)
 {
     struct address at = address_of(s->group, 0, 0);
     cleanup(free_ptr) struct address *page = malloc(COPY_RPC_PAGE_MAX * sizeof *page);
@@ -114,17 +113,17 @@ static async int list_local(struct sweep *s)
 
 static async int sweep_begin(struct recovery *r, uint16_t group, struct sweep *s)
 {
-    const struct group_member *self = self_of(r, group);
+    const struct group_member *self = recovery_self(r, group);
     *s = (struct sweep){.r = r, .group = group};
     if (self == NULL || self->missing_since == 0)
         return -PLX_EEXISTS; /* nothing to do any more */
     s->missing_since = self->missing_since;
     s->waiting = count_waiting(r, group);
-    s->is_incomplete = !list_sources(r, group, s->sources, &s->source_count);
-    return list_local(s);
+    s->is_incomplete = !recovery_sources(r, group, s->sources, &s->source_count);
+    return sweep_list_local(s);
 }
 
-static void sweep_end(struct sweep *s)
+void sweep_end(struct sweep *s)
 {
     assert(s->copying == 0);
     address_list_done(&s->local);
@@ -197,7 +196,7 @@ static async void copies_drain(struct sweep *s)
 
 /* --- one extent --- */
 
-static async int merge(struct recovery *r, const struct recovery_source *source,
+async int recovery_merge(struct recovery *r, const struct recovery_source *source,
                        struct address extent)
 {
     struct copy_description *d = malloc(sizeof *d);
@@ -236,7 +235,7 @@ static async int take_step(struct sweep *s, const struct recovery_source *source
 {
     struct recovery *r = s->r;
     struct store *store = r->options.store;
-    struct recovery_facts facts = facts_of(r, extent->extent, extent);
+    struct recovery_facts facts = recovery_facts_of(r, extent->extent, extent);
     uint32_t length = 0;
     int rc = 0;
     switch (recovery_decide(&facts, &length)) {
@@ -247,7 +246,7 @@ static async int take_step(struct sweep *s, const struct recovery_source *source
         copy_soon(s, extent);
         return 0;
     case RECOVERY_MERGE:
-        return merge(r, source, extent->extent);
+        return recovery_merge(r, source, extent->extent);
     case RECOVERY_DROP:
         return store_delete_extent(store, extent->extent);
     case RECOVERY_FINALIZE:
@@ -280,8 +279,7 @@ static async void see(struct sweep *s, const struct recovery_source *source,
 
 /* --- an inventory --- */
 
-/* A stop of what was never there leaves a mark, which is as good as nothing. */
-static bool has_nothing(const struct copy_extent *copy)
+bool recovery_has_nothing(const struct copy_extent *copy)
 {
     return copy->state == COPY_RPC_ABSENT ||
            (copy->state == COPY_RPC_STOPPED && copy->length == 0);
@@ -308,7 +306,7 @@ static async int sweep_source(struct sweep *s, const struct recovery_source *sou
         rc = source_inventory(r, source, from, page, &count, &more);
         for (uint32_t i = 0; rc == 0 && i < count; i++) {
             from.v = page[i].extent.v + EXTENT_BLOCKS;
-            if (!has_nothing(&page[i]))
+            if (!recovery_has_nothing(&page[i]))
                 mark_seen(s, &local_at, page[i].extent);
             see(s, source, &page[i]);
             if (r->is_stopping)
@@ -333,13 +331,13 @@ static async int ask_all(struct recovery *r, struct address extent)
 {
     struct recovery_source sources[REPLICAS_MAX];
     uint32_t count = 0;
-    if (!list_sources(r, address_group(extent), sources, &count))
+    if (!recovery_sources(r, address_group(extent), sources, &count))
         return -EAGAIN;
     struct copy_description *d = malloc(sizeof *d);
     int rc = d != NULL ? 0 : -ENOMEM;
     for (uint32_t i = 0; rc == 0 && i < count; i++) {
         rc = source_describe(r, &sources[i], extent, d);
-        if (rc == 0 && !has_nothing(&d->extent))
+        if (rc == 0 && !recovery_has_nothing(&d->extent))
             rc = -EAGAIN;
     }
     free(d);
@@ -349,7 +347,7 @@ static async int ask_all(struct recovery *r, struct address extent)
 static async int drop_one(struct sweep *s, struct address extent)
 {
     struct recovery *r = s->r;
-    struct recovery_facts facts = facts_of(r, extent, NULL);
+    struct recovery_facts facts = recovery_facts_of(r, extent, NULL);
     uint32_t length = 0;
     enum recovery_action action = recovery_decide(&facts, &length);
     if (action == RECOVERY_FINALIZE)
@@ -361,7 +359,7 @@ static async int drop_one(struct sweep *s, struct address extent)
     } else if (action != RECOVERY_DROP) {
         return 0;
     }
-    const struct group_member *self = self_of(r, s->group);
+    const struct group_member *self = recovery_self(r, s->group);
     if (self == NULL || self->missing_since == 0)
         return 0;
     return store_delete_extent(r->options.store, extent);
@@ -451,11 +449,11 @@ async void recovery_survey(struct recovery *r, uint16_t group)
     struct address from = address_of(group, 0, 0);
     bool more = true;
     struct copy_extent *page = malloc(COPY_RPC_PAGE_MAX * sizeof *page);
-    (void)list_sources(r, group, sources, &source_count);
+    (void)recovery_sources(r, group, sources, &source_count);
     while (page != NULL && source_count > 0 && more &&
            source_inventory(r, &sources[0], from, page, &count, &more) == 0)
         for (uint32_t i = 0; i < count; i++) {
-            struct recovery_facts facts = facts_of(r, page[i].extent, &page[i]);
+            struct recovery_facts facts = recovery_facts_of(r, page[i].extent, &page[i]);
             uint32_t length;
             from.v = page[i].extent.v + EXTENT_BLOCKS;
             if (recovery_decide(&facts, &length) == RECOVERY_COPY)
@@ -471,48 +469,15 @@ async void recovery_settle(struct recovery *r, uint16_t group,
 {
     struct recovery_source sources[REPLICAS_MAX];
     uint32_t count = 0;
-    (void)list_sources(r, group, sources, &count);
+    (void)recovery_sources(r, group, sources, &count);
     for (size_t i = 0; i < installed->count && !r->is_stopping; i++) {
         struct address extent = installed->at[i];
         for (uint32_t j = 0; j < count; j++)
-            (void)merge(r, &sources[j], extent);
-        struct recovery_facts facts = facts_of(r, extent, NULL);
+            (void)recovery_merge(r, &sources[j], extent);
+        struct recovery_facts facts = recovery_facts_of(r, extent, NULL);
         /* It came from one of them: if none has it, it died since. */
         if (facts.local.state == COPY_RPC_FINAL && !facts.is_listed &&
-            self_of(r, group) != NULL && ask_all(r, extent) == 0)
+            recovery_self(r, group) != NULL && ask_all(r, extent) == 0)
             (void)store_delete_extent(r->options.store, extent);
     }
-}
-
-async int recovery_leave(struct recovery *r, uint16_t group)
-{
-    struct sweep s = {.r = r, .group = group};
-    bool is_kept = false;
-    int rc = list_local(&s);
-    for (size_t i = 0; rc == 0 && i < s.local.count; i++) {
-        struct recovery_facts facts = facts_of(r, s.local.at[i], NULL);
-        if (self_of(r, group) != NULL)
-            break;
-        if (r->is_stopping)
-            rc = -PLX_ECANCELLED;
-        else if (!facts.is_opened || facts.is_listed)
-            is_kept = true; /* a take-over may ask for it */
-        else
-            rc = store_delete_extent(r->options.store, s.local.at[i]);
-    }
-    sweep_end(&s);
-    return rc == 0 && is_kept ? -EAGAIN : rc;
-}
-
-async int recovery_end(struct recovery *r, struct address extent)
-{
-    struct recovery_facts facts = facts_of(r, extent, NULL);
-    int rc = 0;
-    if (facts.local.state == COPY_RPC_ABSENT || facts.local.state == COPY_RPC_FINAL)
-        return 0;
-    if (facts.has_length)
-        rc = store_finalize_extent(r->options.store, extent, facts.length);
-    else if (facts.is_opened && !facts.is_listed && has_nothing(&facts.local))
-        rc = store_delete_extent(r->options.store, extent); /* nobody can create it */
-    return rc == -PLX_ENOTHERE || rc == -PLX_EMISSING ? 0 : rc;
 }

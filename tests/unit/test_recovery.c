@@ -684,6 +684,75 @@ static void came_late(void)
     end_all();
 }
 
+static void apply_everywhere(void)
+{
+    for (uint64_t id = 1; id <= c->node_count; id++)
+        if (c->nodes[id].is_up)
+            node_apply_to(&c->nodes[id], c->command_count);
+}
+
+/* An extent ended, and left the list, while a node of its write set was not counted; it
+ * became whole by a sweep that had seen the extent open. */
+static void ended_unheard(void)
+{
+    cluster_make(10, 4, 3);
+    struct model_copy *x = open_extent(ALL3, 50);
+    for (uint64_t id = 1; id <= 3; id++)
+        write_on(x, id);
+    commit_length(x, boundary_at_most(x->source, 40), false);
+    CHECK(finalize_on(x, 1) && finalize_on(x, 2));
+    commit_length(x, x->length, true);
+    trim_on(x, &(uint32_t){source_is_header(x->source, 1) ? 2 : 1}, 1, 0x06);
+    bitmap_set(x->dead, source_is_header(x->source, 1) ? 2 : 1);
+    apply_everywhere();
+    CHECK(is_whole(3));
+    run_for(150 * NS_PER_S);
+    check_whole_now();
+    /* Another one can become whole from it. */
+    uint64_t more[] = {1, 2, 3, 4};
+    CHECK(group_set(more, 4));
+    wait_whole(60 * NS_PER_S);
+    compare_all();
+    end_all();
+}
+
+/* The one that had it final was declared lost. The longest copy is what is left. */
+static void ended_lost(void)
+{
+    cluster_make(11, 4, 3);
+    struct model_copy *x = open_extent(ALL3, 60);
+    uint32_t shorter = boundary_at_most(x->source, 30);
+    for (uint64_t id = 1; id <= 3; id++)
+        CHECK_EQ(op_run((struct op){.kind = OP_WRITE, .source = x->source,
+                                    .length = id == 3 ? shorter : 60},
+                        id),
+                 0);
+    CHECK(shorter > 0);
+    go_down(2);
+    go_down(3);
+    commit_length(x, 60, false);
+    CHECK(finalize_on(x, 1));
+    commit_length(x, 60, true);
+    go_down(1);
+    CHECK(is_whole(1) && !is_whole(2) && !is_whole(3));
+    CHECK_EQ(COMMIT(.op = CLUSTER_NODE_GONE, .node = 1, .force = true), 0);
+    come_back(2);
+    come_back(3);
+    CHECK(is_whole(2) && is_whole(3));
+    apply_everywhere();
+    run_for(150 * NS_PER_S);
+    check_whole_now();
+    uint64_t more[] = {2, 3, 4};
+    CHECK(group_set(more, 3));
+    wait_whole(60 * NS_PER_S);
+    for (uint64_t id = 2; id <= 4; id++) {
+        struct extent_info info = {0};
+        CHECK_EQ(store_extent_info(c->nodes[id].store, x->source->address, &info), 0);
+        CHECK(info.state == EXTENT_FINAL && info.length == 60);
+    }
+    end_all();
+}
+
 int main(void)
 {
     decisions();
@@ -699,5 +768,7 @@ int main(void)
     young();
     marked_again();
     came_late();
+    ended_unheard();
+    ended_lost();
     return 0;
 }

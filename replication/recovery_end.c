@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Copies here that no sweep sees to: of groups that this node has left, and those that are
+ * not final.
+ *
+ * Happy path: the state has the length of a listed extent, and the copy ends there. One
+ * that is not listed any more is final on those that were whole when it left the list. A
+ * node that became whole after that, and was in its write set, has all of it, but may
+ * not have heard where it ends: then the other whole members say so. As long as it does
+ * not know it can trim nothing, and nobody can become whole from it.
+ *
+ * What can fail: a whole member cannot be asked; that is for a later pass. Or none of
+ * them has a final copy: all that had one were declared lost. Then the longest copy is
+ * the one that is kept, as it is, and the others copy it.
+ */
+#include "replication/recovery_internal.h"
+
+/* --- groups that were left --- */
+
+async int recovery_leave(struct recovery *r, uint16_t group)
+{
+    struct sweep s = {.r = r, .group = group};
+    bool is_kept = false;
+    int rc = sweep_list_local(&s);
+    for (size_t i = 0; rc == 0 && i < s.local.count; i++) {
+        struct recovery_facts facts = recovery_facts_of(r, s.local.at[i], NULL);
+        if (recovery_self(r, group) != NULL)
+            break;
+        if (r->is_stopping)
+            rc = -PLX_ECANCELLED;
+        else if (!facts.is_opened || facts.is_listed)
+            is_kept = true; /* a take-over may ask for it */
+        else
+            rc = store_delete_extent(r->options.store, s.local.at[i]);
+    }
+    sweep_end(&s);
+    return rc == 0 && is_kept ? -EAGAIN : rc;
+}
+
+/* --- copies that are not final --- */
+
+/* The other whole members' copies of an extent. */
+struct others {
+    struct sweep sweep; /* whom a copy is asked of */
+    bool has_final, has_all;
+    struct copy_extent final;
+    uint32_t longest;
+};
+
+/* What each of them has, and which of them have it as it should be. */
+static async int look_at_others(struct recovery *r, struct address extent,
+                                struct others *o)
+{
+    struct copy_description *d = malloc(sizeof *d);
+    struct recovery_source all[REPLICAS_MAX];
+    uint32_t count = 0;
+    int rc = d != NULL ? 0 : -ENOMEM;
+    o->has_all = recovery_sources(r, address_group(extent), all, &count) || count == 0;
+    for (uint32_t i = 0; rc == 0 && i < count; i++) {
+        if (source_describe(r, &all[i], extent, d) != 0) {
+            o->has_all = false;
+            continue;
+        }
+        o->longest = d->extent.length > o->longest ? d->extent.length : o->longest;
+        if (d->extent.state != COPY_RPC_FINAL)
+            continue;
+        o->has_final = true;
+        o->final = d->extent;
+        o->sweep.sources[o->sweep.source_count++] = all[i];
+    }
+    free(d);
+    return rc;
+}
+
+/* Where the others end; what they have more is copied. */
+static async int end_as_others(struct recovery *r, struct others *o,
+                               const struct copy_extent *local)
+{
+    struct address extent = local->extent;
+    struct copier copier = {.r = r, .sweep = &o->sweep, .extent = o->final};
+    if (local->length > 0 && local->nonce != o->final.nonce)
+        return -PLX_EDAMAGED;
+    if (local->length < o->final.length)
+        return recovery_copy(&copier);
+    int rc = store_finalize_extent(r->options.store, extent, o->final.length);
+    for (uint32_t i = 0; rc == 0 && i < o->sweep.source_count; i++)
+        rc = recovery_merge(r, &o->sweep.sources[i], extent);
+    return rc;
+}
+
+static async int end_unlisted(struct recovery *r, struct address extent)
+{
+    uint16_t group = address_group(extent);
+    uint32_t length = 0;
+    bool is_scanned;
+    struct others *o = calloc(1, sizeof *o);
+    if (o == NULL)
+        return -ENOMEM;
+    o->sweep.group = group;
+    /* Nobody writes to it any more. */
+    int rc = store_stop_extent(r->options.store, extent, &length, &is_scanned);
+    if (rc == 0)
+        rc = look_at_others(r, extent, o);
+    struct recovery_facts facts = recovery_facts_of(r, extent, NULL);
+    const struct group_member *self = recovery_self(r, group);
+    if (rc == 0 && (self == NULL || self->missing_since != 0 ||
+                    facts.local.state == COPY_RPC_FINAL))
+        rc = 0; /* it was seen to meanwhile, or will be */
+    else if (rc == 0 && o->has_final)
+        rc = end_as_others(r, o, &facts.local);
+    else if (rc == 0 && o->has_all && facts.local.length >= o->longest)
+        rc = store_finalize_extent(r->options.store, extent, facts.local.length);
+    else if (rc == 0)
+        rc = -EAGAIN;
+    free(o);
+    return rc;
+}
+
+async int recovery_end(struct recovery *r, struct address extent)
+{
+    struct recovery_facts facts = recovery_facts_of(r, extent, NULL);
+    const struct group_member *self = recovery_self(r, address_group(extent));
+    bool has_left = facts.is_opened && !facts.is_listed;
+    int rc = 0;
+    if (facts.local.state == COPY_RPC_ABSENT || facts.local.state == COPY_RPC_FINAL)
+        return 0;
+    if (facts.has_length)
+        rc = store_finalize_extent(r->options.store, extent, facts.length);
+    else if (has_left && recovery_has_nothing(&facts.local))
+        rc = store_delete_extent(r->options.store, extent); /* nobody can create it */
+    else if (has_left && facts.has_disk && self != NULL && self->missing_since == 0)
+        rc = end_unlisted(r, extent);
+    return rc == -PLX_ENOTHERE || rc == -PLX_EMISSING ? 0 : rc;
+}
