@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Copies here that no sweep sees to: of groups that this node has left, and those that are
- * not final.
+ * Copies here that no sweep sees to: of groups that this node has left, and those that
+ * are not final.
  *
  * Happy path: the state has the length of a listed extent, and the copy ends there. One
  * that is not listed any more is final on those that were whole when it left the list. A

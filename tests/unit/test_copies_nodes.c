@@ -509,7 +509,8 @@ static async void reads_in_trouble(struct rig *rig)
 
 static const struct story STORIES[] = {
     {trims_all_up, 0},     {trims_down, 0},   {trims_last_whole, 0}, {trims_in_order, 0},
-    {trims_becomes_whole, 0}, {trims_not_final, 0}, {trims_killed, 0}, {trims_failed_store, 0},
+    {trims_becomes_whole, 0},
+    {trims_not_final, 0},  {trims_killed, 0}, {trims_failed_store, 0},
     {finals, PATIENCE_MS}, {lists, 0},        {pages, 0},
     {usage, 0},    {reads_in_trouble, 20000},
 };
