@@ -440,3 +440,15 @@ enum placement_reason placement_next(const struct cluster_state *state,
     placement_done(&p);
     return best == PLACEMENT_REASONS ? PLACEMENT_DONE : best;
 }
+
+uint32_t placement_wanted(const struct cluster_state *state,
+                          const struct cluster_pool *pool)
+{
+    const struct placement_options options = {.recovering_max = 0};
+    struct placement p;
+    placement_init(&p, state, &options);
+    placement_see_pool(&p, pool);
+    uint32_t wanted = p.wanted;
+    placement_done(&p);
+    return wanted;
+}

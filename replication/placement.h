@@ -41,4 +41,8 @@ enum placement_reason placement_next(const struct cluster_state *state,
                                      const struct placement_options *options,
                                      struct cluster_command *ret);
 
+/* How many members a group of the pool should have with the nodes there are. */
+uint32_t placement_wanted(const struct cluster_state *state,
+                          const struct cluster_pool *pool);
+
 #endif

@@ -68,6 +68,22 @@ static void print_work(json_t *s)
     printf("%s written\n", size_text(reply_number(compaction, "written_bytes")).text);
 }
 
+/* Of this node; nothing while there is nothing to do. */
+static void print_recovery(json_t *recovery)
+{
+    const char *doing = reply_string(recovery, "doing");
+    if (reply_number(recovery, "groups") == 0 && doing[0] == '\0')
+        return;
+    printf("recovery   %" PRIu64 " groups, %s left of %" PRIu64 " extents, %s/s",
+           reply_number(recovery, "groups"),
+           size_text(reply_number(recovery, "bytes_left")).text,
+           reply_number(recovery, "extents_left"),
+           size_text(reply_number(recovery, "bytes_per_s")).text);
+    if (json_is_integer(json_object_get(recovery, "seconds_left")))
+        printf(", %" PRIu64 " s left", reply_number(recovery, "seconds_left"));
+    printf("%s%s\n", doing[0] != '\0' ? "; " : "", doing);
+}
+
 /* Of a cluster of many. */
 static void print_members(json_t *members)
 {
@@ -85,8 +101,11 @@ static void print_members(json_t *members)
     json_array_foreach(down, i, node)
         printf("  %-8s node %" PRIu64 " at %s\n", reply_string(node, "state"),
                reply_number(node, "node"), reply_string(node, "address"));
-    printf("groups     %" PRIu64 ", %" PRIu64 " not whole\n",
-           reply_number(members, "groups"), reply_number(members, "groups_not_whole"));
+    printf("groups     %" PRIu64 ", %" PRIu64 " not whole, %" PRIu64
+           " with too few copies\n",
+           reply_number(members, "groups"), reply_number(members, "groups_not_whole"),
+           reply_number(members, "groups_few"));
+    print_recovery(json_object_get(members, "recovery"));
 }
 
 static void print_status(json_t *s)

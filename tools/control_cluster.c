@@ -5,6 +5,7 @@
 
 #include "cow/host.h"
 #include "replication/membership.h"
+#include "replication/placement.h"
 #include "tools/control_internal.h"
 
 #define RACE_TRIES 5U /* of a change that others may make at the same time */
@@ -325,37 +326,119 @@ async int op_disk_migrate(struct control_call *call, struct error *err)
 
 /* --- status --- */
 
-json_t *control_cluster_json(const struct control_call *call)
+static bool is_up(const struct cluster_node *node)
+{
+    return (node->flags & (NODE_DOWN | NODE_OUT | NODE_GONE)) == 0;
+}
+
+struct health {
+    uint64_t nodes, down, groups, not_whole, few, lost;
+};
+
+/* A group that has fewer copies than it could have is not as it should be, whatever the
+ * reason. One that no member can serve is worse. */
+static void count_group(const struct cluster_state *state,
+                        const struct cluster_group *group, uint32_t wanted,
+                        struct health *h)
+{
+    uint32_t whole = 0, whole_up = 0;
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        const struct cluster_node *node = cluster_node_by_id(state,
+                                                             group->members[i].node);
+        bool is_whole = group->members[i].missing_since == 0;
+        whole += is_whole;
+        whole_up += is_whole && node != NULL && is_up(node);
+    }
+    h->groups++;
+    h->not_whole += whole < group->member_count;
+    h->few += group->member_count < wanted;
+    h->lost += group->member_count > 0 && whole_up == 0;
+}
+
+static void count_groups(const struct cluster_state *state, struct health *h)
+{
+    const struct cluster_pool *pool = NULL;
+    while ((pool = cluster_pool_next(state, pool)) != NULL) {
+        uint32_t wanted = placement_wanted(state, pool);
+        const struct cluster_group *group = NULL;
+        while ((group = cluster_group_next(state, group)) != NULL) {
+            if (group->pool == pool->id)
+                count_group(state, group, wanted, h);
+        }
+    }
+}
+
+static void describe_health(const struct control_call *call, const struct health *h,
+                            char *ret, size_t len)
+{
+    size_t at = 0;
+    ret[0] = '\0';
+    if (call->is_stale)
+        at += (size_t)snprintf(ret, len, "no majority of the nodes in reach; ");
+    if (h->down > 0 && at < len)
+        at += (size_t)snprintf(ret + at, len - at,
+                               "%" PRIu64 " of %" PRIu64 " nodes not up; ", h->down,
+                               h->nodes);
+    if (h->lost > 0 && at < len)
+        at += (size_t)snprintf(ret + at, len - at,
+                               "%" PRIu64 " groups with no whole copy that is up; ",
+                               h->lost);
+    if (h->not_whole + h->few > 0 && at < len)
+        at += (size_t)snprintf(ret + at, len - at,
+                               "%" PRIu64 " of %" PRIu64
+                               " groups with copies that lack something, %" PRIu64
+                               " with too few; ",
+                               h->not_whole, h->groups, h->few);
+    at = strlen(ret);
+    if (at >= 2)
+        ret[at - 2] = '\0';
+}
+
+/* What this node does to become whole. */
+static json_t *recovery_json(const struct control_call *call)
+{
+    struct recovery_status s = {.left_s = UINT64_MAX};
+    const struct recovery *recovery = membership_recovery(call->services->membership);
+    if (recovery != NULL)
+        recovery_status(recovery, &s);
+    return json_pack("{s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "groups", (int)s.groups,
+                     "extents_left", control_number(s.extents_left), "bytes_left",
+                     control_number(s.bytes_left), "bytes_done",
+                     control_number(s.bytes_done), "bytes_per_s",
+                     control_number(s.rate_bytes_s), "seconds_left",
+                     s.left_s == UINT64_MAX ? json_null() : control_number(s.left_s),
+                     "lost_blocks", control_number(s.lost_blocks), "doing", s.what);
+}
+
+json_t *control_cluster_json(const struct control_call *call, char *ret_health,
+                             size_t health_len)
 {
     const struct cluster_state *state = state_of(call);
     const struct cluster_node *node = NULL;
-    const struct cluster_group *group = NULL;
-    json_t *down = json_array();
-    uint64_t nodes = 0, groups = 0, not_whole = 0;
-    if (call->services->membership == NULL) {
-        json_decref(down);
+    struct health h = {0};
+    ret_health[0] = '\0';
+    if (call->services->membership == NULL)
         return NULL;
-    }
+    json_t *down = json_array();
     while ((node = cluster_node_next(state, node)) != NULL) {
         if (node->flags & NODE_GONE)
             continue;
-        nodes++;
-        if (node->flags & (NODE_DOWN | NODE_OUT))
-            json_array_append_new(down, json_pack("{s:o, s:s, s:s}", "node",
-                                                  control_number(node->id), "address",
-                                                  node->address, "state",
-                                                  state_text(node->flags)));
+        h.nodes++;
+        if (is_up(node))
+            continue;
+        h.down++;
+        json_array_append_new(down, json_pack("{s:o, s:s, s:s}", "node",
+                                              control_number(node->id), "address",
+                                              node->address, "state",
+                                              state_text(node->flags)));
     }
-    while ((group = cluster_group_next(state, group)) != NULL) {
-        bool is_whole = group->member_count > 0;
-        for (uint32_t i = 0; i < group->member_count; i++)
-            is_whole = is_whole && group->members[i].missing_since == 0;
-        groups++;
-        not_whole += !is_whole;
-    }
-    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:b}", "node",
+    count_groups(state, &h);
+    describe_health(call, &h, ret_health, health_len);
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:o}", "node",
                      control_number(host_node(call->services->host)), "nodes",
-                     control_number(nodes), "nodes_down", down, "groups",
-                     control_number(groups), "groups_not_whole",
-                     control_number(not_whole), "majority", !call->is_stale);
+                     control_number(h.nodes), "nodes_down", down, "groups",
+                     control_number(h.groups), "groups_not_whole",
+                     control_number(h.not_whole), "groups_few", control_number(h.few),
+                     "groups_lost", control_number(h.lost), "majority", !call->is_stale,
+                     "recovery", recovery_json(call));
 }

@@ -102,8 +102,10 @@ async int op_disk_migrate(struct control_call *call, struct error *err);
 /* A node by its number or address; NULL: there is none, and the error says so. */
 const struct cluster_node *control_find_node(const struct control_call *call,
                                              const char *name, struct error *err);
-/* What `status` says of the cluster; NULL: it is one of one. */
-json_t *control_cluster_json(const struct control_call *call);
+/* What `status` says of the cluster; NULL: it is one of one. ret_health: "" or why data
+ * has fewer copies than it should, or cannot be reached, for people. */
+json_t *control_cluster_json(const struct control_call *call, char *ret_health,
+                             size_t health_len);
 
 /* control_util.c. Fills the variables from what is left of the request; keys nobody asked
  * for are an error, so that a misspelt option is not silently ignored. */

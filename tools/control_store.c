@@ -63,16 +63,19 @@ async int op_status(struct control_call *call, struct error *err)
     if (r < 0)
         return r;
     struct host_status s;
-    char room[256];
+    char room[256], health[256];
     host_status_now(call->services->host, &s);
     control_describe_room(call->services->host, room, sizeof room);
     cleanup(json_decrefp) json_t *space = space_json(&s, room);
     cleanup(json_decrefp) json_t *work = work_json(&s);
     cleanup(json_decrefp) json_t *file_system = file_system_json(&s);
     json_t *all = daemon_json(call->services, &s);
-    json_t *members = control_cluster_json(call);
+    json_t *members = control_cluster_json(call, health, sizeof health);
     if (members != NULL)
         json_object_set_new(all, "members", members);
+    /* What is wrong with this host comes first: it is known better. */
+    if (health[0] != '\0' && strcmp(s.health, "ok") == 0)
+        json_object_set_new(all, "health", json_string(health));
     if (json_object_update(all, space) < 0 || json_object_update(all, work) < 0 ||
         json_object_update(all, file_system) < 0) {
         json_decref(all);
