@@ -219,10 +219,15 @@ static async void serve_finalize(struct job *job)
 {
     struct store_rpc_finalize head;
     memcpy(&head, job->request->head, sizeof head);
+    const struct store_service_options *options = &job->service->options;
     uint32_t length = le32_get(head.length);
-    int rc = -PLX_EFORMAT;
-    if (length <= EXTENT_BLOCKS)
-        rc = store_finalize_extent(job->service->options.store, job->extent, length);
+    struct extent_info info;
+    int rc = length <= EXTENT_BLOCKS ? 0 : -PLX_EFORMAT;
+    if (rc == 0 && length == 0 &&
+        store_extent_info(options->store, job->extent, &info) == 0)
+        rc = options->may_delete(options->arg, job->extent);
+    if (rc == 0)
+        rc = store_finalize_extent(options->store, job->extent, length);
     job_end(job, rc, NULL, 0, NULL);
 }
 

@@ -7,6 +7,7 @@
  * - A request names the incarnation of the store it is meant for; another one answers
  *   -PLX_EMISSING.
  * - CREATE is refused unless `admit` finds the extent in the cluster's state.
+ * - FINALIZE with length 0 deletes, and is refused unless `may_delete` says so.
  * - SYNC answers -PLX_ESTOPPED unless the extent is open, under the epoch it was created
  *   with. A store that was started again since has stopped its extents: what it lost
  *   cannot be synced any more, and must not be called durable.
@@ -28,6 +29,11 @@ struct store_service_options {
      * -PLX_EPRECONDITION, -ETIMEDOUT ... */
     async int (*admit)(void *arg, struct address extent, uint64_t disk, uint64_t epoch,
                        uint64_t index);
+    /* May this extent, which is to end at 0, be deleted here? It waits, within bounds,
+     * until this node's own state says that it ended so, or is listed no more. What was
+     * stopped, also before it was created, must stay so until then: `admit` would let a
+     * create through that is late. 0, or -EAGAIN. */
+    async int (*may_delete)(void *arg, struct address extent);
     void *arg;
 };
 

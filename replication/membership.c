@@ -305,6 +305,31 @@ static async int admit(void *arg, struct address extent, uint64_t disk, uint64_t
     return -PLX_EPRECONDITION;
 }
 
+/* Has it ended at 0, as far as this node knows? */
+static bool has_no_length(const struct membership *m, struct address extent)
+{
+    const struct cluster_state *state = cluster_state(m->cluster);
+    const struct log_extent *listed = cluster_listed_extent(state, extent, NULL);
+    if (listed != NULL)
+        return listed->final && listed->length == 0;
+    return address_sequence(extent) < cluster_state_next_sequence(state);
+}
+
+static async int may_delete(void *arg, struct address extent)
+{
+    const struct membership *m = arg;
+    uint64_t until_ns = loop_now_ns(m->loop) + MEMBERSHIP_ADMIT_MS * NS_PER_MS;
+    uint64_t now_ns;
+    while (!has_no_length(m, extent)) {
+        uint64_t next = cluster_state_applied(cluster_state(m->cluster)) + 1;
+        now_ns = loop_now_ns(m->loop);
+        if (now_ns >= until_ns ||
+            cluster_wait_applied(m->cluster, next, until_ns - now_ns) != 0)
+            return -EAGAIN;
+    }
+    return 0;
+}
+
 /* --- opening --- */
 
 struct network {
@@ -382,6 +407,7 @@ static async int open_parts(struct membership *m, struct error *err)
         .loop = m->loop,
         .buffers = m->buffers,
         .admit = admit,
+        .may_delete = may_delete,
         .arg = m,
     };
     int rc = cluster_open(&cluster, &m->cluster, err);

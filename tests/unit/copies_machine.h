@@ -63,6 +63,12 @@ static inline async int far_admit(void *arg, struct address extent, uint64_t dis
     return 0;
 }
 
+static inline async int far_may_delete(void *arg, struct address extent)
+{
+    (void)arg, (void)extent;
+    return 0;
+}
+
 static inline const char *far_name(uint64_t node, const char *what)
 {
     static char text[4][64];
@@ -97,7 +103,8 @@ static inline void far_main(struct task_call *call)
     struct store_service_options service = {.store = far->store,
                                             .loop = far->loop,
                                             .buffers = far->pool,
-                                            .admit = far_admit};
+                                            .admit = far_admit,
+                                            .may_delete = far_may_delete};
     CHECK_EQ(store_service_create(&service, &far->service), 0);
     CHECK_EQ(rpc_create(&rpc, &far->rpc, &err), 0);
     CHECK_EQ(rpc_listen(far->rpc, far_name(far->node, ":1"), NULL, &err), 0);

@@ -185,6 +185,12 @@ static inline async int admit_none(void *arg, struct address extent, uint64_t di
     return -PLX_EPRECONDITION;
 }
 
+static inline async int delete_any(void *arg, struct address extent)
+{
+    (void)arg, (void)extent;
+    return 0;
+}
+
 static inline void handle_copies(void *arg, struct rpc_request *request)
 {
     copy_service_handle(((struct node *)arg)->copies, request);
@@ -281,6 +287,7 @@ static inline void boot_main(struct task_call *call)
                                             .loop = node->loop,
                                             .buffers = node->pool,
                                             .admit = admit_none,
+                                            .may_delete = delete_any,
                                             .arg = node};
     struct rpc_options rpc = {.loop = node->loop,
                               .self = {.cluster = CLUSTER_UID, .node = node->id},

@@ -521,6 +521,37 @@ static async int create_at(struct place *p, uint64_t node, struct uid store,
     return rc;
 }
 
+static async int end_at_0(struct place *p, uint64_t node)
+{
+    struct replica *replica = replica_remote_create(p->m->rpc, node,
+                                                    places[node].store_uid);
+    CHECK(replica != NULL);
+    int rc = replica->ops->finalize(replica, extent, 0);
+    replica->ops->destroy(replica);
+    return rc;
+}
+
+/* What was stopped before it was there stays so until the node knows that it ended. */
+static async void create_late(struct place *p)
+{
+    struct uid second = places[2].store_uid;
+    struct replica *replica = replica_remote_create(p->m->rpc, 2, second);
+    uint32_t length = 9;
+    bool is_scanned;
+    CHECK_EQ(replica->ops->stop(replica, extent, &length, &is_scanned), 0);
+    CHECK_EQ(length, 0);
+    replica->ops->destroy(replica);
+    CHECK_EQ(end_at_0(p, 2), -EAGAIN);
+    CHECK_EQ(create_at(p, 2, second, 1, 1), -PLX_EEXISTS);
+    struct final_length final = {.extent = extent};
+    struct cluster_command cut = {
+        .op = CLUSTER_CUT, .disk = 1, .epoch = 1, .finals = &final, .final_count = 1};
+    struct cluster_result result;
+    CHECK_EQ(cluster_submit(p->m->cluster, &cut, &result), 0);
+    CHECK_EQ(end_at_0(p, 2), 0);
+    CHECK_EQ(create_at(p, 2, second, 1, 1), -PLX_EPRECONDITION);
+}
+
 static async void create_extents(struct place *p)
 {
     struct uid second = places[2].store_uid;
@@ -541,6 +572,10 @@ static void test_admission(uint64_t seed)
     run_on(&places[1], open_extent);
     run_on(&places[1], create_extents);
     cluster_end(3);
+    cluster_begin(seed, 2);
+    run_on(&places[1], open_extent);
+    run_on(&places[1], create_late);
+    cluster_end(2);
 }
 
 /* Until the leader adds it a node knows nothing. */

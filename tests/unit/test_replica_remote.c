@@ -31,7 +31,8 @@ struct far {
     struct rpc *rpc;
     struct store_service *service;
     struct uid incarnation;
-    int admits; /* the answer to a create */
+    int admits; /* the answer to a create, */
+    int keeps;  /* and to an end at 0 */
     uint64_t admitted_index;
     bool is_up, is_closing, is_closed;
 };
@@ -63,6 +64,13 @@ static async int admit(void *arg, struct address extent, uint64_t disk, uint64_t
     far->admitted_index = index;
     task_sleep_ns(NS_PER_MS);
     return far->admits;
+}
+
+static async int may_delete(void *arg, struct address extent)
+{
+    struct far *far = arg;
+    CHECK(!address_is_null(extent));
+    return far->keeps;
 }
 
 static struct rpc_op ops[STORE_SERVICE_OPS];
@@ -101,6 +109,7 @@ static async void far_open(struct far *far, bool is_new)
                                             .loop = far->loop,
                                             .buffers = far->pool,
                                             .admit = admit,
+                                            .may_delete = may_delete,
                                             .arg = far};
     CHECK_EQ(store_service_create(&service, &far->service), 0);
     CHECK_EQ(rpc_create(&rpc, &far->rpc, &err), 0);
@@ -389,6 +398,10 @@ static async void refused(struct test *t)
     CHECK_EQ(append_some(t, EXTENT(1), 0, 1), -PLX_EMISSING);
     t->far.admits = 0;
     CHECK_EQ(create(t, EXTENT(1)), 0);
+    t->far.keeps = -EAGAIN;
+    CHECK_EQ(t->replica->ops->finalize(t->replica, EXTENT(1), 0), -EAGAIN);
+    CHECK_EQ(create(t, EXTENT(1)), -PLX_EEXISTS);
+    t->far.keeps = 0;
     struct uid other = t->far.incarnation;
     other.b[3] ^= 1;
     struct replica *wrong = replica_remote_create(t->rpc, STORE_NODE, other);
