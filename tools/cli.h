@@ -100,6 +100,7 @@ int cli_exec_daemon(const struct cli *cli, char *const argv[]);
 int cmd_up(const struct cli *cli);
 int cmd_down(const struct cli *cli);
 int cmd_status(const struct cli *cli);
+int cmd_top(const struct cli *cli);
 int cmd_check(const struct cli *cli);
 int cmd_disk_create(const struct cli *cli);
 int cmd_disk_list(const struct cli *cli);

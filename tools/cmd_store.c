@@ -2,6 +2,7 @@
 /* Commands about the store as a whole: status, check, scrub. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "tools/progress.h"
 #include "tools/request.h"
@@ -139,6 +140,37 @@ int cmd_status(const struct cli *cli)
         return print_json(status);
     print_status(status);
     return EXIT_OK;
+}
+
+/* A terminal shows the last one only, a file all of them. */
+int cmd_top(const struct cli *cli)
+{
+    unsigned long seconds = 1;
+    if (cli->arg_count > 0) {
+        char *end;
+        seconds = strtoul(cli->args[0], &end, 10);
+        if (*end != '\0' || end == cli->args[0] || seconds < 1 || seconds > 3600) {
+            fprintf(stderr, "parallax: %s: seconds between looks, from 1 to 3600\n",
+                    cli->args[0]);
+            return EXIT_USAGE;
+        }
+    }
+    bool is_terminal = isatty(STDOUT_FILENO) != 0;
+    for (;;) {
+        if (is_terminal)
+            printf("\033[H\033[2J");
+        int r = cmd_status(cli);
+        if (r == EXIT_OK) {
+            printf("\n");
+            r = cmd_node_list(cli);
+        }
+        if (r != EXIT_OK)
+            return r;
+        printf("%s", is_terminal ? "" : "\n");
+        if (fflush(stdout) != 0)
+            return EXIT_FAILED;
+        sleep((unsigned)seconds);
+    }
 }
 
 /* --- check --- */

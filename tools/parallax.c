@@ -17,6 +17,8 @@ static const struct command commands[] = {
      "device, all but the store are in /var/lib/parallax/NAME.\n"},
     {"down", "", 0, 0, 0, cmd_down, "stop the daemon and wait until it has ended", NULL},
     {"status", "", 0, 0, CLI_JSON, cmd_status, "space, disks and health", NULL},
+    {"top", "[SECONDS]", 0, 1, 0, cmd_top, "status and nodes, every second",
+     "Until it is interrupted, or the daemon ends.\n"},
     {"cluster init", "DIR|DEVICE", 1, 1, CLI_LISTEN | CLI_DOMAIN | CLI_CAPACITY,
      cmd_cluster_init, "make the first node of a cluster",
      "Of a new store, or of one that has been used alone, whose daemon is stopped: its\n"

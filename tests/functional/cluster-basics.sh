@@ -91,3 +91,19 @@ expect_error 'no such node' parallax node drain nobody
 expect_error 'is the one that was asked' parallax node rm 1
 parallax status | grep -q '^cluster *3 nodes, 0 not up; this is node 1$' || fail status
 parallax check
+
+# --- health ---
+is_ok()
+{
+    [ "$(parallax status --json | jq -r .health)" = ok ]
+}
+wait_for 60 is_ok
+timeout 3 parallax top 1 >"$T/top" || [ $? = 124 ]
+[ "$(grep -c '^health *ok$' "$T/top")" -ge 2 ] || fail "top"
+grep -q "^ *3  $(node_address 3) .*up" "$T/top" || fail "top shows no nodes"
+expect_error 'from 1 to 3600' parallax top 0
+kill9_daemon "$T/3"
+export PARALLAX=$T/1
+wait_for 30 node_is 3 down
+parallax status --json | jq -r .health | grep -q '^1 of 3 nodes not up' || fail "health"
+unchecked "$T/3"
