@@ -103,7 +103,7 @@ static uint64_t bytes_superseded(const struct disk *disk)
 static bool can_be_asked(const struct disk *disk)
 {
     return disk->log && !disk->down && !disk->checkpoint_error &&
-           disk->state == DISK_OPEN;
+           disk->state == DISK_OPEN && !disk->door_closed;
 }
 
 /* If the disks that can be asked have so much of it together, the one with the most is

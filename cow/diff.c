@@ -258,6 +258,8 @@ static async int collect(struct disk *disk, uint64_t version, uint64_t end,
         return -PLX_EMISSING;
     if (disk->down)
         return disk->down;
+    if (disk_is_elsewhere(disk)) /* its map is elsewhere, if only for a moment */
+        return -PLX_EOWNED;
     if (!stretches)
         return -ENOMEM;
     struct map_root base_root = base->root, root = disk->root;
@@ -308,7 +310,9 @@ async int disk_changed_since(struct disk *disk, uint64_t version, uint64_t offse
     int rc = collect(disk, version, div_up_u64(end_bytes, BLOCK_SIZE), &changes);
     pin_release(pins, &base);
     pin_release(pins, &self);
-    if (disk_is_elsewhere(disk) || disk->stance != stance) { /* meanwhile */
+    bool has_moved = rc == -PLX_EOWNED || disk_is_elsewhere(disk) ||
+                     disk->stance != stance;
+    if (has_moved) {
         all_changed(len_bytes, ret_ranges, ret_count);
         return 0;
     }

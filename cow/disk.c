@@ -104,6 +104,7 @@ void disk_go_down(struct disk *disk, int code)
     disk->down = code;
     log_error(disk->loop, "disk %s: out of service: %s", disk->name, err_text(code));
     waitlist_wake_all(&disk->settled);
+    waitlist_wake_all(&disk->drained);
     space_disk_down(disk);
     disk_resume(disk);
     /* Its part of the budget is for others now. A checkpoint does it at its end. */

@@ -303,6 +303,8 @@ struct disk_remote *remote_create(struct disk *disk);
 void remote_destroy(struct disk_remote *remote);
 /* A new disk, that another host owns. */
 int remote_begin(struct disk *disk);
+/* The cluster's state has changed: its owner may have changed its size. */
+void remote_look(struct disk *disk);
 /* Its log has ended, for this node: changes that wait ask for it back. is_settled: so has
  * its lease. */
 void remote_given(struct disk *disk, uint64_t node, bool is_settled);

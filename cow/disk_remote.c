@@ -33,6 +33,7 @@
 #define READ_NS     (30 * NS_PER_S) /* that a read waits for somebody who answers */
 #define OWN_NS      (60 * NS_PER_S) /* the same, for a lease that is ours already */
 #define RETRY_NS    (20 * NS_PER_MS)
+#define BUSY_RETRY_NS (100 * NS_PER_MS) /* what waits at the owner goes on meanwhile */
 #define RECLAIMS_MAX 5U /* tries, while the state changes */
 #define PREPARE_NS  (5 * NS_PER_S)
 /* The owner has HAND_OVER_NS, and then ends what it is at. */
@@ -113,7 +114,7 @@ static bool is_down(const struct disk *disk, uint64_t id)
     const struct cluster_node *node =
         cluster_node_by_id(cluster_state(disk->host->cluster), id);
 
-    return node && (node->flags & (NODE_DOWN | NODE_GONE)) != 0;
+    return node && cluster_node_is_down(node);
 }
 
 /* A call waits for its node to come back; who wants the disk may do better. */
@@ -257,9 +258,10 @@ async int remote_reclaim(struct disk *disk, struct error *err)
     uint32_t tries = 0;
 
     for (;;) {
+        bool was_silent = is_silent(disk); /* and may answer, now that he is connected */
         int rc = own(disk, HAND_OVER_RETURNING, disk->stance, err);
         bool is_moved = rc == -EAGAIN || rc == -PLX_EPRECONDITION;
-        bool is_early = rc == -PLX_EOWNED && is_silent(disk);
+        bool is_early = rc == -PLX_EOWNED && (was_silent || is_silent(disk));
         if (is_early && loop_now_ns(disk->loop) < limit_ns)
             task_sleep_ns(SILENT_RETRY_NS);
         else if (is_moved && ++tries < RECLAIMS_MAX)
@@ -304,6 +306,12 @@ static bool is_ours(const struct disk *disk)
     return state && state->owner == disk->host->node;
 }
 
+/* The owner ends something first; a guest that comes in waits for it. */
+static bool may_pass_for(int code, enum hand_over_kind kind)
+{
+    return may_pass(code) || (code == -PLX_EBUSY && kind == HAND_OVER_INCOMING);
+}
+
 static async void move_main(struct task_call *call)
 {
     struct disk_remote *remote = container_of(call, struct disk_remote, move);
@@ -315,11 +323,12 @@ static async void move_main(struct task_call *call)
     while (!TAILQ_EMPTY(&remote->changes)) {
         uint32_t opened = newest_opened(remote);
         uint64_t limit_ns = began_ns + (is_ours(disk) ? OWN_NS : MOVE_NS);
-        rc = own(disk, kind_of(disk, opened), opened, &err);
-        if (rc == 0 || !may_pass(rc) || loop_now_ns(disk->loop) >= limit_ns ||
+        enum hand_over_kind kind = kind_of(disk, opened);
+        rc = own(disk, kind, opened, &err);
+        if (rc == 0 || !may_pass_for(rc, kind) || loop_now_ns(disk->loop) >= limit_ns ||
             disk->down)
             break;
-        task_sleep_ns(RETRY_NS);
+        task_sleep_ns(rc == -PLX_EBUSY ? BUSY_RETRY_NS : RETRY_NS);
     }
     if (rc < 0) {
         log_warning(disk->loop, "%s", err.text);
@@ -495,6 +504,14 @@ void remote_prepare(struct disk *disk)
     timer_stop(disk->loop, &disk->remote->prepare);
     disk->remote->prepare.fire = prepare_fired;
     timer_start(disk->loop, &disk->remote->prepare, 0);
+}
+
+void remote_look(struct disk *disk)
+{
+    const struct cluster_disk *state = state_of(disk);
+
+    if (state && disk->is_remote)
+        disk->size_bytes = state->size_bytes;
 }
 
 int remote_begin(struct disk *disk)

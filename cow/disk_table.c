@@ -112,7 +112,7 @@ static bool is_elsewhere(struct host *host, uint64_t id)
         disk ? cluster_node_by_id(state, disk->owner) : NULL;
 
     return host->rpc && owner && owner->id != host->node &&
-           !(owner->flags & (NODE_DOWN | NODE_GONE));
+           !cluster_node_is_down(owner);
 }
 
 static int open_remote(struct host *host, uint64_t id, struct disk **ret_disk,
@@ -363,9 +363,11 @@ static void look_for_lost(struct cluster_watcher *watcher)
     struct host *host = container_of(watcher, struct host, leases);
     struct disk *disk;
 
-    RB_FOREACH (disk, disk_tree, &host->disks)
+    RB_FOREACH (disk, disk_tree, &host->disks) {
+        remote_look(disk);
         if (is_lost(disk))
             disk_go_down(disk, -PLX_EEPOCH);
+    }
 }
 
 void disk_table_watch(struct host *host)

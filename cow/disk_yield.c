@@ -157,6 +157,7 @@ static void open_door(struct disk *disk)
     disk->door_closed = false;
     waitlist_wake_all(&disk->host->disks_changed);
     disk_resume(disk);
+    checkpoint_consider(disk); /* it was not, meanwhile */
 }
 
 /* The point of no return is behind: the log ends. */
@@ -206,16 +207,14 @@ static async int yield_disk(struct yield_job *job, struct disk *disk, struct err
 
     if (!disk->remote && !(disk->remote = remote_create(disk)))
         return err_set(err, -ENOMEM, "out of memory");
-    timer_start(disk->loop, &deadline.timer, HAND_OVER_NS);
     /* While the guests go on, so that little is left when they wait. What cannot be
      * checkpointed is replayed over there. */
     (void)disk_checkpoint(disk, &ignored);
     /* Without a leader the lease could not be given up, nor taken again. */
     int reached = cluster_barrier(disk->host->cluster);
-    if (reached < 0) {
-        timer_stop(disk->loop, &deadline.timer);
+    if (reached < 0)
         return err_set(err, reached, "%s", err_text(reached));
-    }
+    timer_start(disk->loop, &deadline.timer, HAND_OVER_NS);
     close_door(disk, &deadline);
     timer_stop(disk->loop, &deadline.timer);
     int rc = may_yield(job, disk); /* somebody may have come meanwhile */
@@ -229,12 +228,12 @@ static async int yield_disk(struct yield_job *job, struct disk *disk, struct err
 static async int yield_open(struct yield_job *job, struct error *err)
 {
     struct disk *disk = disk_find(job->host, job->disk, 0);
-    int rc = 0;
 
-    if (disk && disk->is_remote) /* its log ended badly, and nobody needed it since */
-        rc = remote_take(disk, disk->oldest, err);
-    if (rc == 0)
-        rc = disk_acquire(job->host, job->disk, 0, &disk, err);
+    if (disk && disk->is_yielding) /* not to wait at the door */
+        return err_set(err, -PLX_EBUSY, "it is being handed over");
+    /* Takes it again if its log ended badly, and nobody needed it since. */
+    int rc = disk_acquire(job->host, job->disk, 0, &disk, err);
+
     if (rc < 0)
         return rc;
     rc = disk->is_yielding ? -PLX_EBUSY : may_yield(job, disk);

@@ -25,7 +25,7 @@ static uint64_t next_host(const struct host *host, uint64_t after)
     const struct cluster_node *node = NULL;
 
     while ((node = cluster_node_next(cluster_state(host->cluster), node)))
-        if (node->id > after && node->id != host->node && cluster_node_is_usable(node))
+        if (node->id > after && node->id != host->node && !cluster_node_is_down(node))
             return node->id;
     return 0;
 }

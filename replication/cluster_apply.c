@@ -290,12 +290,9 @@ const struct operation *cluster_operation(unsigned op)
     return &OPERATIONS[op];
 }
 
-/* Has the owner's node any of the flags? */
-static bool owner_is(const struct apply *apply, unsigned any_flag)
+static const struct cluster_node *owner_of(const struct apply *apply)
 {
-    const struct cluster_node *node = cluster_node_by_id(apply->state,
-                                                         apply->disk->owner);
-    return node != NULL && (node->flags & any_flag) != 0;
+    return cluster_node_by_id(apply->state, apply->disk->owner);
 }
 
 /* Stopping an extent fences whoever held the lease, so it may be taken from a node that
@@ -305,9 +302,10 @@ static int check_owner(struct apply *apply, enum lease_need need)
     const struct cluster_disk *disk = apply->disk;
     if (disk->owner == 0)
         return 0;
-    if (need == LEASE_TAKING && (disk->owner == apply->command->node ||
-                                 apply->command->force ||
-                                 owner_is(apply, NODE_DOWN | NODE_OUT | NODE_GONE)))
+    const struct cluster_node *node = owner_of(apply);
+    if (need == LEASE_TAKING &&
+        (disk->owner == apply->command->node || apply->command->force ||
+         (node != NULL && cluster_node_is_down(node))))
         return 0;
     return apply_refuse(apply, -PLX_EOWNED, "disk %s: served by node %llu", disk->name,
                         (unsigned long long)disk->owner);
@@ -339,7 +337,8 @@ static int check_lease(struct apply *apply, enum lease_need need)
     if (rc == 0 && need == LEASE_HELD && apply->disk->owner == 0)
         return apply_refuse(apply, -PLX_EEPOCH, "disk %s: the lease was given up",
                             apply->disk->name);
-    if (rc == 0 && need == LEASE_HELD && owner_is(apply, NODE_GONE))
+    const struct cluster_node *owner = need == LEASE_HELD ? owner_of(apply) : NULL;
+    if (rc == 0 && owner != NULL && (owner->flags & NODE_GONE))
         return apply_refuse(apply, -PLX_EEPOCH, "disk %s: node %llu was declared lost",
                             apply->disk->name, (unsigned long long)apply->disk->owner);
     return rc;

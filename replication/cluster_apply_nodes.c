@@ -38,6 +38,11 @@ bool cluster_node_known(const struct cluster_state *state, uint64_t node)
     return cluster_node_by_id(state, node) != NULL;
 }
 
+bool cluster_node_is_down(const struct cluster_node *node)
+{
+    return (node->flags & (NODE_DOWN | NODE_OUT | NODE_GONE)) != 0;
+}
+
 bool cluster_node_is_usable(const struct cluster_node *node)
 {
     return (node->flags & (NODE_DOWN | NODE_OUT | NODE_GONE | NODE_WITNESS)) == 0;

@@ -457,6 +457,8 @@ const struct cluster_node *cluster_node_next(const struct cluster_state *state,
                                              const struct cluster_node *node);
 /* Can it be asked for data now? It has a store, and is neither DOWN nor OUT nor GONE. */
 bool cluster_node_is_usable(const struct cluster_node *node);
+/* It is taken for down: a lease may be taken from it, and nothing is asked of it. */
+bool cluster_node_is_down(const struct cluster_node *node);
 const struct cluster_pool *cluster_pool_by_id(const struct cluster_state *state,
                                               uint32_t id);
 const struct cluster_pool *cluster_pool_by_name(const struct cluster_state *state,

@@ -152,7 +152,7 @@ static bool may_take(const struct log_options *options, const struct cluster_dis
     const struct cluster_node *owner =
         cluster_node_by_id(cluster_state(options->cluster), disk->owner);
     return disk->owner == 0 || disk->owner == options->node || options->force ||
-           (owner != NULL && (owner->flags & (NODE_DOWN | NODE_OUT | NODE_GONE)));
+           (owner != NULL && cluster_node_is_down(owner));
 }
 
 static int say_whose(const struct take_over *over, const struct cluster_disk *disk)

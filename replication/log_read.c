@@ -21,9 +21,10 @@
  *
  * Nothing needs closing: each read ends in bounded time.
  */
+#include "blockstore/store_rpc_format.h"
 #include "replication/copies_internal.h"
 
-#define REMOTE_BLOCKS_MAX 256U /* of one call; STORE_RPC_READ_BLOCKS */
+#define REMOTE_BLOCKS_MAX STORE_RPC_READ_BLOCKS /* of one call */
 #define SAY_BAD_NS        NS_PER_S
 #define AGAIN_NS          (100 * NS_PER_MS)
 

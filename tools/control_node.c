@@ -274,11 +274,6 @@ void control_nodes_destroy(struct control_nodes *nodes)
 
 /* --- the side that was asked --- */
 
-static bool is_up(const struct cluster_node *node)
-{
-    return (node->flags & (NODE_DOWN | NODE_OUT | NODE_GONE)) == 0;
-}
-
 /* The node that should carry it out; NULL: this one. */
 static const struct cluster_node *find_owner(struct control_call *call, const char *name)
 {
@@ -288,7 +283,8 @@ static const struct cluster_node *find_owner(struct control_call *call, const ch
     if (disk == NULL || disk->owner == 0 || disk->owner == membership_node(m))
         return NULL;
     const struct cluster_node *owner = cluster_node_by_id(state, disk->owner);
-    return owner != NULL && is_up(owner) ? owner : NULL; /* else it is taken over */
+    /* From one that is down it is taken. */
+    return owner != NULL && !cluster_node_is_down(owner) ? owner : NULL;
 }
 
 /* The same of an operation for a node that is named. One that is down is an error. */
@@ -300,7 +296,7 @@ static int find_named(struct control_call *call, const char *name,
         return -PLX_EMISSING;
     if (node->id == host_node(call->services->host))
         return 0;
-    if (!is_up(node))
+    if (cluster_node_is_down(node))
         return err_set(err, -EHOSTUNREACH, "node %llu at %s is down",
                        (unsigned long long)node->id, node->address);
     *ret = node;

@@ -455,6 +455,71 @@ static async void run_refused(struct hosts *h)
     disk_close(here);
 }
 
+/* Something ends late, or the owner is being changed: whoever comes in waits for it. */
+static async void run_busy_for_a_while(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    uint8_t data[BYTES];
+    struct op first;
+    here->users++;
+    fill_with(data, 5);
+    op_start(&first, there, DISK_WRITE, 0, 0, BYTES, data);
+    task_sleep_ns(8 * NS_PER_S);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    disk_release(here);
+    CHECK_EQ(op_wait(&first, NULL), 0);
+    CHECK_EQ(owner_of(h, "web"), 2);
+    disk_close(here);
+    here = attach_to(h, 1, "web", DISK_INCOMING);
+    there->exclusive = true;
+    op_start(&first, here, DISK_WRITE, 0, 0, BYTES, data);
+    task_sleep_ns(NS_PER_S);
+    CHECK_EQ(owner_of(h, "web"), 2);
+    there->exclusive = false;
+    CHECK_EQ(op_wait(&first, NULL), 0);
+    CHECK_EQ(owner_of(h, "web"), 1);
+    disk_close(there);
+    disk_close(here);
+}
+
+/* The disk goes out of service while what is under way is waited for. */
+static async void run_down_at_the_door(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    uint8_t data[BYTES];
+    struct op first;
+    here->users++;
+    fill_with(data, 5);
+    op_start(&first, there, DISK_WRITE, 0, 0, BYTES, data);
+    while (!here->door_closed)
+        task_yield();
+    uint64_t began_ns = loop_now_ns(h->loop);
+    disk_go_down(here, -PLX_EFAILED);
+    CHECK_EQ(op_wait(&first, NULL), -PLX_EFAILED);
+    CHECK(loop_now_ns(h->loop) - began_ns < NS_PER_S);
+    disk_release(here);
+    disk_close(there);
+    disk_close(here);
+}
+
+static async void run_resized(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    DO(disk_resize(h->parties[1].host, "web", 2 * SIZE, &err));
+    task_sleep_ns(NS_PER_MS);
+    CHECK_EQ(disk_size_bytes(there), 2 * SIZE);
+    CHECK_EQ(write_byte(here, 2 * SIZE - BYTES, 4), 0);
+    check_byte(there, 2 * SIZE - BYTES, 4);
+    CHECK_EQ(write_byte(there, 2 * SIZE - BYTES, 5), 0);
+    CHECK_EQ(owner_of(h, "web"), 2);
+    check_byte(here, 2 * SIZE - BYTES, 5);
+    disk_close(there);
+    disk_close(here);
+}
+
 /* The owner is silent: nothing happens before the cluster takes it for down; then the
  * lease is taken by force, and what the old owner has not been told it finds out. */
 static async void run_forced(struct hosts *h)
@@ -629,6 +694,30 @@ static async void run_client_comes(struct hosts *h)
     CHECK_EQ(owner_of(h, "web"), 1);
     CHECK_EQ(write_byte_as(here, opened, 0, 3), 0);
     disk_close(here);
+}
+
+/* A hand-over is refused, and what waited needs a checkpoint before it can go on. */
+static async void run_checkpoint_at_the_door(struct hosts *h)
+{
+    struct disk *here = make(h);
+    struct puller puller = {.h = h};
+    uint8_t data[BYTES];
+    struct op waiting;
+    here->users++;
+    disk_close(here);
+    puller.call = (struct task_call){.main = puller_main, .name = "puller"};
+    task_start(h->loop, &puller.call);
+    while (!here->door_closed)
+        task_yield();
+    here->checkpoint_at_bytes -= 64 * MIB; /* as if so much had been written since */
+    fill_with(data, 7);
+    op_start(&waiting, here, DISK_WRITE, 0, 0, BYTES, data);
+    while (!puller.is_over)
+        task_sleep_ns(NS_PER_MS);
+    CHECK_EQ(puller.code, -PLX_EBUSY);
+    CHECK_EQ(op_wait(&waiting, NULL), 0);
+    check_byte(here, 0, 7);
+    disk_release(here);
 }
 
 static uint64_t break_after_ns;
@@ -879,6 +968,10 @@ int main(int argc, char **argv)
         {"back to former", run_back_to_former},
         {"both write", run_both_write},
         {"refused", run_refused},
+        {"busy for a while", run_busy_for_a_while},
+        {"down at the door", run_down_at_the_door},
+        {"resized", run_resized},
+        {"checkpoint at the door", run_checkpoint_at_the_door},
         {"forced", run_forced},
         {"silent", run_silent},
         {"attach after death", run_attach_after_death},
