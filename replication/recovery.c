@@ -385,8 +385,6 @@ int recovery_create(const struct recovery_options *options,
                                        "Extents copied from other nodes");
     r->bytes_copied = metric_counter(options->loop, "parallax_recovery_bytes_total",
                                      "Bytes copied from other nodes");
-    r->blocks_repaired = metric_counter(options->loop, "parallax_repaired_blocks_total",
-                                        "Bad blocks replaced from other nodes");
     *ret_recovery = r;
     return 0;
 }
@@ -410,7 +408,7 @@ async void recovery_stop(struct recovery *r)
     r->is_stopping = true;
     waitlist_wake_all(&r->changed);
     source_cancel_all(r);
-    while (r->is_running || r->repairs > 0)
+    while (r->is_running)
         waitlist_wait(&r->changed);
 }
 
@@ -418,7 +416,7 @@ void recovery_destroy(struct recovery *r)
 {
     if (r == NULL)
         return;
-    assert(!r->is_running && r->repairs == 0 && LIST_EMPTY(&r->calls));
+    assert(!r->is_running && LIST_EMPTY(&r->calls));
     while (!STAILQ_EMPTY(&r->settling))
         forget_settling(r, STAILQ_FIRST(&r->settling));
     address_list_done(&r->installed);

@@ -76,13 +76,4 @@ void recovery_status(const struct recovery *recovery, struct recovery_status *re
 /* May this node speak for a group? For copy_service_options.is_whole. */
 bool recovery_may_serve(const struct cluster_state *state, uint64_t node, uint16_t group);
 
-/*
- * Gets one block, of which the copy here is bad, from another member of its group and
- * writes it where it was. crc: what the block must be.
- * 0; -PLX_EMISSING, -PLX_ENOTHERE, -PLX_EDEAD: it is not needed here; -PLX_ECHECKSUM: no
- * member has it; -EHOSTUNREACH: one that may have it could not be asked; or of the store.
- */
-async int recovery_repair(struct recovery *recovery, struct address address,
-                          uint32_t crc);
-
 #endif

@@ -128,7 +128,6 @@ struct recovery {
     struct timer timer;
     bool is_running, is_stopping, is_woken;
     struct waitlist changed; /* something that somebody waits for */
-    uint32_t repairs;        /* under way */
     struct source_call_list calls;
     struct copier copiers[RECOVERY_PARALLEL_MAX];
     struct sweep sweep; /* of the worker */
@@ -140,7 +139,7 @@ struct recovery {
     bool is_pending;               /* something is left to do */
     struct address_list installed; /* for the group that is being made whole */
     STAILQ_HEAD(, settling) settling;
-    struct metric *extents_copied, *bytes_copied, *blocks_repaired;
+    struct metric *extents_copied, *bytes_copied;
 };
 
 static inline const struct cluster_state *recovery_state(const struct recovery *r)
