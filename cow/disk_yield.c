@@ -200,24 +200,41 @@ static int may_yield(const struct yield_job *job, const struct disk *disk)
     return disk->down;
 }
 
+static uint64_t checkpoint_number(struct host *host, uint64_t id)
+{
+    const struct cluster_disk *state = state_of(host, id);
+
+    return state ? state->checkpoint.number : 0;
+}
+
+/* While the guests go on, so that little is left when they wait. What cannot be
+ * checkpointed is replayed over there. Without a leader the lease could not be given up,
+ * nor taken again; one that was committed has shown that there is one. */
+static async int checkpoint_first(struct disk *disk, struct error *err)
+{
+    struct host *host = disk->host;
+    uint64_t before = checkpoint_number(host, disk->id);
+    struct error ignored = {0};
+
+    (void)disk_checkpoint(disk, &ignored);
+    int rc = checkpoint_number(host, disk->id) > before ? 0
+                                                        : cluster_barrier(host->cluster);
+    return rc < 0 ? err_set(err, rc, "%s", err_text(rc)) : 0;
+}
+
 static async int yield_disk(struct yield_job *job, struct disk *disk, struct error *err)
 {
     struct deadline deadline = {.timer.fire = deadline_fired, .disk = disk};
-    struct error ignored = {0};
 
     if (!disk->remote && !(disk->remote = remote_create(disk)))
         return err_set(err, -ENOMEM, "out of memory");
-    /* While the guests go on, so that little is left when they wait. What cannot be
-     * checkpointed is replayed over there. */
-    (void)disk_checkpoint(disk, &ignored);
-    /* Without a leader the lease could not be given up, nor taken again. */
-    int reached = cluster_barrier(disk->host->cluster);
-    if (reached < 0)
-        return err_set(err, reached, "%s", err_text(reached));
+    int rc = checkpoint_first(disk, err);
+    if (rc < 0)
+        return rc;
     timer_start(disk->loop, &deadline.timer, HAND_OVER_NS);
     close_door(disk, &deadline);
     timer_stop(disk->loop, &deadline.timer);
-    int rc = may_yield(job, disk); /* somebody may have come meanwhile */
+    rc = may_yield(job, disk); /* somebody may have come meanwhile */
     if (rc == 0 && is_drained(disk))
         return end_log(disk, job->node, err);
     open_door(disk);

@@ -135,6 +135,8 @@ static async int ask(struct asker *asker, const struct collected *extent,
     int rc = 0;
     if (!extent->is_final)
         rc = member->ops->stop(member, extent->extent, &length, &restart_scanned);
+    if (rc == 0 && asker->collection->is_closed) /* the member may be gone by now */
+        rc = -PLX_ECANCELLED;
     if (rc != 0)
         return rc;
     if (extent->is_final ? extent->length > 0 : length > 0)

@@ -61,6 +61,7 @@ struct fake_member {
     bool is_here;      /* what was begun cannot be given up */
     uint64_t timeout_ns; /* of requests to it while it is silent */
     uint64_t delay_ns; /* it is that slow */
+    uint32_t walks;    /* begun */
     struct waitlist quiet;
 };
 
@@ -445,6 +446,7 @@ static inline async int fake_walk(struct replica *replica, struct address extent
                                   header_fn *fn, void *arg, uint32_t *ret_end)
 {
     struct fake_member *member = fake_of(replica);
+    member->walks++;
     struct fake_extent *e = fake_find(member->medium, extent);
     struct entry entries[BATCH_BLOCKS];
     struct roll_entry rolls[ROLL_ENTRIES_MAX];

@@ -151,6 +151,24 @@ static async void silent_at_replay(struct test *t)
     CHECK(t->replayed >= t->committed);
 }
 
+/* A member answers when the take-over is over, and who asked may be gone: it is asked
+ * nothing more. */
+static async void late_answer(struct test *t)
+{
+    struct fake_member *late = member_of(t, 3);
+    CHECK_EQ(open_on(t, 1, false), 0);
+    load_for(t, 100 * NS_PER_MS);
+    CHECK_EQ(flush(t), 0);
+    log_abandon(take(t->log));
+    late->delay_ns = 2 * NS_PER_S;
+    uint32_t walks = late->walks;
+    CHECK_EQ(open_on(t, 1, false), 0);
+    CHECK_EQ(late->walks, walks);
+    task_sleep_ns(10 * NS_PER_S);
+    CHECK_EQ(late->walks, walks);
+    late->delay_ns = 0;
+}
+
 static const struct story STORIES[] = {
     {"lease is lost", lease_is_lost},
     {"taken over", taken_over},
@@ -158,6 +176,7 @@ static const struct story STORIES[] = {
     {"lost meanwhile", lost_meanwhile},
     {"again, too few", again_too_few},
     {"silent at the replay", silent_at_replay},
+    {"late answer", late_answer},
 };
 
 int main(int argc, char **argv)
