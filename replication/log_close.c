@@ -52,9 +52,11 @@ async void log_abandon(struct disk_log *log)
     log->is_closing = true;
     log->down_told = true; /* the caller knows */
     log_go_down(log, -PLX_ECANCELLED);
-    while (!is_quiet(log))
-        waitlist_wait(&log->changed);
-    log_advance(log);
+    do {
+        while (!is_quiet(log))
+            waitlist_wait(&log->changed);
+        log_advance(log); /* which may have something said to this node's store */
+    } while (!is_quiet(log));
     log_free(log);
 }
 
