@@ -264,9 +264,10 @@ class Judge:
             f"block {first_block} lost write {first_lost}, but {newest} is there"
         return sum(max(had - has, 0) for had, has in zip(lost or [], self.floor))
 
-    def write_once(self):
+    def write_once(self, block=None):
         """One write, waited for: how long it took."""
-        block = self.random.randrange(self.blocks)
+        if block is None:
+            block = self.random.randrange(self.blocks)
         self.sent[block] += 1
         self.order += 1
         self.orders[block, self.sent[block]] = self.order
