@@ -493,6 +493,16 @@ static async void enter_at_last(struct guest *g, const char *name)
     }
 }
 
+/* A disk of which nobody knows whether it was made or removed: its last owner's log ends
+ * when it is opened, so that its copies can become whole. */
+static async void end_unsure(struct guest *g, const struct fleet_disk *md)
+{
+    if (cluster_disk_by_name(place_state(g->place), md->name) == NULL)
+        return;
+    enter_at_last(g, md->name);
+    leave(g);
+}
+
 static async void verify_disk(struct guest *g, struct fleet_disk *md)
 {
     uint32_t count;
@@ -537,6 +547,8 @@ async void guests_verify(struct place *place)
     for (uint32_t i = 0; i < model->disk_count; i++) {
         if (model->disks[i].existence == PRESENT)
             verify_disk(g, &model->disks[i]);
+        else if (model->disks[i].existence == UNSURE)
+            end_unsure(g, &model->disks[i]);
         else if (model->disks[i].existence == REMOVED)
             verify_absence(g, &model->disks[i]);
     }

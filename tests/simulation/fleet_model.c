@@ -259,6 +259,16 @@ void model_flushed(struct fleet_model *model, struct fleet_look *look)
 
 /* --- losses --- */
 
+/* What may be lost is not made durable by a flush that comes later. */
+static void block_loses(struct fleet_block *block)
+{
+    block->low = block->floor;
+    for (uint32_t i = block->floor + 1; i < block->count; i++) {
+        if (block->entries[i].state == ENTRY_ACKED)
+            block->entries[i].state = ENTRY_OPEN;
+    }
+}
+
 void model_cut(struct fleet_model *model, uint32_t machine)
 {
     assert(machine < FLEET_HOSTS);
@@ -272,7 +282,7 @@ void model_cut(struct fleet_model *model, uint32_t machine)
             continue;
         disk->losses++;
         for (uint32_t b = 0; b < disk->block_count; b++)
-            disk->blocks[b].low = disk->blocks[b].floor;
+            block_loses(&disk->blocks[b]);
     }
 }
 
