@@ -369,7 +369,7 @@ async int disk_end_log(struct disk *disk, struct error *err)
         log_abandon(take(disk->log));
         return 0;
     }
-    disk->gives_up = true;
+    disk->gives_up = !planted(PLANT_READ_AFTER_LEASE);
     return log_close(take(disk->log), err);
 }
 

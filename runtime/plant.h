@@ -44,7 +44,8 @@
     X(SHORT_COPY_WHOLE, "recovery takes a copy that ends too early for whole")          \
     X(MERGE_FORGOTTEN, "recovery does not let die what is dead elsewhere")               \
     X(NEWER_DROPPED, "recovery drops an extent that is newer than what it asked for")    \
-    X(TRIM_WHILE_READ, "what a removed snapshot's reader needs is trimmed")
+    X(TRIM_WHILE_READ, "what a removed snapshot's reader needs is trimmed")              \
+    X(READ_AFTER_LEASE, "a host reads what it knew although it gave the lease up")
 
 enum plant {
 #define X(name, text) PLANT_##name,

@@ -28,6 +28,7 @@ declare -A by_unit_test=(
     [SLOW_ANYWHERE]=test_log_members
     [LEASE_UNWATCHED]=test_log_lease
     [LENGTH_EARLY]=test_disk_log
+    [READ_AFTER_LEASE]=test_hand_over
 )
 
 T=$(mktemp -d "${TMPDIR:-/tmp}/parallax-plants.XXXXXX")
