@@ -469,6 +469,23 @@ static async void take_tick(struct consensus *c)
     consensus_settle(c);
 }
 
+/* Followers learn what is committed with the next message, which without this would be a
+ * heartbeat: whoever waits there for what he submitted would wait for it. */
+static async void tell_commit(struct consensus *c)
+{
+    if (c->raft.state != RAFT_LEADER || c->raft.commit_index <= c->told_commit ||
+        consensus_is_only_voter(c))
+        return;
+    c->told_commit = c->raft.commit_index;
+    raft_set_heartbeat_timeout(&c->raft, 0); /* to all of them, now */
+    inside_begin(c);
+    c->tick(&c->io);
+    inside_end(c);
+    if (!c->failed)
+        raft_set_heartbeat_timeout(&c->raft, RAFT_HEARTBEAT_MS);
+    consensus_settle(c);
+}
+
 static bool goes_on(const struct consensus *c)
 {
     return !c->failed && !c->closing;
@@ -485,6 +502,8 @@ static async void drive(struct consensus *c)
         if (goes_on(c) && c->tick_due &&
             (STAILQ_EMPTY(&c->inbox) || ++c->tick_waits >= TICK_WAITS))
             take_tick(c);
+        if (goes_on(c) && STAILQ_EMPTY(&c->inbox))
+            tell_commit(c);
         if (goes_on(c) && c->look_due) {
             c->look_due = false;
             submit_run(c);

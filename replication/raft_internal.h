@@ -274,6 +274,7 @@ struct consensus {
     struct task_call call;
     struct timer ticker;
     uint32_t tick_waits;
+    uint64_t told_commit; /* as leader: followers were sent this index, or more */
     bool tick_due, look_due, closing, failed;
     struct error error; /* why it did not open, or failed */
     struct event opened, over;

@@ -134,6 +134,19 @@ static void test_sent_to_the_dead(uint64_t seed)
     cluster_destroy(cl);
 }
 
+/* A follower learns what is committed when it is, not with the next heartbeat. */
+static void test_told_at_once(uint64_t seed)
+{
+    struct cluster *cl = cluster_of(seed, 3);
+    submit_many(&cl->nodes[1], 1, 2);
+    struct node *n = other_than(cl, cluster_leader(cl));
+    uint64_t begun_ns = sim_world_now_ns(cl->world);
+    submit_many(n, 1, 20);
+    CHECK(sim_world_now_ns(cl->world) - begun_ns < 20 * 40 * NS_PER_MS);
+    cluster_agree(cl);
+    cluster_destroy(cl);
+}
+
 static void test_all_lose_power(uint64_t seed)
 {
     struct cluster *cl = cluster_of(seed, 3);
@@ -697,6 +710,7 @@ int main(int argc, char **argv)
         test_one,
         test_growth,
         test_leader_killed,
+        test_told_at_once,
         test_sent_to_the_dead,
         test_all_lose_power,
         test_partition,
