@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 240
-# builds: release asan
+# builds: release
 #
 # Rot in what describes the data: map nodes, batch headers, LevelDB's tables. What depends
 # on it is refused, never answered with anything else; all other data stays readable;

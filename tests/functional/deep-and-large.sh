@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 180
-# builds: release asan
+# builds: release
 #
 # Clones 40 deep, also when those in between are gone; and a disk of 16 TiB, the largest
 # there is, with 2^32 blocks: writes, snapshots, diffs and trims at its end and around

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 240
-# builds: release asan
+# builds: release
 #
 # A store is filled to the last block by a disk and its snapshots, and these are removed
 # while clients go on trying to write: each removal works, also through a crash, nothing

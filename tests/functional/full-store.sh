@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 120
-# builds: release asan
+# builds: release
 #
 # A store that is full: writes get ENOSPC, reads and flushes go on, nothing is lost, also
 # by a restart; with a larger --capacity writes go on. A failed import leaves nothing.

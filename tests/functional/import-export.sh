@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 300
-# builds: release asan
+# builds: release
 #
 # What is imported is what is exported, whatever the format; nothing half-made is left.
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 300
-# builds: release asan
+# builds: release
 #
 # Increments: a full export and a chain of `export --since`, through sizes that change,
 # restore every link bit by bit; a file that is cut, rotten or of another disk changes

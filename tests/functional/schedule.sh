@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 120
-# builds: release asan
+# builds: release
 #
 # Snapshots by the clock: made while the daemon runs, the newest few of each rule kept,
 # those made by hand left alone; rules survive a restart.
