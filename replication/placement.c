@@ -282,11 +282,13 @@ static bool propose_fill(struct placement *p, const struct cluster_group *group,
     return choose_members(p, ret) || ret->member_count != 0;
 }
 
+/* For nodes that can have their part of it: one that has joined and is not up yet is
+ * waited for, or all the new groups would be on the others. */
 static bool propose_group(struct placement *p, struct cluster_command *ret)
 {
     if (p->wanted == 0)
         return false;
-    uint64_t memberships = (uint64_t)p->counting * PLACEMENT_NODE_GROUPS;
+    uint64_t memberships = (uint64_t)p->taking * PLACEMENT_NODE_GROUPS;
     uint64_t groups = min_u64(div_up_u64(memberships, p->wanted), POOL_GROUPS_MAX);
     if (p->group_count >= groups || p->state->group_count >= CLUSTER_GROUPS_MAX)
         return false;

@@ -36,7 +36,7 @@ struct placement {
     const struct cluster_pool *pool;
     struct placement_node *nodes; /* in the order of the state */
     uint32_t node_count;
-    uint32_t counting;    /* nodes that count */
+    uint32_t taking;      /* nodes that may get something new */
     uint32_t domains;     /* that have a node that counts */
     uint32_t all_domains; /* or one that is OUT */
     uint32_t wanted;      /* copies of each group */

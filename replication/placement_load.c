@@ -153,7 +153,7 @@ void placement_init(struct placement *p, const struct cluster_state *state,
         unsigned flags = node->node->flags;
         node->counts = (flags & ~(unsigned)NODE_DOWN) == 0;
         node->takes = flags == 0 && !is_avoided(p, node->node->id);
-        p->counting += node->counts;
+        p->taking += node->takes;
     }
     weigh_nodes(p);
     index_members(p);

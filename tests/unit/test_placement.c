@@ -297,6 +297,34 @@ static void test_growth(void)
     }
 }
 
+/* A node joins before it is started. New groups wait until it can have its part of them:
+ * else it would have to have more of the old ones, in which the data is. */
+static void test_joined_before_started(void)
+{
+    struct paper paper = paper_create(1);
+    add_node(&paper, "", 0);
+    add_node(&paper, "", 0);
+    settle(&paper);
+    uint32_t before = cluster_group_count(paper.m.state), came = 0;
+    add_node(&paper, "", 0);
+    set_flags(&paper, 4, NODE_DOWN);
+    settle(&paper);
+    CHECK_EQ(cluster_group_count(paper.m.state), before);
+    paper.added = 0;
+    set_flags(&paper, 4, 0);
+    settle(&paper);
+    check_settled(&paper);
+    check_even(&paper, 4);
+    for (uint32_t id = 1; id <= before; id++)
+        came += cluster_group_member(cluster_group_by_id(paper.m.state, (uint16_t)id),
+                                     4) != NULL;
+    uint32_t least = before * 3 / 4;
+    printf("joined before it was started: %u came, %u at least\n", came, least);
+    CHECK(came >= least - 2 && came <= least + 2);
+    CHECK(paper.added <= least + least / 10);
+    paper_done(&paper);
+}
+
 /* Two nodes in each of three racks, then a fourth rack: no rack twice in a group. */
 static void test_domains(void)
 {
@@ -690,6 +718,7 @@ static void test_large(void)
 int main(void)
 {
     test_growth();
+    test_joined_before_started();
     test_domains();
     test_few_domains();
     test_capacities();
