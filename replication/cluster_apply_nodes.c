@@ -231,19 +231,67 @@ static int check_unused(struct apply *apply, uint64_t node)
     const struct cluster_state *state = apply->state;
     unsigned long long id = node;
     const struct cluster_group *group = NULL;
-    while ((group = cluster_group_next(state, group)) != NULL) {
-        if (cluster_group_member(group, node) != NULL)
-            return apply_refuse(apply, -PLX_EBUSY, "node %llu: has data of group %u", id,
-                                group->id);
-    }
+    unsigned groups = 0;
+    while ((group = cluster_group_next(state, group)) != NULL)
+        groups += cluster_group_member(group, node) != NULL;
+    if (groups > 0)
+        return apply_refuse(apply, -PLX_EBUSY,
+                            "node %llu has data of %u groups: drain it first, or, if it "
+                            "never comes back, say that it is lost",
+                            id, groups);
     const struct cluster_disk *disk = owned_disk(state, node);
     if (disk != NULL)
-        return apply_refuse(apply, -PLX_EBUSY, "node %llu: serves disk %s", id,
+        return apply_refuse(apply, -PLX_EBUSY, "node %llu serves disk %s", id,
                             disk->name);
     disk = open_extent_disk(state, node);
     if (disk != NULL)
         return apply_refuse(apply, -PLX_EBUSY, "node %llu: disk %s writes to it", id,
                             disk->name);
+    return 0;
+}
+
+/* Is this extent only there? */
+static bool is_alone(const struct cluster_state *state, const struct log_extent *extent,
+                     uint64_t node)
+{
+    if (extent->final || !log_extent_has(extent, node))
+        return false;
+    for (unsigned i = 0; i < extent->member_count; i++) {
+        const struct cluster_node *other = cluster_node_by_id(state, extent->members[i]);
+        if (extent->members[i] != node && other != NULL && !(other->flags & NODE_GONE))
+            return false;
+    }
+    return true;
+}
+
+/* What would be lost if it never came back. */
+static int check_spare(struct apply *apply, uint64_t node)
+{
+    const struct cluster_state *state = apply->state;
+    const struct cluster_group *group = NULL;
+    unsigned alone = 0;
+    while ((group = cluster_group_next(state, group)) != NULL) {
+        const struct group_member *member = cluster_group_member(group, node);
+        alone += member != NULL && member->missing_since == 0 &&
+                 cluster_group_whole_count(group) == 1;
+    }
+    if (alone > 0)
+        return apply_refuse(apply, -PLX_EPRECONDITION,
+                            "node %llu has the only whole copy of %u of %u groups: start "
+                            "it again, or give --data-loss as well, and what only it has "
+                            "is lost",
+                            (unsigned long long)node, alone, state->group_count);
+    const struct cluster_disk *disk = NULL;
+    while ((disk = cluster_disk_next(state, disk)) != NULL) {
+        for (uint32_t i = 0; i < disk->extent_count; i++) {
+            if (is_alone(state, &disk->extents[i], node))
+                return apply_refuse(apply, -PLX_EPRECONDITION,
+                                    "node %llu alone has what was written last to disk "
+                                    "%.40s: start it again, or give --data-loss as well, "
+                                    "and that is lost",
+                                    (unsigned long long)node, disk->name);
+        }
+    }
     return 0;
 }
 
@@ -261,9 +309,9 @@ int apply_node_gone(struct apply *apply)
         rc = check_unused(apply, node->id);
     else if ((node->flags & NODE_DOWN) == 0)
         rc = apply_refuse(apply, -PLX_EPRECONDITION,
-                          "node %llu is up: what is up is drained", id);
+                          "node %llu is up: drain it, or stop its daemon first", id);
     else
-        rc = 0;
+        rc = apply->command->data_loss ? 0 : check_spare(apply, node->id);
     if (rc != 0)
         return rc;
     node->flags = (node->flags & NODE_WITNESS) | NODE_GONE;

@@ -3,13 +3,18 @@
  * the table of operations, so encoder and decoder cannot disagree on it. */
 #include "replication/cluster_internal.h"
 
-#define COMMAND_VERSION        2U
+#define COMMAND_VERSION        3U
 #define COMMAND_VERSION_OLDEST 1U
 #define COMMAND_CLIENT_OFFSET  4U /* in every version */
 
 /* What version 1 did not have: fields of operations it had, and operations. */
 #define NEW_FIELDS  (F_POOL | F_GROUP)
 #define OLD_OP_LAST CLUSTER_NODE_SET
+
+/* Up to here "node gone" with force let data be lost. */
+#define COMMAND_VERSION_LOSES 2U
+
+enum { FORCE = 1, FORCE_DATA_LOSS = 2 };
 
 void cluster_root_write(struct writer *w, const struct map_root *root)
 {
@@ -104,6 +109,12 @@ static void write_authority(struct writer *w, const struct cluster_command *comm
     write_bytes(w, command->key, command->key_len);
 }
 
+static void write_force(struct writer *w, const struct cluster_command *command)
+{
+    assert(!command->data_loss || (command->force && command->op == CLUSTER_NODE_GONE));
+    write_u8(w, command->data_loss ? FORCE_DATA_LOSS : command->force ? FORCE : 0);
+}
+
 /* The numbers and identities that version 1 did not have. */
 static void write_newer(struct writer *w, const struct cluster_command *command,
                         uint64_t fields)
@@ -121,7 +132,7 @@ static void write_newer(struct writer *w, const struct cluster_command *command,
         write_u8(w, command->min_copies);
     }
     if (fields & F_FORCE)
-        write_u8(w, command->force);
+        write_force(w, command);
     if (fields & F_DIGEST)
         write_bytes(w, command->digest, sizeof command->digest);
     if (fields & F_UNTIL)
@@ -303,6 +314,16 @@ static void read_authority(struct reader *r, struct cluster_command *command)
         r->bad = true;
 }
 
+static void read_force(struct reader *r, struct cluster_command *command)
+{
+    uint8_t force = read_u8(r);
+    command->force = force != 0;
+    command->data_loss = force == FORCE_DATA_LOSS;
+    if (force > FORCE_DATA_LOSS ||
+        (command->data_loss && command->op != CLUSTER_NODE_GONE))
+        r->bad = true;
+}
+
 static void read_newer(struct reader *r, struct cluster_command *command, uint64_t fields)
 {
     if (fields & F_OLD_FLAGS)
@@ -317,11 +338,8 @@ static void read_newer(struct reader *r, struct cluster_command *command, uint64
         command->copies = read_u8(r);
         command->min_copies = read_u8(r);
     }
-    if (fields & F_FORCE) {
-        uint8_t force = read_u8(r);
-        r->bad = r->bad || force > 1;
-        command->force = force == 1;
-    }
+    if (fields & F_FORCE)
+        read_force(r, command);
     if (fields & F_DIGEST) {
         const uint8_t *digest = read_bytes(r, sizeof command->digest);
         if (digest != NULL)
@@ -411,6 +429,10 @@ int cluster_command_decode(const void *bytes, size_t len, struct decoded_command
     if (version == COMMAND_VERSION_OLDEST)
         fields &= ~NEW_FIELDS;
     read_plain(&r, ret, fields);
+    if (version <= COMMAND_VERSION_LOSES) {
+        r.bad = r.bad || command->data_loss;
+        command->data_loss = command->force && command->op == CLUSTER_NODE_GONE;
+    }
     if (fields & F_MEMBERS)
         read_members(&r, command);
     if (fields & F_CHECKPOINT) {

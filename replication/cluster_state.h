@@ -335,11 +335,12 @@ enum cluster_op {
     CLUSTER_NODE_STATE,   /* node, old_flags (expected), flags: DOWN, OUT, DRAINING. One
                              that becomes DOWN has something missing from now on in each
                              group that has another whole member */
-    CLUSTER_NODE_GONE,    /* node, force. Without force it must be in no group, own no
-                             disk, and be in no write set of an extent without final
-                             length. With it, it must be DOWN: it is declared lost and
-                             leaves its groups. Where no whole member is left then, all
-                             are taken for whole: what only it had is lost */
+    CLUSTER_NODE_GONE,    /* node, force, data_loss. Without force it must be in no group,
+                             own no disk, and be in no write set of an extent without
+                             final length. With it, it must be DOWN: it is declared lost
+                             and leaves its groups. Unless data_loss, nothing may be only
+                             there; else, where no whole member is left, all are taken
+                             for whole: what only it had is lost */
     CLUSTER_POOL_SET,     /* name, copies, min_copies, flags -> id: made, or changed */
     CLUSTER_DISK_POOL,    /* disk, pool: for extents to come */
     CLUSTER_GROUP_ADD,    /* pool, members -> id: there are no extents in it, so they are
@@ -403,6 +404,7 @@ struct cluster_command {
     uint64_t group_epoch;
     uint8_t copies, min_copies;
     bool force;
+    bool data_loss;             /* NODE_GONE with force */
     uint8_t digest[TOKEN_DIGEST_BYTES];
     uint64_t until_wall_ns;
     const char *certificate, *key; /* not NUL-terminated */

@@ -19,37 +19,38 @@ enum {
 /* Options, as bits: each command says which it takes. -c, --help and --version are for
  * all. */
 enum {
-    CLI_JSON = 1 << 0,
-    CLI_QUIET = 1 << 1,
-    CLI_COUNT = 1 << 2,
-    CLI_FORMAT = 1 << 3,
-    CLI_BACKING = 1 << 4,
-    CLI_NBD = 1 << 5,
-    CLI_CONTROL = 1 << 6,
-    CLI_CAPACITY = 1 << 7,
-    CLI_DETACH = 1 << 8,
-    CLI_SINCE = 1 << 9,
-    CLI_ONTO = 1 << 10,
-    CLI_KEEP_LAST = 1 << 11,
-    CLI_OLDER_THAN = 1 << 12,
-    CLI_RECURSIVE = 1 << 13,
-    CLI_EVERY = 1 << 14,
-    CLI_KEEP = 1 << 15,
-    CLI_NONE = 1 << 16,
-    CLI_QUOTA = 1 << 17,
-    CLI_RATE = 1 << 18,
-    CLI_REPAIR = 1 << 19,
-    CLI_LISTEN = 1 << 20,
-    CLI_DOMAIN = 1 << 21,
-    CLI_TOKEN = 1 << 22,
-    CLI_WITNESS = 1 << 23,
-    CLI_VALID = 1 << 24,
-    CLI_LOST = 1 << 25,
-    CLI_COPIES = 1 << 26,
-    CLI_MIN_COPIES = 1 << 27,
-    CLI_POOL = 1 << 28,
-    CLI_TO = 1 << 29,
-    CLI_INCOMING = 1 << 30,
+    CLI_JSON = UINT64_C(1) << 0,
+    CLI_QUIET = UINT64_C(1) << 1,
+    CLI_COUNT = UINT64_C(1) << 2,
+    CLI_FORMAT = UINT64_C(1) << 3,
+    CLI_BACKING = UINT64_C(1) << 4,
+    CLI_NBD = UINT64_C(1) << 5,
+    CLI_CONTROL = UINT64_C(1) << 6,
+    CLI_CAPACITY = UINT64_C(1) << 7,
+    CLI_DETACH = UINT64_C(1) << 8,
+    CLI_SINCE = UINT64_C(1) << 9,
+    CLI_ONTO = UINT64_C(1) << 10,
+    CLI_KEEP_LAST = UINT64_C(1) << 11,
+    CLI_OLDER_THAN = UINT64_C(1) << 12,
+    CLI_RECURSIVE = UINT64_C(1) << 13,
+    CLI_EVERY = UINT64_C(1) << 14,
+    CLI_KEEP = UINT64_C(1) << 15,
+    CLI_NONE = UINT64_C(1) << 16,
+    CLI_QUOTA = UINT64_C(1) << 17,
+    CLI_RATE = UINT64_C(1) << 18,
+    CLI_REPAIR = UINT64_C(1) << 19,
+    CLI_LISTEN = UINT64_C(1) << 20,
+    CLI_DOMAIN = UINT64_C(1) << 21,
+    CLI_TOKEN = UINT64_C(1) << 22,
+    CLI_WITNESS = UINT64_C(1) << 23,
+    CLI_VALID = UINT64_C(1) << 24,
+    CLI_LOST = UINT64_C(1) << 25,
+    CLI_COPIES = UINT64_C(1) << 26,
+    CLI_MIN_COPIES = UINT64_C(1) << 27,
+    CLI_POOL = UINT64_C(1) << 28,
+    CLI_TO = UINT64_C(1) << 29,
+    CLI_INCOMING = UINT64_C(1) << 30,
+    CLI_DATA_LOSS = UINT64_C(1) << 31,
 };
 
 struct command;
@@ -58,12 +59,13 @@ struct command;
 struct cli {
     const struct command *command;
     const char *connect; /* -c, else $PARALLAX, else NULL */
-    unsigned options;    /* which were given */
-    bool json, quiet, backing, detach, recursive, none, repair, witness, lost, incoming;
+    uint64_t options;    /* which were given */
+    bool json, quiet, backing, detach, recursive, none, repair, witness, lost, data_loss,
+        incoming;
     const char *count, *format, *nbd, *control, *capacity;
     const char *since, *onto, *keep_last, *older_than, *quota, *rate;
-    const char *listen, *domain, *token, *valid, *copies, *min_copies, *pool,
-        *to;
+    const char *listen, *domain, *token, *valid, *copies, *min_copies, *pool;
+    const char *to;
     struct cli_rule { /* --every and the --keep behind it, which may be missing */
         const char *every, *keep;
     } rules[CLI_RULES_MAX];
@@ -76,7 +78,7 @@ struct command {
     const char *name; /* "disk create" */
     const char *args; /* "NAME SIZE" */
     int args_min, args_max;
-    unsigned options;
+    uint64_t options;
     int (*run)(const struct cli *cli); /* EXIT_* */
     const char *summary;
     const char *help; /* more lines, or NULL */

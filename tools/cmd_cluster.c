@@ -192,9 +192,13 @@ int cmd_node_undrain(const struct cli *cli)
 
 int cmd_node_remove(const struct cli *cli)
 {
+    if (cli->data_loss && !cli->lost)
+        return cli_fail(cli, EXIT_USAGE,
+                        "--data-loss is for what is lost: give --lost, too");
     return request_run(cli,
-                       json_pack("{s:s, s:s, s:b}", "op", "node.rm", "node", cli->args[0],
-                                 "lost", cli->lost),
+                       json_pack("{s:s, s:s, s:b, s:b}", "op", "node.rm", "node",
+                                 cli->args[0], "lost", cli->lost, "data_loss",
+                                 cli->data_loss),
                        NULL);
 }
 

@@ -177,9 +177,10 @@ async int op_node_drain(struct control_call *call, struct error *err)
 async int op_node_remove(struct control_call *call, struct error *err)
 {
     const char *name;
-    int lost = 0;
+    int lost = 0, data_loss = 0;
     struct cluster_result result;
-    int r = control_unpack(call, err, "{s:s, s?b}", "node", &name, "lost", &lost);
+    int r = control_unpack(call, err, "{s:s, s?b, s?b}", "node", &name, "lost", &lost,
+                           "data_loss", &data_loss);
     if (r == 0)
         r = need_cluster(call, err);
     const struct cluster_node *node = r == 0 ? control_find_node(call, name, err) : NULL;
@@ -189,8 +190,10 @@ async int op_node_remove(struct control_call *call, struct error *err)
         return err_set(err, -PLX_EBUSY,
                        "node %" PRIu64 " is the one that was asked; ask another one",
                        node->id);
-    const struct cluster_command command = {
-        .op = CLUSTER_NODE_GONE, .node = node->id, .force = lost != 0};
+    const struct cluster_command command = {.op = CLUSTER_NODE_GONE,
+                                            .node = node->id,
+                                            .force = lost != 0,
+                                            .data_loss = lost != 0 && data_loss != 0};
     return submit(call, &command, &result, err);
 }
 

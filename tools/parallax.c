@@ -40,9 +40,11 @@ static const struct command commands[] = {
      "can be removed.\n"},
     {"node undrain", "NODE", 1, 1, 0, cmd_node_undrain, "let a node have data again",
      NULL},
-    {"node rm", "NODE", 1, 1, CLI_LOST, cmd_node_remove, "remove a node from the cluster",
-     "It must be drained. With --lost it need not: then it must be down, it never comes\n"
-     "back, and what only it had is lost.\n"},
+    {"node rm", "NODE", 1, 1, CLI_LOST | CLI_DATA_LOSS, cmd_node_remove,
+     "remove a node from the cluster",
+     "It must be drained. With --lost it need not: then it must be down, and it never\n"
+     "comes back. If it has something that no other node has, that is refused, unless\n"
+     "--data-loss is given as well.\n"},
     {"pool create", "NAME", 1, 1, CLI_COPIES | CLI_MIN_COPIES | CLI_DOMAIN,
      cmd_pool_create, "make a rule for how many copies disks have",
      "A write needs at least --min-copies copies. --domain rack: each in another "
@@ -166,7 +168,7 @@ enum { OPT_HELP = 'h', OPT_CONNECT = 'c', OPT_QUIET = 'q', OPT_VERSION = 'V' };
 
 /* Options of some commands. */
 static const struct option_spec {
-    unsigned bit;
+    uint64_t bit;
     const char *name;
     const char *value; /* NULL: it has none, the field is a bool */
     size_t field;      /* of struct cli */
@@ -205,6 +207,8 @@ static const struct option_spec {
     {CLI_WITNESS, "witness", NULL, FIELD(witness), "it only votes and has no data"},
     {CLI_VALID, "valid", "MINUTES", FIELD(valid), "how long it is good for"},
     {CLI_LOST, "lost", NULL, FIELD(lost), "it never comes back"},
+    {CLI_DATA_LOSS, "data-loss", NULL, FIELD(data_loss),
+     "what only it has may be lost"},
     {CLI_COPIES, "copies", "N", FIELD(copies), "of all data"},
     {CLI_MIN_COPIES, "min-copies", "N", FIELD(min_copies), "that a write needs"},
     {CLI_POOL, "pool", "NAME", FIELD(pool), "whose copies it has"},

@@ -102,8 +102,21 @@ timeout 3 parallax top 1 >"$T/top" || [ $? = 124 ]
 [ "$(grep -c '^health *ok$' "$T/top")" -ge 2 ] || fail "top"
 grep -q "^ *3  $(node_address 3) .*up" "$T/top" || fail "top shows no nodes"
 expect_error 'from 1 to 3600' parallax top 0
+# One copy of each group: some are only at host 3.
+parallax pool create once --copies 1 --min-copies 1
+has_groups()
+{
+    [ "$(parallax pool ls --json | jq '.[] | select(.name == "once").groups')" -ge 96 ]
+}
+wait_for 60 has_groups
 kill9_daemon "$T/3"
 export PARALLAX=$T/1
 wait_for 30 node_is 3 down
 parallax status --json | jq -r .health | grep -q '^1 of 3 nodes not up' || fail "health"
+expect_error 'drain it first' parallax node rm 3
+expect_error 'only whole copy of [0-9]+ of' parallax node rm 3 --lost
+expect_error 'give --lost, too' parallax node rm 3 --data-loss
+node_is 3 down || fail "node 3 was removed"
+parallax node rm 3 --lost --data-loss
+[ "$(parallax node ls --json | jq length)" = 2 ] || fail "node 3 is still there"
 unchecked "$T/3"

@@ -88,7 +88,7 @@ static void run_steps(struct cluster_state *state, unsigned steps)
          .key_len = 1},
         {.op = CLUSTER_NODE_STATE, .node = 3, .flags = NODE_DOWN},
         {.op = CLUSTER_GROUP_WHOLE, .group = 1, .node = 2, .number = 19},
-        {.op = CLUSTER_NODE_GONE, .node = 3, .force = true},
+        {.op = CLUSTER_NODE_GONE, .node = 3, .force = true, .data_loss = true},
     };
     for (unsigned i = 0; i < ARRAY_LEN(STEPS) && i < steps; i++)
         run(state, &STEPS[i]);

@@ -349,6 +349,7 @@ static inline void random_cluster_fields(struct random_commands *r,
         c->flags = (unsigned)random_below(r, NODE_FLAGS_SETTABLE + 1U) |
                    (random_one_in(r, 20) ? NODE_WITNESS : 0);
         c->force = random_one_in(r, 2);
+        c->data_loss = c->force && c->op == CLUSTER_NODE_GONE && c->digest[0] % 2 != 0;
     }
     if (c->op == CLUSTER_NODE_JOIN)
         c->flags = random_one_in(r, 6) ? NODE_WITNESS : 0;

@@ -365,7 +365,9 @@ static void test_gone_in_peace(void)
     uint64_t disk = machine_disk(&m, "a");
     CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_GONE, .node = 9), -PLX_EMISSING);
     CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_GONE, .node = 3), -PLX_EBUSY);
-    CHECK_STR(m.result.text, "node 3: has data of group 1");
+    CHECK_STR(m.result.text,
+              "node 3 has data of 1 groups: drain it first, or, if it never comes back, "
+              "say that it is lost");
     CHECK_EQ(open_extent(&m, disk, 1, 1, 2, 3), 0);
     struct address extent = {m.result.id};
     CHECK_EQ(SET(&m, 1, 1, 2), 0);
@@ -377,7 +379,7 @@ static void test_gone_in_peace(void)
              0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_LEASE_TAKE, .disk = disk, .epoch = 1, .node = 3), 0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_GONE, .node = 3), -PLX_EBUSY);
-    CHECK_STR(m.result.text, "node 3: serves disk a");
+    CHECK_STR(m.result.text, "node 3 serves disk a");
     CHECK_EQ(RUN(&m, .op = CLUSTER_LEASE_CLOSE, .disk = disk, .epoch = 2), 0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_GONE, .node = 3), 0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_GONE, .node = 3), -PLX_EPRECONDITION);
@@ -393,6 +395,9 @@ static void test_gone_in_peace(void)
     machine_done(&m);
 }
 
+#define LOSE(id)                                                                         \
+    RUN(&m, .op = CLUSTER_NODE_GONE, .node = (id), .force = true, .data_loss = true)
+
 static void test_lost(void)
 {
     struct machine m = machine_of_three();
@@ -401,7 +406,7 @@ static void test_lost(void)
     CHECK_EQ(open_extent(&m, disk, 1, 1, 2, 0), 0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_GONE, .node = 1, .force = true),
              -PLX_EPRECONDITION);
-    CHECK_STR(m.result.text, "node 1 is up: what is up is drained");
+    CHECK_STR(m.result.text, "node 1 is up: drain it, or stop its daemon first");
     CHECK_EQ(set_flags(&m, 1, NODE_DOWN | NODE_OUT), 0);
     uint64_t epoch = group_of(&m, 1)->epoch;
     CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_GONE, .node = 1, .force = true), 0);
@@ -416,7 +421,13 @@ static void test_lost(void)
     /* The last whole one: what the others have is all there is. */
     CHECK_EQ(set_flags(&m, 2, NODE_DOWN), 0);
     CHECK_EQ(missing(&m, 1, 2), 0);
-    CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_GONE, .node = 2, .force = true), 0);
+    CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_GONE, .node = 2, .force = true),
+             -PLX_EPRECONDITION);
+    CHECK_STR(m.result.text,
+              "node 2 has the only whole copy of 1 of 1 groups: start it again, or give "
+              "--data-loss as well, and what only it has is lost");
+    CHECK_EQ(cluster_node_by_id(m.state, 2)->flags, NODE_DOWN);
+    CHECK_EQ(LOSE(2), 0);
     CHECK_EQ(missing(&m, 1, 3), 0);
     CHECK_EQ(missing(&m, 1, 4), 0);
     CHECK_EQ(set_flags(&m, 3, NODE_DOWN), 0);
@@ -428,13 +439,37 @@ static void test_lost(void)
     machine_done(&m);
 }
 
+/* Those that are left were taken for whole, but the extent that was written last is on
+ * one of them only. */
+static void test_lost_with_extent(void)
+{
+    struct machine m = machine_of_three();
+    uint64_t disk = machine_disk(&m, "a");
+    CHECK_EQ(set_flags(&m, 2, NODE_DOWN), 0);
+    CHECK_EQ(set_flags(&m, 3, NODE_DOWN), 0);
+    CHECK_EQ(set_flags(&m, 3, 0), 0);
+    CHECK_EQ(open_extent(&m, disk, 1, 1, 3, 0), 0);
+    CHECK_EQ(set_flags(&m, 1, NODE_DOWN), 0);
+    CHECK_EQ(LOSE(1), 0);
+    CHECK_EQ(missing(&m, 1, 2), 0);
+    CHECK_EQ(missing(&m, 1, 3), 0);
+    CHECK_EQ(set_flags(&m, 3, NODE_DOWN), 0);
+    CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_GONE, .node = 3, .force = true),
+             -PLX_EPRECONDITION);
+    CHECK_STR(m.result.text,
+              "node 3 alone has what was written last to disk a: start it again, or give "
+              "--data-loss as well, and that is lost");
+    CHECK_EQ(LOSE(3), 0);
+    machine_done(&m);
+}
+
 /* A group can lose all its members, if others are left. Whoever comes has all it has. */
 static void test_group_lost(void)
 {
     struct machine m = machine_of(3);
     uint64_t disk = machine_disk(&m, "a");
     CHECK_EQ(set_flags(&m, 1, NODE_DOWN), 0);
-    CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_GONE, .node = 1, .force = true), 0);
+    CHECK_EQ(LOSE(1), 0);
     CHECK_EQ(group_of(&m, 1)->member_count, 0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_LEASE_TAKE, .disk = disk, .epoch = 1, .node = 2), 0);
     CHECK_EQ(open_extent(&m, disk, 1, 2, 0, 0), -PLX_EPRECONDITION);
@@ -479,6 +514,7 @@ int main(void)
     test_node_state();
     test_gone_in_peace();
     test_lost();
+    test_lost_with_extent();
     test_group_lost();
     test_lease_of_down_node();
     return 0;

@@ -130,13 +130,18 @@ static void test_old_states(void)
     }
 }
 
-static void write_head(struct writer *w, enum cluster_op op)
+static void write_head_of(struct writer *w, uint8_t version, enum cluster_op op)
 {
-    write_u8(w, 1);
+    write_u8(w, version);
     write_u8(w, (uint8_t)op);
     write_u16(w, 0);
     write_u64(w, 0); /* client, sequence */
     write_u64(w, 0);
+}
+
+static void write_head(struct writer *w, enum cluster_op op)
+{
+    write_head_of(w, 1, op);
 }
 
 static int run(struct machine *m, struct writer *w)
@@ -186,6 +191,26 @@ static void test_old_commands(void)
     machine_done(&m);
 }
 
+/* In version 2 who declared a node lost had agreed to whatever that loses. */
+static void test_old_loss(void)
+{
+    for (uint8_t version = 2; version <= 3; version++) {
+        struct machine m = machine_create();
+        struct writer gone = {0}, none = {0};
+        CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_SET, .store = {{9}}), 0);
+        CHECK_EQ(RUN(&m, .op = CLUSTER_NODE_STATE, .node = 1, .flags = NODE_DOWN), 0);
+        write_head_of(&none, version, CLUSTER_NODE_GONE);
+        write_u64(&none, 1);
+        write_u8(&none, version == 2 ? 2 : 3); /* there is no such force */
+        CHECK_EQ(run(&m, &none), -PLX_EFORMAT);
+        write_head_of(&gone, version, CLUSTER_NODE_GONE);
+        write_u64(&gone, 1);
+        write_u8(&gone, 1);
+        CHECK_EQ(run(&m, &gone), version == 2 ? 0 : -PLX_EPRECONDITION);
+        machine_done(&m);
+    }
+}
+
 /* There were fewer of them. */
 static void test_no_newer_operation(void)
 {
@@ -204,6 +229,7 @@ int main(void)
 {
     test_old_states();
     test_old_commands();
+    test_old_loss();
     test_no_newer_operation();
     return 0;
 }

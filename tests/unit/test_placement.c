@@ -134,6 +134,17 @@ static uint32_t load_of(const struct cluster_state *state, uint64_t node)
     return load;
 }
 
+static uint32_t lacking_on(const struct cluster_state *state, uint64_t node)
+{
+    uint32_t lacking = 0;
+    const struct cluster_group *group = NULL;
+    while ((group = cluster_group_next(state, group)) != NULL) {
+        const struct group_member *member = cluster_group_member(group, node);
+        lacking += member != NULL && member->missing_since != 0;
+    }
+    return lacking;
+}
+
 /* --- steps --- */
 
 /* Runs what the placement says. False: it has nothing to say. */
@@ -524,7 +535,9 @@ static void test_lost(void)
     CHECK(singles >= PLACEMENT_NODE_GROUPS - 1);
     paper.added = 0;
     set_flags(&paper, 1, NODE_DOWN);
-    CHECK_EQ(RUN(&paper.m, .op = CLUSTER_NODE_GONE, .node = 1, .force = true), 0);
+    CHECK_EQ(RUN(&paper.m, .op = CLUSTER_NODE_GONE, .node = 1, .force = true,
+                 .data_loss = true),
+             0);
     settle(&paper);
     check_settled(&paper);
     CHECK_EQ(paper.by[PLACEMENT_FILL], singles);
@@ -608,7 +621,7 @@ static void test_avoided_and_stuck(void)
     paper.avoid_count = 0;
     paper.stuck = 4;
     settle(&paper);
-    CHECK_EQ(load_of(paper.m.state, 4), PLACEMENT_NODE_RECOVERING);
+    CHECK_EQ(lacking_on(paper.m.state, 4), PLACEMENT_NODE_RECOVERING);
     for (uint32_t i = 0; i < 2; i++)
         add_node(&paper, "", 0);
     settle(&paper);

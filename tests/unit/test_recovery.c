@@ -725,7 +725,8 @@ static void ended_lost(void)
     commit_length(x, 60, true);
     go_down(1);
     CHECK(is_whole(1) && !is_whole(2) && !is_whole(3));
-    CHECK_EQ(COMMIT(.op = CLUSTER_NODE_GONE, .node = 1, .force = true), 0);
+    CHECK_EQ(COMMIT(.op = CLUSTER_NODE_GONE, .node = 1, .force = true, .data_loss = true),
+             0);
     come_back(2);
     come_back(3);
     CHECK(is_whole(2) && is_whole(3));
