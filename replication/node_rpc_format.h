@@ -11,7 +11,7 @@
 #include "runtime/limits.h"
 
 #define HEARTBEAT_RPC     0x41U /* number of the operation; one-way, no payload */
-#define HEARTBEAT_VERSION 1U
+#define HEARTBEAT_VERSION 2U
 
 enum {
     HEARTBEAT_BROKEN = 1, /* its store is out of service */
@@ -22,7 +22,7 @@ struct heartbeat_head {
     le16 version;
     le16 flags;
     le16 address_len;
-    le16 reserved;
+    le16 hears; /* nodes that it is connected to, itself included; 0: an older version */
     le64 capacity_bytes, used_bytes, free_bytes; /* of its store; 0: it has none */
     le64 applied;                                /* index in the cluster's log */
 };

@@ -186,3 +186,22 @@ struct voters_change voters_next(const struct voter *voters, uint32_t count,
     next_loser(voters, count, &choice, leader, &change);
     return change;
 }
+
+uint64_t voters_better(const struct voter *voters, uint32_t count, uint64_t leader)
+{
+    uint32_t most = UINT32_MAX;
+    uint64_t better = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (voters[i].node == leader)
+            most = voters[i].hears;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        const struct voter *voter = &voters[i];
+        if (!votes(voter) || !voter->is_up || voter->is_gone || illness(voter) != 0 ||
+            voter->hears <= most)
+            continue;
+        most = voter->hears;
+        better = voter->node;
+    }
+    return better;
+}

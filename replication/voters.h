@@ -21,8 +21,9 @@ struct voter {
     bool is_up;               /* it would take part now */
     bool is_bad; /* out, or down for so long that another should take its place */
     bool is_draining;
-    bool is_gone; /* for ever */
-    bool may_not; /* it did not catch up lately; not yet again */
+    bool is_gone;   /* for ever */
+    bool may_not;   /* it did not catch up lately; not yet again */
+    uint32_t hears; /* nodes it is connected to, itself included; 0: not known */
 };
 
 struct voters_change {
@@ -40,5 +41,9 @@ struct voters_change {
 /* `leader` is this node. At most CONSENSUS_MEMBERS_MAX + CLUSTER_NODES_MAX voters. */
 struct voters_change voters_next(const struct voter *voters, uint32_t count,
                                  uint64_t leader);
+
+/* A voter that is connected to more nodes than the leader is, so that fewer would be left
+ * out if it led; of several the best. 0: none. */
+uint64_t voters_better(const struct voter *voters, uint32_t count, uint64_t leader);
 
 #endif

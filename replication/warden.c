@@ -17,6 +17,9 @@
 
 #include "blockstore/store.h"
 
+/* A peer that is silent for RPC_SILENCE_MS is asked. */
+#define HEARD_MS (RPC_SILENCE_MS + 750U)
+
 /* --- what nodes say --- */
 
 static uint32_t report_place(const struct warden *w, uint64_t node)
@@ -61,7 +64,8 @@ static bool decode(const struct rpc_request *request, struct node_report *ret)
         address_len > request->head_len - sizeof head)
         return false;
     *ret = (struct node_report){.node = request->peer.node,
-                                .applied = le64_get(head.applied)};
+                                .applied = le64_get(head.applied),
+                                .hears = le16_get(head.hears)};
     ret->usage.capacity_bytes = le64_get(head.capacity_bytes);
     ret->usage.used_bytes = le64_get(head.used_bytes);
     ret->usage.free_bytes = le64_get(head.free_bytes);
@@ -81,10 +85,33 @@ void warden_heartbeat(struct warden *w, struct rpc_request *request)
         keep_report(w, &report);
 }
 
-static void report_of_self(const struct warden *w, struct node_report *ret)
+static bool is_connected(void *arg, uint64_t node)
+{
+    const struct warden *w = arg;
+    return node == w->options.node ||
+           (w->options.rpc != NULL && rpc_is_connected(w->options.rpc, node));
+}
+
+/* Connections end some seconds sooner or later; that nothing was heard all notice at
+ * about the same time. */
+static uint32_t count_heard(struct warden *w)
+{
+    uint64_t now_ns = loop_now_ns(w->loop);
+    const struct cluster_state *state = cluster_state(w->options.cluster);
+    const struct cluster_node *node = NULL;
+    uint32_t count = 0;
+    while ((node = cluster_node_next(state, node)) != NULL)
+        count += (node->flags & NODE_GONE) == 0 && is_connected(w, node->id) &&
+                 (node->id == w->options.node ||
+                  now_ns - rpc_heard_ns(w->options.rpc, node->id) <=
+                      HEARD_MS * NS_PER_MS);
+    return count;
+}
+
+static void report_of_self(struct warden *w, struct node_report *ret)
 {
     const char *address = w->options.address;
-    *ret = (struct node_report){.node = w->options.node};
+    *ret = (struct node_report){.node = w->options.node, .hears = count_heard(w)};
     ret->applied = cluster_state_applied(cluster_state(w->options.cluster));
     if (w->options.usage != NULL)
         w->options.usage(w->options.arg, &ret->usage);
@@ -103,6 +130,7 @@ static void send_heartbeat(struct warden *w, uint64_t leader)
         .version = le16_of(HEARTBEAT_VERSION),
         .flags = le16_of((uint16_t)flags),
         .address_len = le16_of((uint16_t)address_len),
+        .hears = le16_of((uint16_t)report.hears),
         .capacity_bytes = le64_of(report.usage.capacity_bytes),
         .used_bytes = le64_of(report.usage.used_bytes),
         .free_bytes = le64_of(report.usage.free_bytes),
@@ -174,19 +202,14 @@ static void start_duties(struct warden *w)
 
 /* --- ticks --- */
 
-static bool is_connected(void *arg, uint64_t node)
-{
-    const struct warden *w = arg;
-    return node == w->options.node || rpc_is_connected(w->options.rpc, node);
-}
-
 /* It leads since now, or again. */
 static void begin_to_lead(struct warden *w, uint64_t term)
 {
     w->leads = true;
     w->term = term;
     w->report_count = 0;
-    w->failed_voter = 0;
+    w->failed_voter = w->better = 0;
+    w->kept_ns = loop_now_ns(w->loop) + WARDEN_KEPT_MS * NS_PER_MS;
     liveness_begin(&w->liveness, loop_now_ns(w->loop));
 }
 

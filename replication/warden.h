@@ -23,7 +23,9 @@
 #define WARDEN_BAD_MS 30000U /* down for so long: another one votes in its place */
 #define WARDEN_RETRY_MS                                                                  \
     60000U /* a node that did not catch up is not to vote for so long */
-#define WARDEN_FULL_PERCENT 90U /* of a store in use: it gets no more groups */
+#define WARDEN_BETTER_MS    1500U /* another one hears more nodes for so long: it leads */
+#define WARDEN_KEPT_MS      2000U /* a leader leads for so long before that */
+#define WARDEN_FULL_PERCENT 90U   /* of a store in use: it gets no more groups */
 
 struct warden;
 

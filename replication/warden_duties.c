@@ -156,6 +156,8 @@ static void describe_node(const struct warden *w, const struct cluster_node *nod
                       ((flags & NODE_OUT) ||
                        (is_silent && known->bad_ns >= WARDEN_BAD_MS * NS_PER_MS));
     }
+    const struct node_report *report = warden_find_report(w, node->id);
+    ret->hears = report != NULL && report->hears <= w->report_count ? report->hears : 0;
     ret->may_not = node->id == w->failed_voter &&
                    loop_now_ns(w->loop) - w->failed_ns < WARDEN_RETRY_MS * NS_PER_MS;
 }
@@ -206,6 +208,19 @@ static async int change(struct warden *w, const struct voters_change *change)
     }
 }
 
+/* Has this voter been better than this node for so long that it should lead? Nodes do not
+ * notice at the same time that one is gone, which makes a difference for a moment. */
+static bool should_lead(struct warden *w, uint64_t better)
+{
+    uint64_t now_ns = loop_now_ns(w->loop);
+    if (better != w->better) {
+        w->better = better;
+        w->better_ns = now_ns;
+    }
+    return better != 0 && now_ns >= w->kept_ns &&
+           now_ns - w->better_ns >= WARDEN_BETTER_MS * NS_PER_MS;
+}
+
 async bool warden_vote_step(struct warden *w)
 {
     uint32_t count;
@@ -213,7 +228,14 @@ async bool warden_vote_step(struct warden *w)
         return false;
     struct voter *voters = list_voters(w, &count);
     struct voters_change next = voters_next(voters, count, w->options.node);
+    uint64_t better = voters_better(voters, count, w->options.node);
     free(voters);
+    if (should_lead(w, better)) {
+        next = (struct voters_change){.kind = VOTERS_TRANSFER, .node = better};
+        w->kept_ns = loop_now_ns(w->loop) + WARDEN_KEPT_MS * NS_PER_MS;
+        log_info(w->loop, "node %llu hears more nodes than this one: it is to lead",
+                 (unsigned long long)better);
+    }
     if (next.kind == VOTERS_DONE)
         return false;
     int rc = change(w, &next);

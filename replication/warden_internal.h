@@ -17,6 +17,7 @@ struct node_report {
     uint64_t node;
     struct warden_usage usage;
     uint64_t applied;
+    uint32_t hears; /* nodes that it is connected to, itself included; 0: not known */
     char address[DISK_NAME_MAX + 1];
 };
 
@@ -46,6 +47,8 @@ struct warden {
     struct node_report *reports; /* by node, since it leads */
     uint32_t report_count, report_cap;
     uint64_t failed_voter, failed_ns; /* that did not catch up, and when */
+    uint64_t better, better_ns; /* a voter that hears more nodes, and since when; or 0 */
+    uint64_t kept_ns;           /* until then it goes on leading all the same */
     struct duty duties[DUTIES];
     uint32_t running; /* duties */
     struct waitlist idle;

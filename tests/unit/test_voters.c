@@ -263,9 +263,34 @@ static void test_random(void)
     }
 }
 
+/* Another one leads if it hears more nodes, and can. */
+static void test_better(void)
+{
+    struct paper paper = paper_create("");
+    for (uint32_t i = 1; i < 5; i++)
+        add(&paper, "");
+    settle(&paper);
+    CHECK(votes(voter_of(&paper, 2)) && votes(voter_of(&paper, 3)));
+    CHECK_EQ(voters_better(paper.voters, paper.count, 1), 0);
+    for (uint64_t node = 1; node <= 5; node++)
+        voter_of(&paper, node)->hears = 4;
+    CHECK_EQ(voters_better(paper.voters, paper.count, 1), 0);
+    voter_of(&paper, 4)->hears = 5; /* has no vote */
+    CHECK_EQ(voters_better(paper.voters, paper.count, 1), 0);
+    voter_of(&paper, 1)->hears = 3;
+    CHECK_EQ(voters_better(paper.voters, paper.count, 1), 2);
+    voter_of(&paper, 3)->hears = 5;
+    CHECK_EQ(voters_better(paper.voters, paper.count, 1), 3);
+    voter_of(&paper, 3)->is_draining = true;
+    CHECK_EQ(voters_better(paper.voters, paper.count, 1), 2);
+    voter_of(&paper, 2)->is_up = false;
+    CHECK_EQ(voters_better(paper.voters, paper.count, 1), 0);
+}
+
 int main(void)
 {
     test_sizes();
+    test_better();
     test_bad();
     test_domains();
     test_leader_leaves();

@@ -246,6 +246,78 @@ static void test_cut_off(uint64_t seed)
     world_destroy(world);
 }
 
+static struct host *third_of(struct world *world, const struct host *a,
+                             const struct host *b)
+{
+    for (uint64_t id = 1; id <= 3; id++) {
+        if (id != a->id && id != b->id)
+            return &world->hosts[id];
+    }
+    CHECK(false);
+    return NULL;
+}
+
+static void cut(struct world *world, const struct host *a, const struct host *b,
+                bool is_blocked)
+{
+    sim_net_block(world->sim, (uint32_t)a->id, (uint32_t)b->id, is_blocked);
+    sim_net_block(world->sim, (uint32_t)b->id, (uint32_t)a->id, is_blocked);
+}
+
+static bool leads(struct world *world, void *arg)
+{
+    return leader_of(world) == arg;
+}
+
+/* The leader and another one do not reach each other, the third one reaches both: it
+ * leads then, so that nobody is left out. It stays so when all is well again. */
+static void test_cut_between(uint64_t seed)
+{
+    struct world *world = world_of(seed, 3);
+    settle(world, 3);
+    wait_voters(world, 3);
+    world_run(world, 3000);
+    struct host *leader = world_leader(world), *other = follower_of(world);
+    struct host *third = third_of(world, leader, other);
+    cut(world, leader, other, true);
+    CHECK(world_until(world, leads, third, 8000));
+    wait_flags(world, other->id, 0, 5000);
+    settle(world, 3);
+    CHECK_EQ(SUBMIT(other, .op = CLUSTER_DISK_CREATE, .name = "a", .size_bytes = MIB), 0);
+    CHECK_EQ(SUBMIT(leader, .op = CLUSTER_DISK_CREATE, .name = "b", .size_bytes = MIB),
+             0);
+    uint64_t term = consensus_term(cluster_consensus(third->cluster));
+    world_run(world, 20000);
+    cut(world, leader, other, false);
+    world_run(world, 10000);
+    CHECK(world_leader(world) == third);
+    CHECK_EQ(consensus_term(cluster_consensus(third->cluster)), term);
+    world_destroy(world);
+}
+
+/* Of one that has lost its power the leader may hear longer or shorter than others do:
+ * that is no reason for another one to lead. */
+static void test_no_change(uint64_t seed)
+{
+    struct world *world = world_of(seed, 5);
+    settle(world, 3);
+    wait_voters(world, 3);
+    world_run(world, 5000);
+    struct host *leader = world_leader(world);
+    uint64_t term = consensus_term(cluster_consensus(leader->cluster));
+    for (uint64_t id = 1; id <= 5; id++) {
+        if (&world->hosts[id] == leader)
+            continue;
+        host_end(&world->hosts[id], SIM_POWER_CUT);
+        world_run(world, 6000);
+        host_start(&world->hosts[id]);
+        world_run(world, 6000);
+    }
+    CHECK(world_leader(world) == leader);
+    CHECK_EQ(consensus_term(cluster_consensus(leader->cluster)), term);
+    world_destroy(world);
+}
+
 /* A leader stood still, and nobody could take its place: nobody is blamed for it. */
 static void test_leader_stands_still(uint64_t seed)
 {
@@ -477,9 +549,22 @@ static void test_random(uint64_t seed)
 int main(void)
 {
     static void (*const STORIES[])(uint64_t seed) = {
-        test_growth, test_kill,  test_leader_dies, test_cut_off, test_leader_stands_still,
-        test_out,    test_drain, test_lost,        test_reports, test_full,
-        test_moved,  test_close, test_nonsense,    test_random,
+        test_growth,
+        test_kill,
+        test_leader_dies,
+        test_cut_off,
+        test_leader_stands_still,
+        test_cut_between,
+        test_no_change,
+        test_out,
+        test_drain,
+        test_lost,
+        test_reports,
+        test_full,
+        test_moved,
+        test_close,
+        test_nonsense,
+        test_random,
     };
     for (size_t i = 0; i < ARRAY_LEN(STORIES); i++) {
         pid_t child = fork();

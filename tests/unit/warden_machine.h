@@ -20,7 +20,7 @@ struct world;
 
 struct host {
     struct world *world;
-    uint64_t id;
+    uint64_t id, greeted;
     struct loop *loop; /* NULL: not running */
     struct task_call call, recovery;
     struct kv *kv;
@@ -110,6 +110,22 @@ static inline bool find_missing(const struct host *h, struct cluster_command *re
     return false;
 }
 
+/* One node in turn, so that all are connected; the greetings of real ones do that. */
+static inline void greet_one(struct host *h)
+{
+    const struct cluster_state *state = cluster_state(h->cluster);
+    const struct cluster_node *node = NULL;
+    uint64_t last = h->greeted;
+    h->greeted = 0;
+    while ((node = cluster_node_next(state, node)) != NULL) {
+        if (node->id <= last || node->id == h->id || (node->flags & NODE_GONE))
+            continue;
+        rpc_post(h->rpc, node->id, HEARTBEAT_RPC, "", 1, NULL, 0); /* no heartbeat */
+        h->greeted = node->id;
+        return;
+    }
+}
+
 static inline void recovery_main(struct task_call *call)
 {
     struct host *h = container_of(call, struct host, recovery);
@@ -120,6 +136,8 @@ static inline void recovery_main(struct task_call *call)
         if (!h->is_closing && h->recovers && !h->usage.is_broken &&
             find_missing(h, &command))
             cluster_submit(h->cluster, &command, &result);
+        if (!h->is_closing)
+            greet_one(h);
     }
     h->is_recovering = false;
 }
