@@ -171,6 +171,7 @@ def lone_owner(judge):
 
 
 def main():
+    say("begin")
     parallax(1, "disk", "create", "web", "64M")
     wait_until_healthy(*HOSTS)
     assert len(nodes(1)) == COUNT
