@@ -6,7 +6,8 @@
  * The folder is locked first, then a task opens the store and starts listening; from
  * then on the loop runs until SIGTERM, SIGINT or a command asks it to stop: no new
  * connections, what is in flight ends, disks and store are closed. A second signal ends
- * the process at once, which loses nothing that was acknowledged.
+ * the process at once, which loses nothing that was acknowledged. So does a stop that has
+ * nobody left to agree with for STOP_ALONE_MS, as when all hosts are stopped together.
  *
  * What fails before the daemon is ready is one line on standard error. A detached daemon
  * sends it through a pipe to the process that started it, which prints it and fails. What
@@ -32,6 +33,9 @@
 #define READY     "ready\n"
 #define EXIT_FAIL 1
 #define EXIT_USE  2
+
+#define STOP_ALONE_MS 5000U
+#define STOP_LOOK_MS  500U
 
 /* What is to be done: serve, or prepare a folder for that. */
 enum mode { MODE_SERVE, MODE_INIT, MODE_JOIN };
@@ -61,6 +65,8 @@ struct daemon {
     int ready_fd; /* to the process that started us; -1: none, or told already */
     bool running; /* opened; the stop task may start */
     bool stop_wanted, stopping;
+    struct timer alone; /* looks, while stopping, whether anybody leads */
+    uint64_t led_ns;    /* when somebody did */
     int exit_code;
 };
 
@@ -167,9 +173,27 @@ static async void stop_main(struct task_call *task)
         daemon_node_detach(d->node);
         daemon_node_close(take(d->node));
     }
+    timer_stop(d->loop, &d->alone);
     /* Last: a command that waits for our end sees it when its connection ends. */
     control_server_destroy(take(d->control));
     loop_stop(d->loop);
+}
+
+/* What is not brought to an end now is when the disks are opened again. */
+static void look_for_leader(struct timer *timer)
+{
+    struct daemon *d = container_of(timer, struct daemon, alone);
+    uint64_t now_ns = loop_now_ns(d->loop);
+    if (d->node == NULL)
+        return;
+    struct cluster *cluster = membership_cluster(daemon_node_membership(d->node));
+    if (consensus_leader(cluster_consensus(cluster)) != 0)
+        d->led_ns = now_ns;
+    if (now_ns - d->led_ns >= STOP_ALONE_MS * NS_PER_MS) {
+        log_warning(d->loop, "no majority of the nodes is in reach: stopping as it is");
+        _exit(d->exit_code);
+    }
+    timer_start(d->loop, timer, STOP_LOOK_MS * NS_PER_MS);
 }
 
 static void stop_start(struct daemon *d)
@@ -181,6 +205,9 @@ static void stop_start(struct daemon *d)
     d->task = (struct task_call){
         .main = stop_main, .name = "daemon stop", .system = true};
     task_start(d->loop, &d->task);
+    d->led_ns = loop_now_ns(d->loop);
+    d->alone.fire = look_for_leader;
+    timer_start(d->loop, &d->alone, STOP_LOOK_MS * NS_PER_MS);
 }
 
 static void on_signal(void *arg, int signo)
