@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # builds: release asan
 #
-# All hosts of a cluster are told to stop, at once or one after the other: the last one has
+# All hosts of a cluster are told to stop, at once or one after the other: the last has
 # nobody left to agree with, and ends all the same. What was written is there afterwards.
 
 . "$(dirname "$0")/lib.sh"
