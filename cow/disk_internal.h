@@ -199,6 +199,10 @@ struct many {
     struct task_call task;             /* tidies this node's store */
     struct timer timer;
     bool is_running, is_wanted, is_stopping;
+    struct task_call adopt_task;       /* takes disks whose owner is gone */
+    struct timer adopt_timer;
+    uint64_t adopt_ns;                 /* between two looks */
+    bool is_adopting;
     uint32_t asked;                    /* by other hosts, what is read here */
     struct waitlist over;
 };

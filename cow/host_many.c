@@ -12,13 +12,23 @@
  * What can fail: there is no leader to ask, or the store is out of service. It is tried
  * again after a while; nothing depends on it but space.
  *
- * On close the task ends between two extents, and is waited for.
+ * A disk that is nobody's in truth is opened and closed again, so that its extents end:
+ * as long as they are open nobody can copy them, and their groups cannot become whole. Of
+ * a disk that an earlier process had here that is done here; if the owner is lost, or has
+ * been down for so long that it is replaced, by one of the others. Which one matters
+ * little; two that do are one after the other, as any that want a disk. An owner that is
+ * down for a moment keeps its disks: its guests may go on with them.
+ *
+ * On close the tasks end between two extents, or disks, and are waited for.
  */
 #include "cow/reclaim.h"
 
 #define RETRY_NS   (10 * NS_PER_S)
 #define AGAIN_NS   (3600 * NS_PER_S)
 #define GATHER_NS  NS_PER_S /* disks that go together */
+#define ADOPT_NS   (5 * NS_PER_S)  /* between two looks */
+#define ADOPT_MAX_NS (600 * NS_PER_S) /* the same after many failures */
+#define ADOPT_REST_NS (50 * NS_PER_MS) /* between two disks, which stay open a while */
 
 bool host_leads(const struct host *host)
 {
@@ -29,6 +39,111 @@ bool host_leads(const struct host *host)
 bool host_answers_for(const struct host *host, const struct cluster_disk *disk)
 {
     return disk->owner ? disk->owner == host->node : host_leads(host);
+}
+
+/* It does not come back, or so late that all it had is replaced. */
+static bool is_gone(const struct host *host, uint64_t id)
+{
+    const struct cluster_node *node =
+        cluster_node_by_id(cluster_state(host->cluster), id);
+
+    return node && (node->flags & (NODE_OUT | NODE_GONE));
+}
+
+/* --- disks without an owner --- */
+
+/* The first of those that can. */
+static bool is_heir(const struct host *host)
+{
+    const struct cluster_node *node = NULL;
+
+    while ((node = cluster_node_next(cluster_state(host->cluster), node)))
+        if (cluster_node_is_usable(node) && !(node->flags & NODE_DRAINING))
+            return node->id == host->node;
+    return false;
+}
+
+static bool has_open_extent(const struct cluster_disk *disk)
+{
+    for (uint32_t i = 0; i < disk->extent_count; i++)
+        if (!disk->extents[i].final)
+            return true;
+    return false;
+}
+
+static bool is_orphan(struct host *host, const struct cluster_disk *disk, bool is_heir)
+{
+    if ((disk->flags & DISK_IMPORTING) || !has_open_extent(disk))
+        return false;
+    if (disk->owner == host->node)
+        return !disk_find(host, disk->id, 0);
+    return is_heir && disk->owner && is_gone(host, disk->owner);
+}
+
+/* The first one above `last`, or 0. */
+static uint64_t next_orphan(struct host *host, uint64_t last)
+{
+    const struct cluster_state *state = cluster_state(host->cluster);
+    const struct cluster_disk *disk = NULL;
+    bool may_inherit = is_heir(host);
+    uint64_t next = 0;
+
+    while ((disk = cluster_disk_next(state, disk)))
+        if (disk->id > last && (!next || disk->id < next) &&
+            is_orphan(host, disk, may_inherit))
+            next = disk->id;
+    return next;
+}
+
+/* It closes by itself, like any that has no clients. */
+static async int adopt(struct host *host, uint64_t id)
+{
+    struct error err = {0};
+    struct disk *disk;
+    int rc = disk_acquire(host, id, 0, &disk, &err);
+
+    if (rc == 0) {
+        log_info(host->loop, "disk %s: opened, because its owner is gone", disk->name);
+        disk_release(disk);
+    } else if (!host->many.is_stopping) {
+        log_warning(host->loop, "a disk whose owner is gone: %s; trying again later",
+                    err.code ? err.text : err_text(rc));
+    }
+    return rc;
+}
+
+static async void adopt_main(struct task_call *call)
+{
+    struct many *many = container_of(call, struct many, adopt_task);
+    struct host *host = container_of(many, struct host, many);
+    uint64_t id = 0;
+    bool has_failed = false;
+
+    while (!many->is_stopping && (id = next_orphan(host, id))) {
+        has_failed |= adopt(host, id) < 0;
+        if (!many->is_stopping)
+            task_sleep_ns(ADOPT_REST_NS);
+    }
+    many->adopt_ns = has_failed ? min_u64(2 * many->adopt_ns, ADOPT_MAX_NS) : ADOPT_NS;
+    many->is_adopting = false;
+    if (!many->is_stopping)
+        timer_start(host->loop, &many->adopt_timer, many->adopt_ns);
+    waitlist_wake_all(&many->over);
+}
+
+static void adopt_fired(struct timer *timer)
+{
+    struct many *many = container_of(timer, struct many, adopt_timer);
+    struct host *host = container_of(many, struct host, many);
+
+    if (!next_orphan(host, 0)) {
+        timer_start(host->loop, timer, ADOPT_NS);
+        return;
+    }
+    many->is_adopting = true;
+    many->adopt_task = (struct task_call){
+        .main = adopt_main, .name = "adopt", .system = true};
+    task_start(host->loop, &many->adopt_task);
 }
 
 /* --- its own store --- */
@@ -53,7 +168,8 @@ static uint64_t next_abandoned(struct host *host)
 
     while (host_leads(host) &&
            (disk = cluster_disk_next(cluster_state(host->cluster), disk)))
-        if ((disk->flags & DISK_IMPORTING) && !disk->owner &&
+        if ((disk->flags & DISK_IMPORTING) &&
+            (!disk->owner || is_gone(host, disk->owner)) &&
             now_ns > disk->created_wall_ns &&
             now_ns - disk->created_wall_ns >= IMPORT_ABANDONED_S * NS_PER_S)
             return disk->id;
@@ -177,7 +293,10 @@ void host_many_start(struct host *host)
     many->watcher.applied = on_apply;
     cluster_on_apply(host->cluster, &many->watcher);
     many->is_watching = true;
+    many->adopt_timer.fire = adopt_fired;
+    many->adopt_ns = ADOPT_NS;
     timer_start(host->loop, &many->timer, 0);
+    timer_start(host->loop, &many->adopt_timer, ADOPT_NS);
 }
 
 async void host_many_stop(struct host *host)
@@ -186,9 +305,10 @@ async void host_many_stop(struct host *host)
 
     many->is_stopping = true;
     timer_stop(host->loop, &many->timer);
+    timer_stop(host->loop, &many->adopt_timer);
     if (many->is_watching)
         cluster_off_apply(host->cluster, &many->watcher);
     many->is_watching = false;
-    while (many->is_running || many->asked > 0)
+    while (many->is_running || many->is_adopting || many->asked > 0)
         waitlist_wait(&many->over);
 }
