@@ -34,6 +34,7 @@
 #include "cow/node_cache.h"
 #include "cow/overlay.h"
 #include "cow/pin.h"
+#include "cow/rewrite.h"
 #include "replication/copies.h"
 #include "replication/disk_log.h"
 
@@ -127,6 +128,7 @@ struct disk {
     struct read_streams streams;
     struct locality *locality;  /* NULL: no read met scattered blocks */
     struct rewrite *rewrite;    /* NULL: no range is being rewritten */
+    struct pool_move move;
 
     struct disk_io_list ranges;
     uint32_t partial_count, waiting_count, change_count;

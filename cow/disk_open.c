@@ -322,6 +322,8 @@ async int disk_start(struct disk *disk, struct error *err)
         log_abandon(take(disk->log));
         timer_stop(disk->loop, &disk->checkpoint_timer);
     }
+    if (rc == 0 && disk->log)
+        rewriter_wanted(disk->host);
     return rc;
 }
 
@@ -403,6 +405,7 @@ void disk_reset(struct disk *disk)
     disk->rolled_extent = ADDRESS_NULL;
     disk->quota_counted_ns = 0; /* the next log counts from 0 */
     disk->quota_is_marked = false;
+    disk->move = (struct pool_move){0};
 }
 
 void disk_free(struct disk *disk)

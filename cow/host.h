@@ -116,6 +116,8 @@ struct disk_info {
     bool is_elsewhere;        /* by another node: of its clients nothing is known here */
     char owner[64];           /* who, if served */
     char pool[DISK_NAME_MAX + 1];
+    bool is_moving;           /* to that pool */
+    uint32_t moved_percent;   /* of it, looked at in the pass under way, if open here */
     char parent[2 * DISK_NAME_MAX + 2]; /* "DISK@SNAP" or "" */
     uint64_t created_wall_ns;
     uint64_t quota_bytes;     /* 0: none */
@@ -256,6 +258,12 @@ int schedule_get(struct host *host, const char *disk, struct snapshot_rule *ret_
  * writes above it answer "no space". 0: none. */
 async int disk_set_quota(struct host *host, const char *disk, uint64_t bytes,
                          struct error *err);
+
+/* The pool that the disk's head is in from now on: what is written goes there at once,
+ * the head's own blocks follow in the background (disk_info.is_moving). Snapshots, and
+ * what a clone shares with its source, stay where they are. */
+async int disk_set_pool(struct host *host, const char *disk, const char *pool,
+                        struct error *err);
 
 /* An import fills a disk nobody else sees until it is published. It is opened under its
  * name with disk_open. A host that restarts discards unpublished ones. */

@@ -441,3 +441,22 @@ async int disk_set_quota(struct host *host, const char *disk_name, uint64_t byte
     command.disk = disk->id;
     return host_submit(host, &command, &result, err);
 }
+
+async int disk_set_pool(struct host *host, const char *disk_name, const char *pool_name,
+                        struct error *err)
+{
+    const struct cluster_disk *disk = host_find_disk(host, disk_name, err);
+    const struct cluster_pool *pool =
+        cluster_pool_by_name(cluster_state(host->cluster), pool_name);
+    struct cluster_result result;
+
+    if (!disk)
+        return -PLX_EMISSING;
+    if (!pool)
+        return err_set(err, -PLX_EMISSING, "pool %s: no such pool", pool_name);
+    const struct cluster_command command = {
+        .op = CLUSTER_DISK_POOL, .disk = disk->id, .pool = pool->id};
+    int rc = host_submit(host, &command, &result, err);
+    rewriter_wanted(host); /* one that is not open is opened: host_many.c */
+    return rc;
+}

@@ -38,6 +38,8 @@ static void describe(struct host *host, const struct cluster_disk *disk,
     const struct cluster_pool *pool = cluster_pool_by_id(state, disk->pool);
     if (pool)
         memcpy(ret->pool, pool->name, sizeof ret->pool);
+    ret->is_moving = (disk->flags & DISK_MOVING) != 0;
+    ret->moved_percent = open ? rewrite_move_percent(open) : 0;
     ret->is_elsewhere = disk->owner && disk->owner != host->node;
     if (disk->owner)
         snprintf(ret->owner, sizeof ret->owner, "node %llu",

@@ -17,7 +17,8 @@
  * a disk that an earlier process had here that is done here; if the owner is lost, or has
  * been down for so long that it is replaced, by one of the others. Which one matters
  * little; two that do are one after the other, as any that want a disk. An owner that is
- * down for a moment keeps its disks: its guests may go on with them.
+ * down for a moment keeps its disks: its guests may go on with them. A disk that is to
+ * move to another pool, and that nobody has open, is opened as well.
  *
  * On close the tasks end between two extents, or disks, and are waited for.
  */
@@ -71,13 +72,21 @@ static bool has_open_extent(const struct cluster_disk *disk)
     return false;
 }
 
+/* Is there something that only an owner can do? */
+static bool wants_owner(const struct cluster_disk *disk)
+{
+    if (disk->flags & (DISK_IMPORTING | DISK_TRASHED))
+        return false;
+    return (disk->flags & DISK_MOVING) || (disk->owner && has_open_extent(disk));
+}
+
 static bool is_orphan(struct host *host, const struct cluster_disk *disk, bool is_heir)
 {
-    if ((disk->flags & DISK_IMPORTING) || !has_open_extent(disk))
+    if (!wants_owner(disk))
         return false;
     if (disk->owner == host->node)
         return !disk_find(host, disk->id, 0);
-    return is_heir && disk->owner && is_gone(host, disk->owner);
+    return is_heir && (!disk->owner || is_gone(host, disk->owner));
 }
 
 /* The first one above `last`, or 0. */
@@ -103,10 +112,10 @@ static async int adopt(struct host *host, uint64_t id)
     int rc = disk_acquire(host, id, 0, &disk, &err);
 
     if (rc == 0) {
-        log_info(host->loop, "disk %s: opened, because its owner is gone", disk->name);
+        log_info(host->loop, "disk %s: opened, because nobody has it", disk->name);
         disk_release(disk);
     } else if (!host->many.is_stopping) {
-        log_warning(host->loop, "a disk whose owner is gone: %s; trying again later",
+        log_warning(host->loop, "a disk that nobody has: %s; trying again later",
                     err.code ? err.text : err_text(rc));
     }
     return rc;

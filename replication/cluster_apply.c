@@ -279,6 +279,8 @@ static const struct operation OPERATIONS[] = {
                            LIFE_NO_DISK, LEASE_NONE, apply_node_join},
     [CLUSTER_AUTHORITY] = {"authority", F_AUTHORITY, LIFE_NO_DISK, LEASE_NONE,
                            apply_authority},
+    [CLUSTER_DISK_MOVED] = {"disk moved", F_DISK | F_EPOCH | F_POOL, LIFE_LIVE,
+                            LEASE_HELD, apply_disk_moved},
 };
 
 static_assert(ARRAY_LEN(OPERATIONS) == CLUSTER_OP_LAST + 1, "every operation has a row");

@@ -88,7 +88,20 @@ int apply_disk_pool(struct apply *apply)
     const struct cluster_pool *pool = apply_pool(apply, 0);
     if (pool == NULL)
         return -PLX_EMISSING;
+    if (apply->disk->pool != pool->id && (apply->disk->flags & DISK_IMPORTING) == 0)
+        apply->disk->flags |= DISK_MOVING;
     apply->disk->pool = pool->id;
     apply->result->id = apply->disk->id;
+    return 0;
+}
+
+int apply_disk_moved(struct apply *apply)
+{
+    struct cluster_disk *disk = apply->disk;
+    if (disk->pool != apply->command->pool)
+        return apply_refuse(apply, -PLX_EPRECONDITION, "disk %s: has pool %u meanwhile",
+                            disk->name, disk->pool);
+    disk->flags &= ~(unsigned)DISK_MOVING;
+    apply->result->id = disk->id;
     return 0;
 }

@@ -11,8 +11,9 @@
 #define NEW_FIELDS  (F_POOL | F_GROUP)
 #define OLD_OP_LAST CLUSTER_NODE_SET
 
-/* Up to here "node gone" with force let data be lost. */
+/* Up to here "node gone" with force let data be lost; and its operations. */
 #define COMMAND_VERSION_LOSES 2U
+#define LOSES_OP_LAST         CLUSTER_AUTHORITY
 
 enum { FORCE = 1, FORCE_DATA_LOSS = 2 };
 
@@ -420,7 +421,8 @@ int cluster_command_decode(const void *bytes, size_t len, struct decoded_command
     unsigned op = read_u8(&r);
     const struct operation *operation = cluster_operation(op);
     if (read_u16(&r) != 0 || version < COMMAND_VERSION_OLDEST || operation == NULL ||
-        (version == COMMAND_VERSION_OLDEST && op > OLD_OP_LAST))
+        (version == COMMAND_VERSION_OLDEST && op > OLD_OP_LAST) ||
+        (version <= COMMAND_VERSION_LOSES && op > LOSES_OP_LAST))
         return -PLX_EFORMAT;
     command->op = (enum cluster_op)op;
     command->client = read_u64(&r);

@@ -201,7 +201,7 @@ bool cluster_text_is_plain(const char *text);
 apply_fn apply_lease_take, apply_lease_close, apply_extent_open, apply_cut;
 apply_fn apply_checkpoint;
 apply_fn apply_init, apply_node_set, apply_node_state, apply_node_gone;
-apply_fn apply_pool_set, apply_disk_pool;
+apply_fn apply_pool_set, apply_disk_pool, apply_disk_moved;
 apply_fn apply_group_add, apply_group_set, apply_group_whole;
 apply_fn apply_token_add, apply_node_join, apply_authority;
 apply_fn apply_snapshot, apply_snapshot_abandon, apply_clone, apply_rollback;

@@ -194,7 +194,9 @@ enum disk_flags {
     DISK_SHARED = 16,           /* a clone was made of one of its versions, or it took
                                    over a version of another disk: what its extents hold
                                    is not just what it reaches beyond its parent */
-    DISK_FLAGS_ALL = 31,
+    DISK_MOVING = 32,           /* it got another pool; the head's own blocks may lie in
+                                   groups of the one before */
+    DISK_FLAGS_ALL = 63,
 };
 
 TAILQ_HEAD(cluster_version_list, cluster_version);
@@ -342,7 +344,7 @@ enum cluster_op {
                              there; else, where no whole member is left, all are taken
                              for whole: what only it had is lost */
     CLUSTER_POOL_SET,     /* name, copies, min_copies, flags -> id: made, or changed */
-    CLUSTER_DISK_POOL,    /* disk, pool: for extents to come */
+    CLUSTER_DISK_POOL,    /* disk, pool: for extents to come. MOVING, if it is another */
     CLUSTER_GROUP_ADD,    /* pool, members -> id: there are no extents in it, so they are
                              whole */
     CLUSTER_GROUP_SET,    /* group, number (the epoch expected), members -> new epoch:
@@ -357,8 +359,9 @@ enum cluster_op {
                              the token up. The same store may repeat it.
                              -PLX_EDENIED: no such token, or not any more */
     CLUSTER_AUTHORITY,    /* certificate, key: once */
+    CLUSTER_DISK_MOVED,   /* disk, epoch, pool: MOVING no more, if it has this pool */
 };
-#define CLUSTER_OP_LAST CLUSTER_AUTHORITY
+#define CLUSTER_OP_LAST CLUSTER_DISK_MOVED
 
 /* The root of a pending version that a checkpoint passed. */
 struct version_root {

@@ -149,6 +149,8 @@ struct log_status {
 void log_status(const struct disk_log *log, struct log_status *ret_status);
 
 uint64_t log_epoch(const struct disk_log *log);
+/* Is what is appended now in a group of the disk's pool? When that changes it soon is. */
+bool log_writes_to_pool(const struct disk_log *log);
 uint64_t log_last_number(const struct disk_log *log);      /* highest sealed */
 uint64_t log_committed_number(const struct disk_log *log);
 uint64_t log_flushed_number(const struct disk_log *log);

@@ -380,6 +380,15 @@ static void drop_outdated(struct disk_log *log, const struct chosen *chosen)
     }
 }
 
+bool log_writes_to_pool(const struct disk_log *log)
+{
+    const struct tail_extent *tail = log->current;
+    const struct cluster_group *group = tail != NULL ? group_of(tail) : NULL;
+    const struct cluster_disk *disk =
+        cluster_disk_by_id(cluster_state(log->cluster), log->disk);
+    return group == NULL || disk == NULL || group->pool == disk->pool;
+}
+
 /* What was only opened ahead ends at 0; the current extent when there is another. */
 void log_renew(struct disk_log *log)
 {

@@ -74,6 +74,17 @@ int cmd_disk_list(const struct cli *cli)
                         fill_disks);
 }
 
+static void print_moving(json_t *disk)
+{
+    if (!json_is_true(json_object_get(disk, "moving")))
+        return;
+    if (json_is_null(json_object_get(disk, "moved_percent")))
+        printf("moving     to that pool\n");
+    else
+        printf("moving     to that pool: this time %" PRIu64 "%% looked through\n",
+               reply_number(disk, "moved_percent"));
+}
+
 static void print_disk(json_t *disk)
 {
     uint64_t size = reply_number(disk, "size_bytes");
@@ -90,6 +101,7 @@ static void print_disk(json_t *disk)
     if (!json_is_null(json_object_get(disk, "clients")))
         printf("clients    %" PRIu64 "\n", reply_number(disk, "clients"));
     printf("pool       %s\n", reply_string(disk, "pool"));
+    print_moving(disk);
     printf("created    %s\n", reply_string(disk, "created"));
 }
 
@@ -161,18 +173,20 @@ int cmd_disk_set(const struct cli *cli)
 {
     struct error err = {0};
     uint64_t quota = 0;
-    if (cli->quota == NULL)
-        return cli_fail(cli, EXIT_USAGE, "needs --quota SIZE or --quota none");
-    if (strcmp(cli->quota, "none") != 0) {
+    if (cli->quota == NULL && cli->pool == NULL)
+        return cli_fail(cli, EXIT_USAGE,
+                        "needs --quota SIZE, --quota none or --pool NAME");
+    if (cli->quota != NULL && strcmp(cli->quota, "none") != 0) {
         if (size_parse(cli->quota, &quota, &err) < 0)
             return cli_fail(cli, EXIT_USAGE, "--quota: %s", err.text);
         if (quota == 0 || quota > INT64_MAX)
             return cli_fail(cli, EXIT_USAGE, "--quota %s: above 0, or none", cli->quota);
     }
-    return request_run(cli,
-                       json_pack("{s:s, s:s, s:I}", "op", "disk.set", "name",
-                                 cli->args[0], "quota_bytes", (json_int_t)quota),
-                       NULL);
+    json_t *request = json_pack("{s:s, s:s, s:s*}", "op", "disk.set", "name",
+                                cli->args[0], "pool", cli->pool);
+    if (cli->quota != NULL)
+        json_object_set_new(request, "quota_bytes", json_integer((json_int_t)quota));
+    return request_run(cli, request, NULL);
 }
 
 int cmd_disk_remove(const struct cli *cli)

@@ -10,7 +10,7 @@
 
 #define RACE_TRIES 5U /* of a change that others may make at the same time */
 
-static int need_cluster(const struct control_call *call, struct error *err)
+int control_need_cluster(const struct control_call *call, struct error *err)
 {
     return call->services->membership != NULL
                ? 0
@@ -170,7 +170,7 @@ async int op_node_drain(struct control_call *call, struct error *err)
     int draining = 1;
     int r = control_unpack(call, err, "{s:s, s?b}", "node", &name, "draining", &draining);
     if (r == 0)
-        r = need_cluster(call, err);
+        r = control_need_cluster(call, err);
     return r < 0 ? r : set_draining(call, name, draining != 0, err);
 }
 
@@ -182,7 +182,7 @@ async int op_node_remove(struct control_call *call, struct error *err)
     int r = control_unpack(call, err, "{s:s, s?b, s?b}", "node", &name, "lost", &lost,
                            "data_loss", &data_loss);
     if (r == 0)
-        r = need_cluster(call, err);
+        r = control_need_cluster(call, err);
     const struct cluster_node *node = r == 0 ? control_find_node(call, name, err) : NULL;
     if (r < 0 || node == NULL)
         return r < 0 ? r : -PLX_EMISSING;
@@ -273,7 +273,7 @@ async int op_cluster_token(struct control_call *call, struct error *err)
     char text[JOIN_TOKEN_LEN + 1];
     int r = control_unpack(call, err, "{s?I}", "minutes", &minutes);
     if (r == 0)
-        r = need_cluster(call, err);
+        r = control_need_cluster(call, err);
     if (r == 0 && (minutes < 1 || minutes > JOIN_MINUTES_MAX))
         r = err_set(err, -EINVAL, "a token is good for 1 to %u minutes",
                     JOIN_MINUTES_MAX);

@@ -31,14 +31,17 @@ static int check_size(json_int_t size, struct error *err)
 static json_t *disk_json(const struct disk_info *d)
 {
     return json_pack(
-        "{s:s, s:o, s:o, s:o, s:o, s:b, s:o, s:o, s:o, s:o, s:s}", "name", d->name,
+        "{s:s, s:o, s:o, s:o, s:o, s:b, s:o, s:o, s:o, s:o, s:s, s:b, s:o}", "name",
+        d->name,
         "size_bytes", control_number(d->size_bytes), "used_bytes",
         control_number(d->used_bytes), "snapshots", control_number(d->snapshot_count),
         "parent", control_string_or_null(d->parent), "served", d->served, "clients",
         d->is_elsewhere ? json_null() : control_number(d->clients), "owner",
         control_string_or_null(d->owner), "created", control_time(d->created_wall_ns),
         "quota_bytes", d->quota_bytes > 0 ? control_number(d->quota_bytes) : json_null(),
-        "pool", d->pool);
+        "pool", d->pool, "moving", d->is_moving, "moved_percent",
+        d->is_moving && !d->is_elsewhere ? control_number(d->moved_percent)
+                                         : json_null());
 }
 
 static async int op_disk_list(struct control_call *call, struct error *err)
@@ -98,15 +101,26 @@ static async int op_disk_rename(struct control_call *call, struct error *err)
     return r < 0 ? r : disk_rename(call->services->host, name, new_name, err);
 }
 
-/* quota_bytes 0: none. */
+/* quota_bytes 0: none. What is not given stays. */
 static async int op_disk_set(struct control_call *call, struct error *err)
 {
-    const char *name;
-    json_int_t quota;
-    int r = control_unpack(call, err, "{s:s, s:I}", "name", &name, "quota_bytes", &quota);
-    if (r == 0 && quota < 0)
+    const char *name, *pool = NULL;
+    json_int_t quota = -1;
+    struct host *host = call->services->host;
+    int r = control_unpack(call, err, "{s:s, s?I, s?s}", "name", &name, "quota_bytes",
+                           &quota, "pool", &pool);
+    bool has_quota = json_object_get(call->request, "quota_bytes") != NULL;
+    if (r == 0 && has_quota && quota < 0)
         r = err_set(err, -EINVAL, "bad request: quota_bytes below 0");
-    return r < 0 ? r : disk_set_quota(call->services->host, name, (uint64_t)quota, err);
+    if (r == 0 && !has_quota && pool == NULL)
+        r = err_set(err, -EINVAL, "bad request: neither quota_bytes nor pool");
+    if (r == 0 && pool != NULL)
+        r = control_need_cluster(call, err);
+    if (r == 0 && pool != NULL)
+        r = disk_set_pool(host, name, pool, err);
+    if (r == 0 && has_quota)
+        r = disk_set_quota(host, name, (uint64_t)quota, err);
+    return r;
 }
 
 static async int op_disk_remove(struct control_call *call, struct error *err)
@@ -259,7 +273,7 @@ static const struct control_op ops[] = {
     {"disk.create", op_disk_create, CONTROL_CHANGES, NULL},
     {"disk.resize", op_disk_resize, CONTROL_CHANGES, "name"},
     {"disk.rename", op_disk_rename, CONTROL_CHANGES, "name"},
-    {"disk.set", op_disk_set, CONTROL_CHANGES, NULL},
+    {"disk.set", op_disk_set, CONTROL_CHANGES, "name"},
     {"disk.rm", op_disk_remove, CONTROL_CHANGES, "name"},
     {"disk.usage", op_disk_usage, CONTROL_READS, "name"},
     {"disk.owner", op_disk_owner, CONTROL_READS, NULL},

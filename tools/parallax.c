@@ -83,9 +83,12 @@ static const struct command commands[] = {
      "gone.\n"},
     {"disk rename", "OLD NEW", 2, 2, 0, cmd_disk_rename, "give a disk another name",
      NULL},
-    {"disk set", "NAME", 1, 1, CLI_QUOTA, cmd_disk_set, "limit the space of a disk",
+    {"disk set", "NAME", 1, 1, CLI_QUOTA | CLI_POOL, cmd_disk_set,
+     "limit the space of a disk, or change its pool",
      "With a quota, writes that would make the disk's own data larger fail with \"no\n"
-     "space\"; its snapshots count.\n"},
+     "space\"; its snapshots count. In another pool is what is written from now on; the\n"
+     "disk's own data follows in the background ('parallax disk show' says moving). Its\n"
+     "snapshots, and what a clone shares with its source, stay where they are.\n"},
     {"disk rm", "NAME", 1, 1, CLI_RECURSIVE, cmd_disk_remove, "move a disk to the trash",
      "Refused while the disk is used; a disk with snapshots only goes with --recursive.\n"
      "It can be restored for a day ('parallax help trash keep'), unless the store is "

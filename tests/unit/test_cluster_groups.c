@@ -161,8 +161,19 @@ static void test_disk_pools(void)
     CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_POOL, .disk = 1, .pool = 2), 0);
     CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_POOL, .disk = 1, .pool = 2), 0);
     CHECK_EQ(disk_of(&m, "a")->pool, 2);
+    CHECK(disk_of(&m, "a")->flags & DISK_MOVING);
     CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_POOL, .disk = 1, .pool = 0), -PLX_EMISSING);
     CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_POOL, .disk = 9, .pool = 1), -PLX_EMISSING);
+    CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_POOL, .disk = 1, .pool = 1), 0);
+    CHECK(disk_of(&m, "a")->flags & DISK_MOVING);
+    uint64_t epoch = disk_of(&m, "a")->epoch;
+    CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_MOVED, .disk = 1, .epoch = epoch, .pool = 2),
+             -PLX_EPRECONDITION);
+    CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_MOVED, .disk = 1, .epoch = epoch - 1, .pool = 1),
+             -PLX_EEPOCH);
+    CHECK(disk_of(&m, "a")->flags & DISK_MOVING);
+    CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_MOVED, .disk = 1, .epoch = epoch, .pool = 1), 0);
+    CHECK_EQ(disk_of(&m, "a")->flags & DISK_MOVING, 0);
     machine_done(&m);
 }
 

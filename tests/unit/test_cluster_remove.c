@@ -777,7 +777,7 @@ static void test_check_disks(void)
     checkpoint(&m, a, 7);
     clone_of(&m, one, "c");
     struct cluster_disk *disk = cluster_disk_find(m.state, a);
-    WITH(&m, disk->flags, 32, "disk a: impossible flags or size");
+    WITH(&m, disk->flags, 64, "disk a: impossible flags or size");
     WITH(&m, disk->flags, DISK_SHARED | DISK_IMPORTING, "disk a: is imported and more");
     WITH(&m, disk->flags, DISK_SHARED | DISK_REMOVED, "disk a: was removed out of order");
     WITH(&m, disk->collapsing_version, one, "disk a: no version 1 collapses against it");
