@@ -166,6 +166,9 @@ static void test_disk_pools(void)
     CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_POOL, .disk = 9, .pool = 1), -PLX_EMISSING);
     CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_POOL, .disk = 1, .pool = 1), 0);
     CHECK(disk_of(&m, "a")->flags & DISK_MOVING);
+    CHECK_EQ(RUN(&m, .op = CLUSTER_LEASE_TAKE, .disk = 1, .node = 1,
+                 .epoch = disk_of(&m, "a")->epoch),
+             0);
     uint64_t epoch = disk_of(&m, "a")->epoch;
     CHECK_EQ(RUN(&m, .op = CLUSTER_DISK_MOVED, .disk = 1, .epoch = epoch, .pool = 2),
              -PLX_EPRECONDITION);
