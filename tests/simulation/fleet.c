@@ -122,7 +122,7 @@ static void clock_start(struct fleet *fleet)
     task_start(sim_process_create(fleet->world), &call);
 }
 
-static void run_for(struct fleet *fleet, uint64_t duration_ns)
+void fleet_run_for(struct fleet *fleet, uint64_t duration_ns)
 {
     uint64_t until_ns = sim_world_now_ns(fleet->world) + duration_ns;
     while (sim_world_now_ns(fleet->world) < until_ns && sim_world_step(fleet->world))
@@ -139,7 +139,7 @@ static void run_until_so(struct fleet *fleet, bool (*is_so)(const struct fleet *
             fleet_fail(fleet, "%s: not within %llu s", what,
                        (unsigned long long)(limit_ns / NS_PER_S));
         faults_tick(fleet);
-        run_for(fleet, TICK_NS);
+        fleet_run_for(fleet, TICK_NS);
     }
 }
 
@@ -255,7 +255,7 @@ static void work(struct fleet *fleet)
         guests_start(&fleet->places[i]);
     while (sim_world_now_ns(fleet->world) < until_ns) {
         faults_tick(fleet);
-        run_for(fleet, TICK_NS);
+        fleet_run_for(fleet, TICK_NS);
     }
 }
 
@@ -278,6 +278,7 @@ static void verify(struct fleet *fleet)
         if (fleet->places[i].state == PLACE_UP)
             verify_on(fleet, &fleet->places[i]);
     }
+    fleet_compare_copies(fleet);
 }
 
 void fleet_run_seed(struct fleet *fleet, uint64_t seed)

@@ -112,6 +112,8 @@ static inline bool fleet_chance(struct fleet *fleet, uint32_t percent)
 /* Steps until *flag; ends the program, saying what did not end, after so long. */
 void fleet_run_until(struct fleet *fleet, const bool *flag, uint64_t limit_ns,
                      const char *what);
+/* Lets so much time pass. */
+void fleet_run_for(struct fleet *fleet, uint64_t duration_ns);
 
 /* --- fleet.c --- */
 
@@ -153,6 +155,12 @@ void guests_check_hang(struct fleet *fleet, uint64_t limit_ns);
 async void guests_prepare(struct place *place);
 /* Reads everything there is from this machine, and compares. */
 async void guests_verify(struct place *place);
+
+/* --- fleet_copies.c --- */
+
+/* All is whole, and no guest does anything: waits until every store says the same of each
+ * extent, and ends the program if that takes too long, or if their bytes differ. */
+void fleet_compare_copies(struct fleet *fleet);
 
 /* --- fleet_faults.c --- */
 
