@@ -182,6 +182,11 @@ static void census_take(void *arg, const struct extent_info *info)
         census->rc = address_list_add(&census->unfinished, info->extent);
 }
 
+static bool is_here(const struct census *census, uint32_t group)
+{
+    return (census->groups[group / 8] >> group % 8 & 1) != 0;
+}
+
 static bool is_member(const struct recovery *r, uint16_t group)
 {
     const struct cluster_group *g = cluster_group_by_id(recovery_state(r), group);
@@ -199,8 +204,7 @@ static async int tidy(struct recovery *r)
     for (size_t i = 0; i < census->unfinished.count && rc == 0 && !r->is_stopping; i++)
         rc = recovery_end(r, census->unfinished.at[i]);
     for (uint32_t group = 1; group < GROUPS && !r->is_stopping; group++) {
-        if ((census->groups[group / 8] >> group % 8 & 1) == 0 ||
-            is_member(r, (uint16_t)group))
+        if (!is_here(census, group) || is_member(r, (uint16_t)group))
             continue;
         int left = recovery_leave(r, (uint16_t)group);
         rc = rc != 0 ? rc : left;
@@ -251,8 +255,10 @@ static async int each_missing(struct recovery *r,
                               async int (*fn)(struct recovery *r, uint16_t group))
 {
     int rc = 0;
-    for (uint32_t id = 1; id < GROUPS && !r->is_stopping; id++) {
+    for (uint32_t id = 1; !r->is_stopping; id++) {
         const struct cluster_state *state = recovery_state(r);
+        if (id > cluster_group_count(state))
+            break;
         const struct cluster_group *g = cluster_group_by_id(state, (uint16_t)id);
         const struct group_member *self = g != NULL
                                               ? cluster_group_member(g, r->options.node)
