@@ -47,7 +47,7 @@ static void print_state(const struct place *place)
 
 static void print_places(const struct fleet *fleet)
 {
-    static const char *const states[] = {"none", "off", "starting", "up", "closing"};
+    static const char *const states[] = {"none", "made", "off", "starting", "up", "closing"};
     for (uint32_t i = 1; i <= fleet->place_count; i++) {
         const struct place *place = &fleet->places[i];
         printf("    machine %u is %s%s%s\n", i, states[place->state],
@@ -178,20 +178,34 @@ static bool groups_are_whole(const struct cluster_state *state)
     return cluster_group_count(state) > 0;
 }
 
+bool fleet_has_all_copies(const struct fleet *fleet)
+{
+    const struct cluster_state *newest = NULL;
+    if (!all_are_up(fleet))
+        return false;
+    for (uint32_t i = 1; i <= fleet->place_count; i++) {
+        if (fleet->places[i].state == PLACE_NONE)
+            continue;
+        const struct cluster_state *state = place_state(&fleet->places[i]);
+        if (newest == NULL || cluster_state_applied(state) > cluster_state_applied(newest))
+            newest = state;
+    }
+    return nodes_are_well(newest) && groups_are_whole(newest);
+}
+
 static bool all_is_whole(const struct fleet *fleet)
 {
-    uint64_t applied = 0;
-    if (!all_are_up(fleet))
+    const struct place *first = NULL;
+    if (!fleet_has_all_copies(fleet) || fleet->replacement.is_under_way)
         return false;
     for (uint32_t i = 1; i <= fleet->place_count; i++) {
         const struct place *place = &fleet->places[i];
         if (place->state == PLACE_NONE)
             continue;
-        const struct cluster_state *state = place_state(place);
-        if (i > 1 && cluster_state_applied(state) != applied)
-            return false;
-        applied = cluster_state_applied(state);
-        if (!nodes_are_well(state) || !groups_are_whole(state))
+        if (first == NULL)
+            first = place;
+        if (cluster_state_applied(place_state(place)) !=
+            cluster_state_applied(place_state(first)))
             return false;
     }
     return true;
@@ -236,10 +250,13 @@ uint32_t fleet_size_of(uint64_t seed)
 
 static void draw(struct fleet *fleet)
 {
+    uint64_t seed = fleet->seed;
     fleet->guest_count = (uint32_t)fleet_between(fleet, 1, FLEET_GUESTS_MAX);
     /* Of how many operations it is follows from how often each guest comes. */
     uint64_t ops = fleet_between(fleet, 50, fleet_chance(fleet, 10) ? 2000 : 300);
     fleet->work_ns = fleet_between(fleet, 500, 12000) * NS_PER_MS;
+    if (faults_are_later(seed)) /* longer, since their faults take longer */
+        fleet->work_ns += 3 * NS_PER_S;
     fleet->pause_max_ns = 2 * fleet->work_ns * fleet->guest_count * fleet->node_count /
                           ops;
     fleet->checkpoint_log_bytes = fleet_between(fleet, 256, 2048) * KIB;

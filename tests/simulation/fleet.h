@@ -43,7 +43,8 @@ struct guest {
 };
 
 enum place_state {
-    PLACE_NONE,     /* there is no machine */
+    PLACE_NONE,     /* there is no machine, or not any more */
+    PLACE_MADE,     /* it has a store, but is no node yet */
     PLACE_OFF,      /* it has no process */
     PLACE_STARTING, /* it is on its way to be up */
     PLACE_UP,
@@ -71,6 +72,24 @@ struct place {
     struct guest guests[FLEET_GUESTS_MAX];
 };
 
+/* A command that some machine gives until it has been carried out. */
+struct errand {
+    struct place *by;
+    uint64_t starts; /* of that machine, when it began */
+    uint64_t due_ns;
+    struct task_call task;
+    bool is_running, is_done;
+};
+
+/* A node for one that is lost. */
+struct replacement {
+    bool is_under_way;
+    uint64_t begun_ns;
+    uint32_t lost, newcomer;
+    bool is_impatient; /* it is declared lost with what only it has */
+    struct errand declaring, joining;
+};
+
 struct fleet {
     uint64_t seed;
     int verbosity; /* 1: what happens; 2: what the nodes say, too */
@@ -87,6 +106,7 @@ struct fleet {
     uint64_t work_ns; /* for so long guests work, and things go wrong */
     bool is_draining; /* guests are to end */
     bool is_healed;   /* nothing is allowed to fail any more */
+    struct replacement replacement;
     uint64_t next_fault_ns, blocked_until_ns, noise_until_ns;
     uint64_t ops_done, ops_failed, faults_done, hand_overs;
 };
@@ -95,7 +115,7 @@ struct fleet {
 struct fleet_profile {
     const char *name;
     uint32_t share; /* of all seeds, percent */
-    uint32_t kills, cuts, pauses, blocks, noises;
+    uint32_t kills, cuts, pauses, blocks, noises, losses;
 };
 
 _Noreturn void fleet_fail(struct fleet *fleet, const char *fmt, ...) attr_printf(2, 3);
@@ -120,6 +140,8 @@ void fleet_run_for(struct fleet *fleet, uint64_t duration_ns);
 /* A cluster of so many nodes, up and whole; the same each time. */
 struct fleet *fleet_found(uint32_t node_count, int verbosity);
 uint32_t fleet_size_of(uint64_t seed);
+/* Every machine is up, and as far as any of them knows, no copy is missing. */
+bool fleet_has_all_copies(const struct fleet *fleet);
 /* The history of a seed, in a founded cluster of its size, which is used up. Returns if
  * nothing is wrong. */
 void fleet_run_seed(struct fleet *fleet, uint64_t seed);
@@ -131,9 +153,16 @@ void place_init(struct fleet *fleet, uint32_t number);
 void place_found(struct place *place, uint8_t copies, uint8_t min_copies);
 /* One that joins: the store, and what `by`, which is up, has to do for it. */
 void place_join(struct place *place, struct place *by);
+/* The first half of it: the machine has a store, but is no node. */
+void place_make(struct fleet *fleet, uint32_t number);
+/* The second one: `by`, on a task of which this is called, lets it in. False: not known
+ * to be so; may be repeated. */
+async bool place_admit(const struct place *place, struct place *by);
 void place_start(struct place *place);
 /* Its process is ended, with all that is on it. */
 void place_end(struct place *place, enum sim_end how);
+/* It has no process; now it has no store either, and will never be again. */
+void place_lose(struct place *place);
 /* In order; may not be waited for: `is_over` tells. */
 void place_close(struct place *place);
 /* Runs it on a task of the process. */
@@ -164,10 +193,20 @@ void fleet_compare_copies(struct fleet *fleet);
 
 /* --- fleet_faults.c --- */
 
+/* Seeds that have the profiles of the later kind. */
+bool faults_are_later(uint64_t seed);
 void faults_draw_profile(struct fleet *fleet);
 /* Now and then: ends what is over, begins something new. */
 void faults_tick(struct fleet *fleet);
 /* Everything is repaired, and every machine starts. */
 void faults_heal(struct fleet *fleet);
+
+/* --- fleet_replace.c --- */
+
+/* The machine is lost, if nothing else is lost now. */
+bool fleet_replace(struct fleet *fleet, struct place *place);
+void fleet_replace_tick(struct fleet *fleet);
+/* What is to be done for it is done at once. */
+void fleet_replace_soon(struct fleet *fleet);
 
 #endif

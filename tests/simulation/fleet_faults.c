@@ -22,13 +22,42 @@ static const struct fleet_profile profiles[] = {
      .noises = 2},
 };
 
-void faults_draw_profile(struct fleet *fleet)
+/* Those that came later. They are of other seeds, so that the first have the histories
+ * that once found something. */
+static const struct fleet_profile later_profiles[] = {
+    {.name = "replace", .share = 60, .kills = 2, .losses = 3},
+    {.name = "replace-all",
+     .share = 40,
+     .kills = 2,
+     .cuts = 1,
+     .pauses = 1,
+     .blocks = 2,
+     .noises = 1,
+     .losses = 4},
+};
+
+static const struct fleet_profile *draw_from(struct fleet *fleet,
+                                             const struct fleet_profile *from,
+                                             size_t count)
 {
     uint64_t draw = fleet_random(fleet, 100);
     size_t i = 0;
-    while (i < ARRAY_LEN(profiles) - 1 && draw >= profiles[i].share)
-        draw -= profiles[i++].share;
-    fleet->profile = &profiles[i];
+    while (i < count - 1 && draw >= from[i].share)
+        draw -= from[i++].share;
+    return &from[i];
+}
+
+bool faults_are_later(uint64_t seed)
+{
+    uint64_t rest = seed % 7;
+    return rest == 2 || rest == 3 || rest == 4 || rest == 6;
+}
+
+void faults_draw_profile(struct fleet *fleet)
+{
+    fleet->profile = faults_are_later(fleet->seed)
+                         ? draw_from(fleet, later_profiles, ARRAY_LEN(later_profiles))
+                         : draw_from(fleet, profiles, ARRAY_LEN(profiles));
     fleet->next_fault_ns = sim_world_now_ns(fleet->world) +
                            fleet_between(fleet, 1, 3000) * NS_PER_MS;
 }
@@ -102,7 +131,8 @@ static void quiet(struct fleet *fleet)
 static void begin_one(struct fleet *fleet)
 {
     const struct fleet_profile *p = fleet->profile;
-    uint32_t all = p->kills + p->cuts + p->pauses + p->blocks + p->noises;
+    uint32_t first = p->kills + p->cuts + p->pauses + p->blocks + p->noises;
+    uint32_t all = first + p->losses;
     struct place *place = pick_place(fleet);
     if (all == 0 || place == NULL)
         return;
@@ -114,10 +144,12 @@ static void begin_one(struct fleet *fleet)
         end(fleet, place, SIM_POWER_CUT);
     else if (draw < p->kills + p->cuts + p->pauses)
         stall(fleet, place);
-    else if (draw < all - p->noises)
+    else if (draw < first - p->noises)
         block(fleet, place);
-    else
+    else if (draw < first)
         noise(fleet);
+    else
+        (void)fleet_replace(fleet, place);
 }
 
 void faults_tick(struct fleet *fleet)
@@ -130,6 +162,7 @@ void faults_tick(struct fleet *fleet)
         if (place->state == PLACE_OFF && now_ns >= place->start_ns)
             place_start(place);
     }
+    fleet_replace_tick(fleet);
     if (fleet->blocked_until_ns != 0 && now_ns >= fleet->blocked_until_ns) {
         sim_net_open_all(fleet->world);
         fleet->blocked_until_ns = 0;
@@ -150,6 +183,7 @@ void faults_heal(struct fleet *fleet)
     sim_net_open_all(fleet->world);
     fleet->blocked_until_ns = 0;
     quiet(fleet);
+    fleet_replace_soon(fleet);
     for (uint32_t i = 1; i <= fleet->place_count; i++)
         fleet->places[i].start_ns = 0;
 }

@@ -215,22 +215,49 @@ static async void join_here(struct place *place)
     kv_close(place->kv);
 }
 
-/* A newcomer, for whom another node does what a token would let it do. */
+void place_make(struct fleet *fleet, uint32_t number)
+{
+    struct place *place = &fleet->places[number];
+    place_init(fleet, number);
+    process_begin(place);
+    place_run(place, join_here);
+    place_end(place, SIM_KILL);
+    place->state = PLACE_MADE;
+}
+
+/* What a token would let it do. */
+async bool place_admit(const struct place *place, struct place *by)
+{
+    struct cluster_command set = set_node(place);
+    struct cluster_result result;
+    int rc = cluster_submit(membership_cluster(by->membership), &set, &result);
+    if (rc == 0 && result.id != place->number)
+        fleet_fail(by->fleet, "machine %u has become node %llu", place->number,
+                   (unsigned long long)result.id);
+    return rc == 0;
+}
+
+/* The next one to be admitted. */
 static struct place *newcomer;
 
 static async void join_there(struct place *place)
 {
-    struct cluster_command set = set_node(newcomer);
-    submit(place, membership_cluster(place->membership), &set);
+    if (!place_admit(newcomer, place))
+        fleet_fail(place->fleet, "machine %u is not let in", newcomer->number);
 }
 
 void place_join(struct place *place, struct place *by)
 {
-    process_begin(place);
-    place_run(place, join_here);
-    place_end(place, SIM_KILL);
+    place_make(place->fleet, place->number);
     newcomer = place;
     place_run(by, join_there);
+}
+
+void place_lose(struct place *place)
+{
+    sim_media_remove(place->fleet->world, place->store_path);
+    sim_media_remove(place->fleet->world, place->kv_path);
+    place->state = PLACE_NONE;
 }
 
 /* --- starting --- */
