@@ -47,7 +47,8 @@ static void print_state(const struct place *place)
 
 static void print_places(const struct fleet *fleet)
 {
-    static const char *const states[] = {"none", "made", "off", "starting", "up", "closing"};
+    static const char *const states[] = {"none",     "made", "off",
+                                         "starting", "up",   "closing"};
     for (uint32_t i = 1; i <= fleet->place_count; i++) {
         const struct place *place = &fleet->places[i];
         printf("    machine %u is %s%s%s\n", i, states[place->state],
@@ -68,10 +69,10 @@ static void print_places(const struct fleet *fleet)
 void fleet_fail(struct fleet *fleet, const char *fmt, ...)
 {
     va_list args;
-    printf("seed %llu, %u nodes, profile %s, at %.6f s: ",
-           (unsigned long long)fleet->seed, fleet->node_count,
-           fleet->profile != NULL ? fleet->profile->name : "none yet",
-           (double)sim_world_now_ns(fleet->world) / 1e9);
+    printf(
+        "seed %llu, %u nodes, profile %s, at %.6f s: ", (unsigned long long)fleet->seed,
+        fleet->node_count, fleet->profile != NULL ? fleet->profile->name : "none yet",
+        (double)sim_world_now_ns(fleet->world) / 1e9);
     va_start(args, fmt);
     vprintf(fmt, args);
     va_end(args);
@@ -187,7 +188,8 @@ bool fleet_has_all_copies(const struct fleet *fleet)
         if (fleet->places[i].state == PLACE_NONE)
             continue;
         const struct cluster_state *state = place_state(&fleet->places[i]);
-        if (newest == NULL || cluster_state_applied(state) > cluster_state_applied(newest))
+        if (newest == NULL ||
+            cluster_state_applied(state) > cluster_state_applied(newest))
             newest = state;
     }
     return nodes_are_well(newest) && groups_are_whole(newest);

@@ -59,7 +59,7 @@ struct place {
     bool has_failed;   /* the process cannot go on, and says so */
     uint64_t start_ns; /* when it is started again, if it is off */
     uint64_t stalled_until_ns;
-    uint64_t starts;   /* so far */
+    uint64_t starts; /* so far */
     struct loop *loop;
     struct kv *kv;
     struct store *store;
@@ -94,8 +94,8 @@ struct fleet {
     uint64_t seed;
     int verbosity; /* 1: what happens; 2: what the nodes say, too */
     struct sim_world *world;
-    uint32_t node_count;  /* that it has when all is well */
-    uint32_t place_count; /* places ever used */
+    uint32_t node_count;                       /* that it has when all is well */
+    uint32_t place_count;                      /* places ever used */
     struct place places[FLEET_PLACES_MAX + 1]; /* by number, from 1 */
     struct fleet_model model;
     const struct fleet_profile *profile;

@@ -36,9 +36,8 @@ static const struct fleet_profile later_profiles[] = {
      .losses = 4},
 };
 
-static const struct fleet_profile *draw_from(struct fleet *fleet,
-                                             const struct fleet_profile *from,
-                                             size_t count)
+static const struct fleet_profile *
+draw_from(struct fleet *fleet, const struct fleet_profile *from, size_t count)
 {
     uint64_t draw = fleet_random(fleet, 100);
     size_t i = 0;
@@ -64,8 +63,7 @@ void faults_draw_profile(struct fleet *fleet)
 
 static struct place *pick_place(struct fleet *fleet)
 {
-    struct place *place =
-        &fleet->places[1 + fleet_random(fleet, fleet->place_count)];
+    struct place *place = &fleet->places[1 + fleet_random(fleet, fleet->place_count)];
     return place->state == PLACE_UP || place->state == PLACE_STARTING ? place : NULL;
 }
 
@@ -173,8 +171,8 @@ void faults_tick(struct fleet *fleet)
     if (!fleet->is_draining && now_ns >= fleet->next_fault_ns) {
         begin_one(fleet);
         fleet->next_fault_ns =
-            now_ns + fleet_between(fleet, 1, fleet_chance(fleet, 30) ? 300 : 5000) *
-                         NS_PER_MS;
+            now_ns +
+            fleet_between(fleet, 1, fleet_chance(fleet, 30) ? 300 : 5000) * NS_PER_MS;
     }
 }
 

@@ -9,11 +9,11 @@
 #include "cow/disk_remote.h"
 #include "tests/simulation/fleet.h"
 
-#define STORE_BYTES  (96 * MIB)
-#define CALL_LIMIT   (200 * NS_PER_S)
-#define KNOWN_LIMIT  (60 * NS_PER_S)
-#define OUT_NS       (40 * NS_PER_S) /* replaced when it was down for so long */
-#define START_AGAIN  (2 * NS_PER_S)
+#define STORE_BYTES (96 * MIB)
+#define CALL_LIMIT  (200 * NS_PER_S)
+#define KNOWN_LIMIT (60 * NS_PER_S)
+#define OUT_NS      (40 * NS_PER_S) /* replaced when it was down for so long */
+#define START_AGAIN (2 * NS_PER_S)
 
 static const struct uid CLUSTER = {{7, 7, 7}};
 

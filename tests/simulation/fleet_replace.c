@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A machine is gone for good, with its store, and another one comes in its place: its node
- * is declared lost, and a new one, whose store is empty, joins; in either order, while
- * other things go wrong.
+ * A machine is gone for good, with its store, and another one comes in its place: its
+ * node is declared lost, and a new one, whose store is empty, joins; in either order,
+ * while other things go wrong.
  *
  *      none --all is whole--> under way --declared lost, and joined, and up--> none
  *
@@ -27,7 +27,8 @@ static bool is_gone(const struct place *by, uint64_t node)
     return it != NULL && (it->flags & NODE_GONE) != 0;
 }
 
-static void errand_begin(struct fleet *fleet, struct errand *errand, void (*main)(struct task_call *))
+static void errand_begin(struct fleet *fleet, struct errand *errand,
+                         void (*main)(struct task_call *))
 {
     errand->due_ns = sim_world_now_ns(fleet->world) + RETRY_NS;
     errand->by = fleet_any_up(fleet);
@@ -40,7 +41,8 @@ static void errand_begin(struct fleet *fleet, struct errand *errand, void (*main
 }
 
 /* Runs it until it is done. */
-static void errand_tick(struct fleet *fleet, struct errand *errand, void (*main)(struct task_call *))
+static void errand_tick(struct fleet *fleet, struct errand *errand,
+                        void (*main)(struct task_call *))
 {
     const struct place *by = errand->by;
     if (errand->is_running && by->starts == errand->starts && by->state != PLACE_OFF)
