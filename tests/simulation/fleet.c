@@ -297,6 +297,7 @@ static void verify(struct fleet *fleet)
         if (fleet->places[i].state == PLACE_UP)
             verify_on(fleet, &fleet->places[i]);
     }
+    fleet_rot_end(fleet);
     fleet_compare_copies(fleet);
 }
 
@@ -314,6 +315,7 @@ void fleet_run_seed(struct fleet *fleet, uint64_t seed)
     faults_heal(fleet);
     run_until_so(fleet, guests_are_done, DRAIN_LIMIT_NS, "the guests have ended");
     run_until_so(fleet, all_are_up, UP_LIMIT_NS, "all machines are up");
+    run_until_so(fleet, fleet_is_replaced, UP_LIMIT_NS, "a machine is replaced");
     verify(fleet);
     fleet_note(fleet,
                "ends; %llu operations, %llu of them failed, %llu faults, %llu "

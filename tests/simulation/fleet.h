@@ -20,6 +20,7 @@
 #define FLEET_PLACES_MAX 14U /* with those that come in place of others */
 #define FLEET_GUESTS_MAX 3U  /* on one machine */
 #define FLEET_DISKS_MAX  8U
+#define FLEET_ROTS_MAX   32U /* in one history */
 
 struct fleet;
 struct fleet_profile;
@@ -90,6 +91,12 @@ struct replacement {
     struct errand declaring, joining;
 };
 
+/* A block that rotted. */
+struct fleet_rot {
+    struct address address;
+    bool is_header;
+};
+
 struct fleet {
     uint64_t seed;
     int verbosity; /* 1: what happens; 2: what the nodes say, too */
@@ -107,6 +114,9 @@ struct fleet {
     bool is_draining; /* guests are to end */
     bool is_healed;   /* nothing is allowed to fail any more */
     struct replacement replacement;
+    uint32_t rotten; /* the machine whose blocks rot; 0: none yet */
+    uint32_t rot_count;
+    struct fleet_rot rots[FLEET_ROTS_MAX];
     uint64_t next_fault_ns, blocked_until_ns, noise_until_ns;
     uint64_t ops_done, ops_failed, faults_done, hand_overs;
 };
@@ -115,7 +125,7 @@ struct fleet {
 struct fleet_profile {
     const char *name;
     uint32_t share; /* of all seeds, percent */
-    uint32_t kills, cuts, pauses, blocks, noises, losses;
+    uint32_t kills, cuts, pauses, blocks, noises, losses, rots;
 };
 
 _Noreturn void fleet_fail(struct fleet *fleet, const char *fmt, ...) attr_printf(2, 3);
@@ -206,7 +216,19 @@ void faults_heal(struct fleet *fleet);
 /* The machine is lost, if nothing else is lost now. */
 bool fleet_replace(struct fleet *fleet, struct place *place);
 void fleet_replace_tick(struct fleet *fleet);
+/* No node is still to be declared lost, or to join. */
+bool fleet_is_replaced(const struct fleet *fleet);
 /* What is to be done for it is done at once. */
 void fleet_replace_soon(struct fleet *fleet);
+
+/* --- fleet_rot.c --- */
+
+/* A block rots, on this machine, or on that where one did before. */
+bool fleet_rot(struct fleet *fleet, struct place *place);
+/* Is it rotten there, and cannot be mended? */
+bool fleet_rot_may_stay(const struct fleet *fleet, const struct place *place,
+                        struct address address);
+/* Some more rot that nobody reads, then a scrub, which mends it. */
+void fleet_rot_end(struct fleet *fleet);
 
 #endif

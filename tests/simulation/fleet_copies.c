@@ -265,6 +265,8 @@ static async bool read_copy(struct place *place, struct copy *copy)
 static int finding(void *arg, struct address address, const struct entry *entry, int code)
 {
     struct place *place = arg;
+    if (fleet_rot_may_stay(place->fleet, place, address))
+        return 0;
     fleet_fail(place->fleet, "machine %u: %s at %llx of its store: %s", place->number,
                entry != NULL ? "the block" : "what describes blocks",
                (unsigned long long)address.v, err_text(code));
@@ -291,7 +293,10 @@ static void compare_bytes(struct comparison *c, const struct inventory *from,
         if (other == NULL)
             continue;
         for (uint32_t b = 0; b < copy->info.length; b++) {
-            if (is_live(copy, b) && copy->crcs[b] != other->crcs[b])
+            struct address address = address_plus(copy->info.extent, b);
+            if (is_live(copy, b) && copy->crcs[b] != other->crcs[b] &&
+                !fleet_rot_may_stay(c->fleet, from->place, address) &&
+                !fleet_rot_may_stay(c->fleet, &c->fleet->places[p], address))
                 fleet_fail(c->fleet,
                            "extent %llx block %u: machines %u and %u have "
                            "different bytes",

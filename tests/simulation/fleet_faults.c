@@ -22,12 +22,23 @@ static const struct fleet_profile profiles[] = {
      .noises = 2},
 };
 
-/* Those that came later. They are of other seeds, so that the first have the histories
- * that once found something. */
-static const struct fleet_profile later_profiles[] = {
-    {.name = "replace", .share = 60, .kills = 2, .losses = 3},
+/* Those that came later. They are of other seeds, by the rest of a seed by 7, so that the
+ * first have the histories that once found something. */
+static const struct fleet_profile rot_profiles[] = {
+    {.name = "rot", .share = 40, .kills = 2, .cuts = 1, .rots = 6},
+    {.name = "rot-all",
+     .share = 60,
+     .kills = 2,
+     .cuts = 1,
+     .pauses = 1,
+     .blocks = 2,
+     .noises = 1,
+     .rots = 8},
+};
+static const struct fleet_profile replace_profiles[] = {
+    {.name = "replace", .share = 50, .kills = 2, .losses = 3},
     {.name = "replace-all",
-     .share = 40,
+     .share = 50,
      .kills = 2,
      .cuts = 1,
      .pauses = 1,
@@ -36,27 +47,32 @@ static const struct fleet_profile later_profiles[] = {
      .losses = 4},
 };
 
-static const struct fleet_profile *
-draw_from(struct fleet *fleet, const struct fleet_profile *from, size_t count)
-{
-    uint64_t draw = fleet_random(fleet, 100);
-    size_t i = 0;
-    while (i < count - 1 && draw >= from[i].share)
-        draw -= from[i++].share;
-    return &from[i];
-}
+static const struct {
+    const struct fleet_profile *profiles;
+    size_t count;
+} by_rest[7] = {
+    [0] = {profiles, ARRAY_LEN(profiles)},
+    [1] = {profiles, ARRAY_LEN(profiles)},
+    [2] = {rot_profiles, ARRAY_LEN(rot_profiles)},
+    [3] = {replace_profiles, ARRAY_LEN(replace_profiles)},
+    [4] = {rot_profiles, ARRAY_LEN(rot_profiles)},
+    [5] = {profiles, ARRAY_LEN(profiles)},
+    [6] = {replace_profiles, ARRAY_LEN(replace_profiles)},
+};
 
 bool faults_are_later(uint64_t seed)
 {
-    uint64_t rest = seed % 7;
-    return rest == 2 || rest == 3 || rest == 4 || rest == 6;
+    return by_rest[seed % ARRAY_LEN(by_rest)].profiles != profiles;
 }
 
 void faults_draw_profile(struct fleet *fleet)
 {
-    fleet->profile = faults_are_later(fleet->seed)
-                         ? draw_from(fleet, later_profiles, ARRAY_LEN(later_profiles))
-                         : draw_from(fleet, profiles, ARRAY_LEN(profiles));
+    const struct fleet_profile *from = by_rest[fleet->seed % ARRAY_LEN(by_rest)].profiles;
+    size_t count = by_rest[fleet->seed % ARRAY_LEN(by_rest)].count, i = 0;
+    uint64_t draw = fleet_random(fleet, 100);
+    while (i < count - 1 && draw >= from[i].share)
+        draw -= from[i++].share;
+    fleet->profile = &from[i];
     fleet->next_fault_ns = sim_world_now_ns(fleet->world) +
                            fleet_between(fleet, 1, 3000) * NS_PER_MS;
 }
@@ -130,7 +146,7 @@ static void begin_one(struct fleet *fleet)
 {
     const struct fleet_profile *p = fleet->profile;
     uint32_t first = p->kills + p->cuts + p->pauses + p->blocks + p->noises;
-    uint32_t all = first + p->losses;
+    uint32_t all = first + p->losses + p->rots;
     struct place *place = pick_place(fleet);
     if (all == 0 || place == NULL)
         return;
@@ -146,8 +162,10 @@ static void begin_one(struct fleet *fleet)
         block(fleet, place);
     else if (draw < first)
         noise(fleet);
-    else
+    else if (draw < first + p->losses)
         (void)fleet_replace(fleet, place);
+    else
+        (void)fleet_rot(fleet, place);
 }
 
 void faults_tick(struct fleet *fleet)

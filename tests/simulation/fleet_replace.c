@@ -140,6 +140,12 @@ void fleet_replace_tick(struct fleet *fleet)
     }
 }
 
+bool fleet_is_replaced(const struct fleet *fleet)
+{
+    const struct replacement *r = &fleet->replacement;
+    return !r->is_under_way || (r->declaring.is_done && r->joining.is_done);
+}
+
 void fleet_replace_soon(struct fleet *fleet)
 {
     struct replacement *r = &fleet->replacement;
