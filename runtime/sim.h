@@ -65,6 +65,9 @@ void sim_process_end(struct loop *loop, enum sim_end how);
  * and then all that was due at once, in any order. */
 void sim_process_stall(struct loop *loop, uint64_t duration_ns);
 
+/* From now on each I/O of this process takes up to max_ns longer; 0: as others. */
+void sim_process_slow_disk(struct loop *loop, uint64_t max_ns);
+
 /* Cuts the power of media that no process has open: those whose path starts with
  * prefix. For a machine that lost power while its process was not running. */
 void sim_power_cut_media(struct sim_world *world, const char *prefix);

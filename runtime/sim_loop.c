@@ -122,13 +122,16 @@ void sim_event_cancel(struct sim_world *world, struct sim_event *event)
     event->is_pending = false;
 }
 
-uint64_t sim_latency_ns(struct sim_world *world)
+uint64_t sim_latency_ns(struct sim_process *process)
 {
+    struct sim_world *world = process->world;
     const struct sim_faults *faults = &world->faults;
     uint64_t ns = sim_random_between(world, faults->latency_min_ns,
                                      faults->latency_max_ns);
     if (sim_chance(world, faults->stuck_ppm))
         ns += sim_random_between(world, STUCK_MIN_NS, STUCK_MAX_NS);
+    if (process->slow_max_ns > 0)
+        ns += sim_random_between(world, 0, process->slow_max_ns);
     return ns;
 }
 
@@ -148,7 +151,7 @@ static void pause_over(struct sim_event *event)
 async void sim_pause(struct sim_process *process)
 {
     struct pause pause = {.event.run = pause_over, .task = task_current()};
-    sim_event_add(process, &pause.event, sim_latency_ns(process->world));
+    sim_event_add(process, &pause.event, sim_latency_ns(process));
     while (!pause.is_over)
         task_park();
 }
@@ -320,6 +323,11 @@ void sim_process_stall(struct loop *loop, uint64_t duration_ns)
         sim_event_cancel(world, event);
         sim_event_add(process, event, 0); /* behind where we are */
     }
+}
+
+void sim_process_slow_disk(struct loop *loop, uint64_t max_ns)
+{
+    sim_process_of(loop)->slow_max_ns = max_ns;
 }
 
 /* --- media --- */

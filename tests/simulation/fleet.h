@@ -60,7 +60,9 @@ struct place {
     bool has_failed;   /* the process cannot go on, and says so */
     uint64_t start_ns; /* when it is started again, if it is off */
     uint64_t stalled_until_ns;
-    uint64_t starts; /* so far */
+    uint64_t slow_until_ns, slow_ns; /* its disk; 0: it is not */
+    uint64_t full_until_ns;          /* its file system has no room; 0: it has */
+    uint64_t starts;                 /* so far */
     struct loop *loop;
     struct kv *kv;
     struct store *store;
@@ -126,6 +128,7 @@ struct fleet_profile {
     const char *name;
     uint32_t share; /* of all seeds, percent */
     uint32_t kills, cuts, pauses, blocks, noises, losses, rots;
+    uint32_t slows, fulls;
 };
 
 _Noreturn void fleet_fail(struct fleet *fleet, const char *fmt, ...) attr_printf(2, 3);

@@ -47,6 +47,20 @@ static const struct fleet_profile replace_profiles[] = {
      .losses = 4},
 };
 
+static const struct fleet_profile disk_profiles[] = {
+    {.name = "slow", .share = 30, .kills = 1, .slows = 5},
+    {.name = "full", .share = 35, .kills = 1, .fulls = 5},
+    {.name = "disks-all",
+     .share = 35,
+     .kills = 2,
+     .cuts = 1,
+     .pauses = 1,
+     .blocks = 2,
+     .noises = 1,
+     .slows = 3,
+     .fulls = 3},
+};
+
 static const struct {
     const struct fleet_profile *profiles;
     size_t count;
@@ -55,7 +69,7 @@ static const struct {
     [1] = {profiles, ARRAY_LEN(profiles)},
     [2] = {rot_profiles, ARRAY_LEN(rot_profiles)},
     [3] = {replace_profiles, ARRAY_LEN(replace_profiles)},
-    [4] = {rot_profiles, ARRAY_LEN(rot_profiles)},
+    [4] = {disk_profiles, ARRAY_LEN(disk_profiles)},
     [5] = {profiles, ARRAY_LEN(profiles)},
     [6] = {replace_profiles, ARRAY_LEN(replace_profiles)},
 };
@@ -142,30 +156,94 @@ static void quiet(struct fleet *fleet)
     fleet->noise_until_ns = 0;
 }
 
+/* Some I/O takes so long that others do without its machine, some does not. */
+static void slow_down(struct fleet *fleet, struct place *place)
+{
+    place->slow_ns = fleet_between(fleet, 5, fleet_chance(fleet, 50) ? 100 : 1500) *
+                     NS_PER_MS;
+    place->slow_until_ns = sim_world_now_ns(fleet->world) +
+                           fleet_between(fleet, 100, 8000) * NS_PER_MS;
+    fleet_note(fleet, "the disk of machine %u is slow, up to %llu ms", place->number,
+               (unsigned long long)(place->slow_ns / NS_PER_MS));
+    sim_process_slow_disk(place->loop, place->slow_ns);
+}
+
+static void speed_up(struct place *place)
+{
+    place->slow_ns = place->slow_until_ns = 0;
+    if (place->loop != NULL)
+        sim_process_slow_disk(place->loop, 0);
+}
+
+static void fill(struct fleet *fleet, struct place *place)
+{
+    uint64_t room = fleet_random(fleet, 4) * 256 * KIB;
+    bool can_allocate = fleet_chance(fleet, 50);
+    place->full_until_ns = sim_world_now_ns(fleet->world) +
+                           fleet_between(fleet, 100, 12000) * NS_PER_MS;
+    fleet_note(fleet, "machine %u has room for %llu KiB more", place->number,
+               (unsigned long long)(room / KIB));
+    (void)sim_file_set_room(fleet->world, place->store_path, room, can_allocate);
+}
+
+static void make_room(struct fleet *fleet, struct place *place)
+{
+    place->full_until_ns = 0;
+    fleet_note(fleet, "machine %u has room again", place->number);
+    (void)sim_file_set_room(fleet->world, place->store_path, UINT64_MAX / 2, true);
+}
+
+/* In the order of the fields of a profile. */
+static void begin_kind(struct fleet *fleet, size_t kind, struct place *place)
+{
+    switch (kind) {
+    case 0:
+        end(fleet, place, SIM_KILL);
+        break;
+    case 1:
+        end(fleet, place, SIM_POWER_CUT);
+        break;
+    case 2:
+        stall(fleet, place);
+        break;
+    case 3:
+        block(fleet, place);
+        break;
+    case 4:
+        noise(fleet);
+        break;
+    case 5:
+        (void)fleet_replace(fleet, place);
+        break;
+    case 6:
+        (void)fleet_rot(fleet, place);
+        break;
+    case 7:
+        slow_down(fleet, place);
+        break;
+    default:
+        fill(fleet, place);
+        break;
+    }
+}
+
 static void begin_one(struct fleet *fleet)
 {
     const struct fleet_profile *p = fleet->profile;
-    uint32_t first = p->kills + p->cuts + p->pauses + p->blocks + p->noises;
-    uint32_t all = first + p->losses + p->rots;
+    const uint32_t odds[] = {p->kills,  p->cuts, p->pauses, p->blocks, p->noises,
+                             p->losses, p->rots, p->slows,  p->fulls};
+    uint32_t all = 0;
+    for (size_t i = 0; i < ARRAY_LEN(odds); i++)
+        all += odds[i];
     struct place *place = pick_place(fleet);
     if (all == 0 || place == NULL)
         return;
     uint64_t draw = fleet_random(fleet, all);
+    size_t kind = 0;
+    while (draw >= odds[kind])
+        draw -= odds[kind++];
     fleet->faults_done++;
-    if (draw < p->kills)
-        end(fleet, place, SIM_KILL);
-    else if (draw < p->kills + p->cuts)
-        end(fleet, place, SIM_POWER_CUT);
-    else if (draw < p->kills + p->cuts + p->pauses)
-        stall(fleet, place);
-    else if (draw < first - p->noises)
-        block(fleet, place);
-    else if (draw < first)
-        noise(fleet);
-    else if (draw < first + p->losses)
-        (void)fleet_replace(fleet, place);
-    else
-        (void)fleet_rot(fleet, place);
+    begin_kind(fleet, kind, place);
 }
 
 void faults_tick(struct fleet *fleet)
@@ -177,6 +255,10 @@ void faults_tick(struct fleet *fleet)
             end(fleet, place, SIM_KILL);
         if (place->state == PLACE_OFF && now_ns >= place->start_ns)
             place_start(place);
+        if (place->slow_until_ns != 0 && now_ns >= place->slow_until_ns)
+            speed_up(place);
+        if (place->full_until_ns != 0 && now_ns >= place->full_until_ns)
+            make_room(fleet, place);
     }
     fleet_replace_tick(fleet);
     if (fleet->blocked_until_ns != 0 && now_ns >= fleet->blocked_until_ns) {
@@ -200,6 +282,11 @@ void faults_heal(struct fleet *fleet)
     fleet->blocked_until_ns = 0;
     quiet(fleet);
     fleet_replace_soon(fleet);
-    for (uint32_t i = 1; i <= fleet->place_count; i++)
-        fleet->places[i].start_ns = 0;
+    for (uint32_t i = 1; i <= fleet->place_count; i++) {
+        struct place *place = &fleet->places[i];
+        place->start_ns = 0;
+        speed_up(place);
+        if (place->full_until_ns != 0)
+            make_room(fleet, place);
+    }
 }

@@ -114,6 +114,7 @@ static void process_begin(struct place *place)
 {
     place->loop = sim_process_create(place->fleet->world);
     sim_process_set_host(place->loop, place->number);
+    sim_process_slow_disk(place->loop, place->slow_ns);
     place->has_failed = false;
     place->starts++;
     if (place->fleet->verbosity > 1)
