@@ -732,6 +732,21 @@ static void ended_short(void)
     end_all();
 }
 
+/* Who trims passed this node over, since it did not know that it is whole again. */
+static void died_unheard(void)
+{
+    cluster_make(13, 3, 3);
+    struct model_copy *x = write_extent(ALL3, 60);
+    go_down(3);
+    come_back(3);
+    wait_whole(60 * NS_PER_S);
+    trim(x, 0x06, 3);
+    run_for(150 * NS_PER_S);
+    check_whole_now();
+    compare_all();
+    end_all();
+}
+
 /* The one that had it final was declared lost. The longest copy is what is left. */
 static void ended_lost(void)
 {
@@ -787,6 +802,7 @@ int main(void)
     came_late();
     ended_unheard();
     ended_short();
+    died_unheard();
     ended_lost();
     return 0;
 }
