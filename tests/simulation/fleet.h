@@ -62,6 +62,9 @@ struct place {
     uint64_t stalled_until_ns;
     uint64_t slow_until_ns, slow_ns; /* its disk; 0: it is not */
     uint64_t full_until_ns;          /* its file system has no room; 0: it has */
+    int32_t clock_ppm;               /* its monotonic clock is so much too fast, */
+    uint64_t clock_ahead_max_ns;     /* and each process finds it anywhere below that */
+    int64_t wall_step_ns;            /* its wall clock is wrong by so much */
     uint64_t starts;                 /* so far */
     struct loop *loop;
     struct kv *kv;
@@ -117,6 +120,7 @@ struct fleet {
     bool is_healed;   /* nothing is allowed to fail any more */
     struct replacement replacement;
     uint32_t rotten; /* the machine whose blocks rot; 0: none yet */
+    bool has_power;  /* no machine loses it any more */
     uint32_t rot_count;
     struct fleet_rot rots[FLEET_ROTS_MAX];
     uint64_t next_fault_ns, blocked_until_ns, noise_until_ns;
@@ -128,7 +132,8 @@ struct fleet_profile {
     const char *name;
     uint32_t share; /* of all seeds, percent */
     uint32_t kills, cuts, pauses, blocks, noises, losses, rots;
-    uint32_t slows, fulls;
+    uint32_t slows, fulls, steps;
+    int32_t clock_ppm_max; /* clocks are wrong by up to so much; 0: they are not */
 };
 
 _Noreturn void fleet_fail(struct fleet *fleet, const char *fmt, ...) attr_printf(2, 3);
@@ -209,6 +214,7 @@ void fleet_compare_copies(struct fleet *fleet);
 /* Seeds that have the profiles of the later kind. */
 bool faults_are_later(uint64_t seed);
 void faults_draw_profile(struct fleet *fleet);
+void faults_draw_clock(struct fleet *fleet, struct place *place);
 /* Now and then: ends what is over, begins something new. */
 void faults_tick(struct fleet *fleet);
 /* Everything is repaired, and every machine starts. */

@@ -61,6 +61,29 @@ static const struct fleet_profile disk_profiles[] = {
      .fulls = 3},
 };
 
+#define CLOCK_PPM_MAX 20000 /* 2 %, a hundred times what quartz does */
+
+static const struct fleet_profile clock_profiles[] = {
+    {.name = "clocks",
+     .share = 40,
+     .kills = 1,
+     .pauses = 1,
+     .steps = 6,
+     .clock_ppm_max = CLOCK_PPM_MAX},
+    {.name = "everything",
+     .share = 60,
+     .kills = 3,
+     .cuts = 1,
+     .pauses = 1,
+     .blocks = 2,
+     .noises = 1,
+     .losses = 2,
+     .slows = 1,
+     .fulls = 1,
+     .steps = 1,
+     .clock_ppm_max = CLOCK_PPM_MAX},
+};
+
 static const struct {
     const struct fleet_profile *profiles;
     size_t count;
@@ -71,7 +94,7 @@ static const struct {
     [3] = {replace_profiles, ARRAY_LEN(replace_profiles)},
     [4] = {disk_profiles, ARRAY_LEN(disk_profiles)},
     [5] = {profiles, ARRAY_LEN(profiles)},
-    [6] = {replace_profiles, ARRAY_LEN(replace_profiles)},
+    [6] = {clock_profiles, ARRAY_LEN(clock_profiles)},
 };
 
 bool faults_are_later(uint64_t seed)
@@ -89,6 +112,8 @@ void faults_draw_profile(struct fleet *fleet)
     fleet->profile = &from[i];
     fleet->next_fault_ns = sim_world_now_ns(fleet->world) +
                            fleet_between(fleet, 1, 3000) * NS_PER_MS;
+    for (uint32_t p = 1; p <= fleet->place_count; p++)
+        faults_draw_clock(fleet, &fleet->places[p]);
 }
 
 static struct place *pick_place(struct fleet *fleet)
@@ -193,6 +218,33 @@ static void make_room(struct fleet *fleet, struct place *place)
     (void)sim_file_set_room(fleet->world, place->store_path, UINT64_MAX / 2, true);
 }
 
+#define AHEAD_MAX_NS (30 * 86400 * NS_PER_S) /* of a machine that was not restarted */
+#define STEP_MAX_S   (40U * 86400U)
+
+static void step_wall(struct fleet *fleet, struct place *place)
+{
+    uint64_t most_s = fleet_chance(fleet, 50) ? 5 : STEP_MAX_S;
+    int64_t step_ns = (int64_t)fleet_between(fleet, 0, most_s * 1000 * NS_PER_MS);
+    if (fleet_chance(fleet, 50))
+        step_ns = -step_ns;
+    fleet_note(fleet, "the wall clock of machine %u jumps by %.3f s", place->number,
+               (double)step_ns / 1e9);
+    place->wall_step_ns += step_ns;
+    sim_process_step_wall(place->loop, step_ns);
+}
+
+/* Of a machine that is new, or all of them. Its process runs on, if it has one. */
+void faults_draw_clock(struct fleet *fleet, struct place *place)
+{
+    int32_t max = fleet->profile != NULL ? fleet->profile->clock_ppm_max : 0;
+    if (max == 0)
+        return;
+    place->clock_ppm = (int32_t)fleet_random(fleet, 2 * (uint64_t)max + 1) - max;
+    place->clock_ahead_max_ns = AHEAD_MAX_NS;
+    if (place->loop != NULL)
+        sim_process_set_clock(place->loop, 0, place->clock_ppm);
+}
+
 /* In the order of the fields of a profile. */
 static void begin_kind(struct fleet *fleet, size_t kind, struct place *place)
 {
@@ -201,7 +253,7 @@ static void begin_kind(struct fleet *fleet, size_t kind, struct place *place)
         end(fleet, place, SIM_KILL);
         break;
     case 1:
-        end(fleet, place, SIM_POWER_CUT);
+        end(fleet, place, fleet->has_power ? SIM_KILL : SIM_POWER_CUT);
         break;
     case 2:
         stall(fleet, place);
@@ -221,8 +273,11 @@ static void begin_kind(struct fleet *fleet, size_t kind, struct place *place)
     case 7:
         slow_down(fleet, place);
         break;
-    default:
+    case 8:
         fill(fleet, place);
+        break;
+    default:
+        step_wall(fleet, place);
         break;
     }
 }
@@ -231,7 +286,7 @@ static void begin_one(struct fleet *fleet)
 {
     const struct fleet_profile *p = fleet->profile;
     const uint32_t odds[] = {p->kills,  p->cuts, p->pauses, p->blocks, p->noises,
-                             p->losses, p->rots, p->slows,  p->fulls};
+                             p->losses, p->rots, p->slows,  p->fulls,  p->steps};
     uint32_t all = 0;
     for (size_t i = 0; i < ARRAY_LEN(odds); i++)
         all += odds[i];

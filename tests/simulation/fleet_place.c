@@ -115,6 +115,11 @@ static void process_begin(struct place *place)
     place->loop = sim_process_create(place->fleet->world);
     sim_process_set_host(place->loop, place->number);
     sim_process_slow_disk(place->loop, place->slow_ns);
+    if (place->clock_ahead_max_ns > 0)
+        sim_process_set_clock(place->loop,
+                              fleet_random(place->fleet, place->clock_ahead_max_ns),
+                              place->clock_ppm);
+    sim_process_step_wall(place->loop, place->wall_step_ns);
     place->has_failed = false;
     place->starts++;
     if (place->fleet->verbosity > 1)
@@ -220,6 +225,7 @@ void place_make(struct fleet *fleet, uint32_t number)
 {
     struct place *place = &fleet->places[number];
     place_init(fleet, number);
+    faults_draw_clock(fleet, place);
     process_begin(place);
     place_run(place, join_here);
     place_end(place, SIM_KILL);

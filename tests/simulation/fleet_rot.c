@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Blocks that rot, in the store of one machine of a history, so that each of them has a
- * sound copy elsewhere: data, map nodes, lists, headers, in whatever state their extent
+ * Blocks that rot, in the store of one machine of a history, and only if there is a sound
+ * copy elsewhere: data, map nodes, lists, headers, in whatever state their extent
  * is. What rots counts as lost there (model_cut): what is not flushed may have had no
  * other copy.
  *
@@ -26,6 +26,58 @@ static bool is_header(const uint8_t *bytes)
     return le32_get(magic) == HEADER_MAGIC;
 }
 
+static bool locate(const struct place *place, struct address address,
+                   uint64_t *ret_offset_bytes)
+{
+    const struct extent *e = extent_find(&place->store->extents, address_extent(address));
+    uint32_t block = address_block(address);
+    return e != NULL && block < e->length && extent_is_live(e, block, 1) &&
+           extent_place(e, block, 1, ret_offset_bytes) == 1;
+}
+
+static void peek(const struct place *place, uint64_t offset_bytes, uint8_t *ret)
+{
+    if (sim_file_peek(place->fleet->world, place->store_path, offset_bytes, ret,
+                      BLOCK_SIZE) != 0)
+        abort();
+}
+
+/* Some other machine that is up has the same bytes there. */
+static bool is_elsewhere(const struct place *place, struct address address,
+                         const uint8_t *bytes)
+{
+    struct fleet *fleet = place->fleet;
+    uint8_t theirs[BLOCK_SIZE];
+    uint64_t offset_bytes = 0;
+    for (uint32_t i = 1; i <= fleet->place_count; i++) {
+        const struct place *other = &fleet->places[i];
+        if (other == place || other->state != PLACE_UP ||
+            !locate(other, address, &offset_bytes))
+            continue;
+        peek(other, offset_bytes, theirs);
+        if (memcmp(theirs, bytes, BLOCK_SIZE) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Of an extent that has not ended the other copies may not be durable yet: one must be
+ * there, and no machine may lose power from then on. */
+static bool may_rot(struct place *place, struct address address, uint64_t offset_bytes)
+{
+    struct extent_info info;
+    uint8_t bytes[BLOCK_SIZE];
+    if (store_extent_info(place->store, address_extent(address), &info) != 0)
+        return false;
+    if (info.state == EXTENT_FINAL)
+        return true;
+    peek(place, offset_bytes, bytes);
+    if (!is_elsewhere(place, address, bytes))
+        return false;
+    place->fleet->has_power = true;
+    return true;
+}
+
 /* A place on its medium that some block of an extent has. */
 static bool pick(struct place *place, struct address *ret, uint64_t *ret_offset_bytes)
 {
@@ -44,11 +96,9 @@ static bool pick(struct place *place, struct address *ret, uint64_t *ret_offset_
     free(infos);
     if (length == 0)
         return false;
-    uint32_t block = (uint32_t)fleet_random(fleet, length);
-    const struct extent *e = extent_find(&place->store->extents, extent);
-    *ret = address_plus(extent, block);
-    return extent_is_live(e, block, 1) &&
-           extent_place(e, block, 1, ret_offset_bytes) == 1;
+    *ret = address_plus(extent, (uint32_t)fleet_random(fleet, length));
+    return locate(place, *ret, ret_offset_bytes) &&
+           may_rot(place, *ret, *ret_offset_bytes);
 }
 
 static void rot(struct place *place, struct address address, uint64_t offset_bytes)
@@ -56,9 +106,7 @@ static void rot(struct place *place, struct address address, uint64_t offset_byt
     struct fleet *fleet = place->fleet;
     uint8_t bytes[BLOCK_SIZE];
     uint64_t at = fleet_random(fleet, BLOCK_SIZE);
-    if (sim_file_peek(fleet->world, place->store_path, offset_bytes, bytes,
-                      sizeof bytes) != 0)
-        abort();
+    peek(place, offset_bytes, bytes);
     fleet->rots[fleet->rot_count++] = (struct fleet_rot){address, is_header(bytes)};
     bytes[at] = (uint8_t)(bytes[at] ^ (1U << fleet_random(fleet, 8)));
     (void)sim_file_poke(fleet->world, place->store_path, offset_bytes + at, bytes + at,
