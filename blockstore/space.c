@@ -35,6 +35,15 @@ static uint32_t piece_after(const struct runs *runs)
     return runs->at[runs->count - 1].start + runs->at[runs->count - 1].count;
 }
 
+/* Whoever hears of it may be another host, or recovery, and just tries again later: what
+ * may gain space is asked to here. */
+static int is_full(struct store *store)
+{
+    compact_wanted(store);
+    allocate_wanted(store);
+    return -PLX_EFULL;
+}
+
 /* Up to `slabs` more, as the reserve allows; returns how many. */
 static uint32_t space_add(struct store *store, struct extent *e, uint32_t slabs,
                           bool use_reserve)
@@ -69,7 +78,7 @@ int space_begin(struct store *store, struct extent *e, uint32_t slabs)
     uint32_t share = slabs_allowed(store, false) / AHEAD_SHARE;
     slabs = min_u32(slabs, share > 1 ? share : 1);
     if (space_add(store, e, slabs, false) == 0 && space_add(store, e, 1, true) == 0)
-        return -PLX_EFULL;
+        return is_full(store);
     return 0;
 }
 
@@ -85,17 +94,11 @@ int space_ensure(struct store *store, struct extent *e, uint32_t end, bool use_r
 {
     uint32_t have = runs_blocks(&e->runs);
     assert(end <= EXTENT_BLOCKS);
-    if (end <= have) {
-        if (use_reserve || leaves_reserve(store, end, have))
-            return 0;
-        compact_wanted(store);
-        return -PLX_EFULL;
-    }
+    if (end <= have)
+        return use_reserve || leaves_reserve(store, end, have) ? 0 : is_full(store);
     uint32_t need = (uint32_t)div_up_u64(end - have, SLAB_BLOCKS);
-    if (need > slabs_allowed(store, use_reserve)) {
-        compact_wanted(store);
-        return -PLX_EFULL;
-    }
+    if (need > slabs_allowed(store, use_reserve))
+        return is_full(store);
     /* What it got of them stays: a later append will use it. */
     return space_add(store, e, need, use_reserve) == need ? 0 : -ENOMEM;
 }
@@ -170,7 +173,7 @@ bool space_has_room(struct store *store, uint32_t pieces)
                                           SLAB_PIECES);
     if (slabs <= slabs_allowed(store, false))
         return true;
-    compact_wanted(store);
+    (void)is_full(store);
     return false;
 }
 

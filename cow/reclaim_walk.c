@@ -121,6 +121,16 @@ static async int on_node(void *arg, unsigned level, uint64_t index,
     return dead_entries_add(&freeing->carried, entry.address, 1);
 }
 
+/* Whoever freed it may have ended before all copies were told. */
+static async int on_node_dead(void *arg, struct map_entry entry)
+{
+    struct freeing *freeing = arg;
+
+    return copies_can_trim(freeing->host->copies, entry.address)
+               ? collect(freeing, entry.address, MAP_HEIGHT_MAX)
+               : 0;
+}
+
 static async int on_unreadable(void *arg, unsigned level, uint64_t index,
                                struct map_entry entry, bool of_against, int code)
 {
@@ -141,6 +151,7 @@ static async int on_unreadable(void *arg, unsigned level, uint64_t index,
 
 static const struct tree_walk_ops ops = {
     .data = on_data, .node_done = on_node, .unreadable = on_unreadable,
+    .node_dead = on_node_dead,
 };
 
 /* The disk that an extent without final length belongs to; 0: none is carried. */

@@ -135,8 +135,10 @@ static async int open_side(struct walker *w, const struct pair *pair,
     if (rc == 0)
         return 0;
     if (!of_against && walk->dead_is_done &&
-        (rc == -PLX_EDEAD || rc == -PLX_ENOTHERE || rc == -PLX_EMISSING))
-        return 1;
+        (rc == -PLX_EDEAD || rc == -PLX_ENOTHERE || rc == -PLX_EMISSING)) {
+        rc = w->ops->node_dead ? w->ops->node_dead(w->arg, side->entry) : 0;
+        return rc < 0 ? rc : 1;
+    }
     if (!w->ops->unreadable || rc == -ENOMEM)
         return rc;
     rc = w->ops->unreadable(w->arg, pair->level, pair->index, side->entry, of_against,

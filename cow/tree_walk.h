@@ -35,6 +35,9 @@ struct tree_walk_ops {
      * (node_done is not called for what is skipped). NULL: the walk ends with code. */
     async int (*unreadable)(void *arg, unsigned level, uint64_t index,
                             struct map_entry entry, bool of_against, int code);
+    /* A node that is passed over since it is dead (dead_is_done). That is so on the copy
+     * that was asked; who frees nodes must see to the others. */
+    async int (*node_dead)(void *arg, struct map_entry entry);
 };
 
 struct tree_walk {

@@ -100,6 +100,16 @@ static async int walk_node(void *arg, unsigned level, uint64_t index,
     return rc == 0 && job->stops(job->disk) ? -PLX_ECANCELLED : rc;
 }
 
+/* Whoever trimmed it may have ended before all copies were told. */
+static async int walk_dead(void *arg, struct map_entry entry)
+{
+    struct list_job *job = arg;
+
+    return copies_can_trim(copies_of(job), entry.address)
+               ? trim_add(&job->set, entry.address, 1, MAP_HEIGHT_MAX)
+               : 0;
+}
+
 /* What is below a rotten node is not known; the rest of the list is. */
 static async int walk_unreadable(void *arg, unsigned level, uint64_t index,
                                  struct map_entry entry, bool of_against, int code)
@@ -121,6 +131,7 @@ static async int trim_subtree(struct list_job *job, const struct dead_subtree *s
 {
     static const struct tree_walk_ops ops = {
         .data = walk_data, .node_done = walk_node, .unreadable = walk_unreadable,
+        .node_dead = walk_dead,
     };
     struct host *host = job->disk->host;
     struct tree_walk walk = {
@@ -189,7 +200,8 @@ async int dead_block_read(struct host *host, struct address address, uint32_t cr
     return rc;
 }
 
-/* Trimmed lists lose their blocks only after all that they name. */
+/* Trimmed lists lose their blocks only after all that they name, and the first of them
+ * last. */
 static bool is_gone(int code)
 {
     return code == -PLX_EDEAD || code == -PLX_ENOTHERE || code == -PLX_EMISSING;
@@ -204,8 +216,8 @@ static async int trim_list(struct list_job *job, const struct dead_list *list)
     for (uint32_t i = 0; rc == 0 && i < list->blocks && !address_is_null(at); i++) {
         struct dead_block block;
         rc = dead_block_read(job->disk->host, at, crc, &block);
-        if (is_gone(rc)) {
-            rc = 0;
+        if (is_gone(rc)) { /* maybe not on all copies */
+            rc = dead_entries_add(&job->spent, at, 1);
             break;
         }
         if (rc < 0)
@@ -542,6 +554,22 @@ static bool may_tidy(const struct disk *disk)
            (state->list_count > 0 || state->extent_count > 0);
 }
 
+/* The blocks of a list, the first one after all others: while it is live somewhere all of
+ * them can be found. */
+static int add_spent(struct list_job *job, const struct dead_list *list)
+{
+    int rc = 0;
+
+    for (uint32_t i = 0; rc == 0 && i < job->spent.run_count; i++) {
+        const struct dead_run *run = &job->spent.runs[i];
+        for (uint32_t b = 0; rc == 0 && b < run->count; b++) {
+            struct address at = address_plus(run->address, b);
+            rc = trim_add(&job->set, at, 1, address_equal(at, list->head));
+        }
+    }
+    return rc;
+}
+
 /* Trims the lists and their own blocks, as long as nothing stands in the way. The blocks
  * go last: a list whose blocks are dead is known to be through. */
 static async int tidy_lists(struct disk *disk)
@@ -555,9 +583,8 @@ static async int tidy_lists(struct disk *disk)
         rc = trim_list(&job, &list);
         if (rc == 0 && job.carried.run_count + job.carried.subtree_count > 0)
             rc = -PLX_EPRECONDITION; /* an extent is not final yet */
-        for (uint32_t i = 0; rc == 0 && i < job.spent.run_count; i++)
-            rc = trim_add(&job.set, job.spent.runs[i].address, job.spent.runs[i].count,
-                          0);
+        if (rc == 0)
+            rc = add_spent(&job, &list);
         if (rc == 0)
             rc = trim_apply(&job.set, copies_of(&job));
         if (rc == 0)

@@ -10,6 +10,10 @@
  * What it has when the trim comes to it, it trims; what it gets later comes from a copy
  * that was trimmed before.
  *
+ * Who is down and not whole is passed over, if that is so in a state that is not older
+ * than what the others have done: it takes it over from them before it is whole, or when
+ * it looks once more after that.
+ *
  * What can fail: a member that counts does not answer, or says that an extent is not
  * final. All of it is to be done again then, and that is harmless: bits are only cleared.
  *
@@ -96,12 +100,32 @@ static async int run_pass(struct all *all, struct address extent, bool only_whol
     return 0;
 }
 
+static async int run_passes(struct all *all, struct address extent)
+{
+    int rc = run_pass(all, extent, true);
+    return rc == 0 ? run_pass(all, extent, false) : rc;
+}
+
+static bool has_passed_over(const struct all *all, struct address extent)
+{
+    struct copies_where where = copies_where(all->copies, extent);
+    for (uint32_t i = 0; i < where.count; i++) {
+        if (!is_done_on(all, where.members[i].node))
+            return true;
+    }
+    return false;
+}
+
+/* This node may be behind: who is passed over may have become whole long ago. */
 static async int run_all(struct all *all, struct address extent)
 {
     if (all->copies->is_alone)
         return all->run(all, all->copies->local.replica, true);
-    int rc = run_pass(all, extent, true);
-    return rc == 0 ? run_pass(all, extent, false) : rc;
+    int rc = run_passes(all, extent);
+    if (rc != 0 || !has_passed_over(all, extent))
+        return rc;
+    rc = cluster_barrier(all->copies->cluster);
+    return rc == 0 ? run_passes(all, extent) : rc;
 }
 
 /* --- trims --- */

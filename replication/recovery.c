@@ -182,6 +182,11 @@ static void census_take(void *arg, const struct extent_info *info)
         census->rc = address_list_add(&census->unfinished, info->extent);
 }
 
+static bool is_here(const struct census *census, uint32_t group)
+{
+    return (census->groups[group / 8] >> group % 8 & 1) != 0;
+}
+
 static bool is_member(const struct recovery *r, uint16_t group)
 {
     const struct cluster_group *g = cluster_group_by_id(recovery_state(r), group);
@@ -199,8 +204,7 @@ static async int tidy(struct recovery *r)
     for (size_t i = 0; i < census->unfinished.count && rc == 0 && !r->is_stopping; i++)
         rc = recovery_end(r, census->unfinished.at[i]);
     for (uint32_t group = 1; group < GROUPS && !r->is_stopping; group++) {
-        if ((census->groups[group / 8] >> group % 8 & 1) == 0 ||
-            is_member(r, (uint16_t)group))
+        if (!is_here(census, group) || is_member(r, (uint16_t)group))
             continue;
         int left = recovery_leave(r, (uint16_t)group);
         rc = rc != 0 ? rc : left;
@@ -215,20 +219,20 @@ static async int tidy(struct recovery *r)
 static void forget_settling(struct recovery *r, struct settling *s)
 {
     STAILQ_REMOVE(&r->settling, s, settling, link);
-    address_list_done(&s->installed);
+    address_list_done(&s->taken_over);
     free(s);
 }
 
 /* What came in for it is looked at once more. */
 static void settle_later(struct recovery *r, uint16_t group)
 {
-    struct settling *s = r->installed.count > 0 ? calloc(1, sizeof *s) : NULL;
+    struct settling *s = r->taken_over.count > 0 ? calloc(1, sizeof *s) : NULL;
     if (s == NULL)
         return; /* some dead blocks may be kept: a check frees them */
     s->group = group;
     s->due_ns = loop_now_ns(r->options.loop) + RECOVERY_SETTLE_MS * NS_PER_MS;
-    s->installed = r->installed;
-    r->installed = (struct address_list){0};
+    s->taken_over = r->taken_over;
+    r->taken_over = (struct address_list){0};
     STAILQ_INSERT_TAIL(&r->settling, s, link);
 }
 
@@ -239,8 +243,8 @@ static async void settle_due(struct recovery *r)
         if (s->due_ns > loop_now_ns(r->options.loop) || r->is_stopping)
             break;
         STAILQ_REMOVE(&r->settling, s, settling, link);
-        recovery_settle(r, s->group, &s->installed);
-        address_list_done(&s->installed);
+        recovery_settle(r, s->group, &s->taken_over);
+        address_list_done(&s->taken_over);
         free(s);
         next = STAILQ_FIRST(&r->settling);
     }
@@ -251,8 +255,10 @@ static async int each_missing(struct recovery *r,
                               async int (*fn)(struct recovery *r, uint16_t group))
 {
     int rc = 0;
-    for (uint32_t id = 1; id < GROUPS && !r->is_stopping; id++) {
+    for (uint32_t id = 1; !r->is_stopping; id++) {
         const struct cluster_state *state = recovery_state(r);
+        if (id > cluster_group_count(state))
+            break;
         const struct cluster_group *g = cluster_group_by_id(state, (uint16_t)id);
         const struct group_member *self = g != NULL
                                               ? cluster_group_member(g, r->options.node)
@@ -276,7 +282,7 @@ static async int make_whole(struct recovery *r, uint16_t group)
     int rc = recovery_group(r, group);
     if (rc == 0)
         settle_later(r, group);
-    address_list_done(&r->installed);
+    address_list_done(&r->taken_over);
     return rc;
 }
 
@@ -293,7 +299,7 @@ static async int pass(struct recovery *r)
     }
     r->said = what_is_said(r, &r->status.groups);
     rc = tidy(r);
-    address_list_done(&r->installed); /* of no group that is made whole */
+    address_list_done(&r->taken_over); /* of no group that is made whole */
     (void)each_missing(r, survey);
     int made = each_missing(r, make_whole);
     return rc != 0 ? rc : made;
@@ -419,6 +425,6 @@ void recovery_destroy(struct recovery *r)
     assert(!r->is_running && LIST_EMPTY(&r->calls));
     while (!STAILQ_EMPTY(&r->settling))
         forget_settling(r, STAILQ_FIRST(&r->settling));
-    address_list_done(&r->installed);
+    address_list_done(&r->taken_over);
     free(r);
 }

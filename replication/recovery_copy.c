@@ -348,7 +348,7 @@ static async int copy(struct copying *c)
     for (uint32_t i = 0; i < TRIES_MAX && rc == -PLX_EPRECONDITION; i++)
         rc = install(c);
     if (rc == 0)
-        rc = address_list_add(&c->r->installed, c->plan.extent.extent);
+        rc = address_list_add(&c->r->taken_over, c->plan.extent.extent);
     if (rc == 0 || rc == -PLX_EEXISTS)
         rc = planted(PLANT_MERGE_FORGOTTEN) ? 0 : merge_after(c);
     /* Dead by now, here or there: the next sweep sees to what is left of it. */

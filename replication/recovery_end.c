@@ -7,7 +7,8 @@
  * that is not listed any more is final on those that were whole when it left the list. A
  * node that became whole after that, and was in its write set, has all of it, but may
  * not have heard where it ends: then the other whole members say so. As long as it does
- * not know it can trim nothing, and nobody can become whole from it.
+ * not know it can trim nothing, and nobody can become whole from it. A copy here that
+ * ends before the length, though this node is whole, is replaced by one of theirs.
  *
  * What can fail: a whole member cannot be asked; that is for a later pass. Or none of
  * them has a final copy: all that had one were declared lost. Then the longest copy is
@@ -103,8 +104,8 @@ static async int end_unlisted(struct recovery *r, struct address extent)
         rc = look_at_others(r, extent, o);
     struct recovery_facts facts = recovery_facts_of(r, extent, NULL);
     const struct group_member *self = recovery_self(r, group);
-    if (rc == 0 && (self == NULL || self->missing_since != 0 ||
-                    facts.local.state == COPY_RPC_FINAL))
+    if (rc == 0 &&
+        (self == NULL || self->missing_since != 0 || facts.local.state == COPY_RPC_FINAL))
         rc = 0; /* it was seen to meanwhile, or will be */
     else if (rc == 0 && o->has_final)
         rc = end_as_others(r, o, &facts.local);
@@ -116,11 +117,31 @@ static async int end_unlisted(struct recovery *r, struct address extent)
     return rc;
 }
 
+/* A copy whose tail rotted while it was written: a restart stopped it too early, on a
+ * node that was not away for long, and so is whole still. */
+static async int fill_up(struct recovery *r, struct address extent)
+{
+    struct others *o = calloc(1, sizeof *o);
+    if (o == NULL)
+        return -ENOMEM;
+    o->sweep.group = address_group(extent);
+    int rc = look_at_others(r, extent, o);
+    struct recovery_facts facts = recovery_facts_of(r, extent, NULL);
+    if (rc == 0 && facts.local.state == COPY_RPC_FINAL)
+        rc = 0; /* it was seen to meanwhile */
+    else if (rc == 0)
+        rc = o->has_final && facts.has_length ? end_as_others(r, o, &facts.local)
+                                              : -EAGAIN;
+    free(o);
+    return rc;
+}
+
 async int recovery_end(struct recovery *r, struct address extent)
 {
     struct recovery_facts facts = recovery_facts_of(r, extent, NULL);
     const struct group_member *self = recovery_self(r, address_group(extent));
     bool has_left = facts.is_opened && !facts.is_listed;
+    bool is_whole = self != NULL && self->missing_since == 0;
     int rc = 0;
     if (facts.local.state == COPY_RPC_ABSENT || facts.local.state == COPY_RPC_FINAL)
         return 0;
@@ -128,7 +149,9 @@ async int recovery_end(struct recovery *r, struct address extent)
         rc = store_finalize_extent(r->options.store, extent, facts.length);
     else if (has_left && recovery_has_nothing(&facts.local))
         rc = store_delete_extent(r->options.store, extent); /* nobody can create it */
-    else if (has_left && facts.has_disk && self != NULL && self->missing_since == 0)
+    else if (has_left && facts.has_disk && is_whole)
         rc = end_unlisted(r, extent);
+    if (rc == -PLX_ENOTHERE && facts.has_length && is_whole)
+        return fill_up(r, extent);
     return rc == -PLX_ENOTHERE || rc == -PLX_EMISSING ? 0 : rc;
 }

@@ -76,9 +76,10 @@ struct copier {
 async void recovery_survey(struct recovery *r, uint16_t group);
 /* Makes this node whole in a group. 0: it is; -EAGAIN: not yet; -ENOMEM, -PLX_EFAILED. */
 async int recovery_group(struct recovery *r, uint16_t group);
-/* What was copied for a group a while ago may have died since. */
+/* What was as on others when a group became whole may have died since: who trimmed it
+ * may not have known that this node counts. */
 async void recovery_settle(struct recovery *r, uint16_t group,
-                           const struct address_list *installed);
+                           const struct address_list *taken_over);
 
 /* This node in the group; NULL: it is no member. */
 const struct group_member *recovery_self(const struct recovery *r, uint16_t group);
@@ -113,11 +114,11 @@ struct copy_extent recovery_local(const struct recovery *r, struct address exten
 
 /* --- recovery.c --- */
 
-/* A group that became whole; its installs are looked at once more. */
+/* A group that became whole; what it took over is looked at once more. */
 struct settling {
     uint16_t group;
     uint64_t due_ns;
-    struct address_list installed;
+    struct address_list taken_over;
     STAILQ_ENTRY(settling) link;
 };
 
@@ -135,9 +136,10 @@ struct recovery {
     uint64_t allowed_ns; /* by the limit, the next bytes may come then */
     uint64_t rate_since_ns, rate_bytes;
     struct recovery_status status;
-    uint64_t said;                 /* what the state said at the last look */
-    bool is_pending;               /* something is left to do */
-    struct address_list installed; /* for the group that is being made whole */
+    uint64_t said;                  /* what the state said at the last look */
+    bool is_pending;                /* something is left to do */
+    struct address_list taken_over; /* for the group that is being made whole: they are
+                                     * here as on others; some more than once */
     STAILQ_HEAD(, settling) settling;
     struct metric *extents_copied, *bytes_copied;
 };

@@ -116,7 +116,8 @@ static async int sweep_begin(struct recovery *r, uint16_t group, struct sweep *s
     const struct group_member *self = recovery_self(r, group);
     *s = (struct sweep){.r = r, .group = group};
     if (self == NULL || self->missing_since == 0)
-        return -PLX_EEXISTS; /* nothing to do any more */
+        return -PLX_EEXISTS;           /* nothing to do any more */
+    address_list_done(&r->taken_over); /* the last sweep looks at all of them */
     s->missing_since = self->missing_since;
     s->waiting = count_waiting(r, group);
     s->is_incomplete = !recovery_sources(r, group, s->sources, &s->source_count);
@@ -197,7 +198,7 @@ static async void copies_drain(struct sweep *s)
 /* --- one extent --- */
 
 async int recovery_merge(struct recovery *r, const struct recovery_source *source,
-                       struct address extent)
+                         struct address extent)
 {
     struct copy_description *d = malloc(sizeof *d);
     if (d == NULL)
@@ -229,6 +230,14 @@ static async int finalize_there(struct recovery *r, const struct recovery_source
     return rc;
 }
 
+/* It is the same here as there, so far. */
+static int note_taken_over(struct recovery *r, struct address extent)
+{
+    const struct address_list *list = &r->taken_over;
+    bool is_last = list->count > 0 && address_equal(list->at[list->count - 1], extent);
+    return is_last ? 0 : address_list_add(&r->taken_over, extent);
+}
+
 /* One step; 1: look at it again. */
 static async int take_step(struct sweep *s, const struct recovery_source *source,
                            struct copy_extent *extent)
@@ -240,13 +249,16 @@ static async int take_step(struct sweep *s, const struct recovery_source *source
     int rc = 0;
     switch (recovery_decide(&facts, &length)) {
     case RECOVERY_NOTHING:
+        return facts.local.state == COPY_RPC_FINAL ? note_taken_over(r, extent->extent)
+                                                   : 0;
     case RECOVERY_ASK_DROP: /* later, of all */
         return 0;
     case RECOVERY_COPY:
         copy_soon(s, extent);
         return 0;
     case RECOVERY_MERGE:
-        return recovery_merge(r, source, extent->extent);
+        rc = recovery_merge(r, source, extent->extent);
+        return rc == 0 ? note_taken_over(r, extent->extent) : rc;
     case RECOVERY_DROP:
         return store_delete_extent(store, extent->extent);
     case RECOVERY_FINALIZE:
@@ -465,13 +477,13 @@ async void recovery_survey(struct recovery *r, uint16_t group)
 /* --- afterwards, and elsewhere --- */
 
 async void recovery_settle(struct recovery *r, uint16_t group,
-                           const struct address_list *installed)
+                           const struct address_list *taken_over)
 {
     struct recovery_source sources[REPLICAS_MAX];
     uint32_t count = 0;
     (void)recovery_sources(r, group, sources, &count);
-    for (size_t i = 0; i < installed->count && !r->is_stopping; i++) {
-        struct address extent = installed->at[i];
+    for (size_t i = 0; i < taken_over->count && !r->is_stopping; i++) {
+        struct address extent = taken_over->at[i];
         for (uint32_t j = 0; j < count; j++)
             (void)recovery_merge(r, &sources[j], extent);
         struct recovery_facts facts = recovery_facts_of(r, extent, NULL);

@@ -65,6 +65,16 @@ void sim_process_end(struct loop *loop, enum sim_end how);
  * and then all that was due at once, in any order. */
 void sim_process_stall(struct loop *loop, uint64_t duration_ns);
 
+/* From now on each I/O of this process takes up to max_ns longer; 0: as others. */
+void sim_process_slow_disk(struct loop *loop, uint64_t max_ns);
+
+/* The wall clock of a process jumps, ahead or back. */
+void sim_process_step_wall(struct loop *loop, int64_t by_ns);
+/* Its monotonic clock says so much more from now on, and is so much faster than that of
+ * the world (ppm; negative: slower). Ahead only before the process has done anything. */
+#define SIM_CLOCK_PPM_MAX 100000
+void sim_process_set_clock(struct loop *loop, uint64_t ahead_ns, int32_t ppm);
+
 /* Cuts the power of media that no process has open: those whose path starts with
  * prefix. For a machine that lost power while its process was not running. */
 void sim_power_cut_media(struct sim_world *world, const char *prefix);

@@ -441,7 +441,7 @@ static void submit(struct file *file, struct file_io *io)
     /* Now, not when it is reported: another sync may overtake it. */
     if (io->op == FILE_SYNC && s->fails)
         sync_failed(m, s);
-    sim_event_add(process, &s->event, sim_latency_ns(world));
+    sim_event_add(process, &s->event, sim_latency_ns(process));
 }
 
 static async int grow(struct file *file, uint64_t size_bytes)

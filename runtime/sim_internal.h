@@ -59,7 +59,12 @@ struct sim_process {
     uint64_t number; /* from 1, in the order of creation */
     bool is_ended;
     uint64_t stalled_until_ns;
-    uint64_t wall_offset_ns;
+    uint64_t slow_max_ns;    /* added to each I/O, at most */
+    uint64_t wall_offset_ns; /* modulo 2^64 */
+    /* Its monotonic clock: what it said when it was set, and when that was. */
+    uint64_t clock_ns, clock_set_ns;
+    int32_t clock_ppm;    /* it is so much faster than the world's */
+    uint64_t deadline_ns; /* of the timer, by this clock */
     struct sim_event ready, timer;
     TAILQ_HEAD(, sim_handle) handles;
     uint32_t host;
@@ -102,7 +107,7 @@ void sim_event_add(struct sim_process *process, struct sim_event *event,
                    uint64_t delay_ns);
 void sim_event_cancel(struct sim_world *world, struct sim_event *event);
 /* How long an I/O takes, now and then seconds. */
-uint64_t sim_latency_ns(struct sim_world *world);
+uint64_t sim_latency_ns(struct sim_process *process);
 /* Suspends the running task for that long. */
 async void sim_pause(struct sim_process *process);
 /* Counts an operation for sim_fail_nth_io; true: it must fail, for that reason or by

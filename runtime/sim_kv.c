@@ -214,7 +214,7 @@ static void start_group(struct sim_kv *kv)
 {
     STAILQ_CONCAT(&kv->group, &kv->queued);
     struct sim_process *process = kv->handle.process;
-    sim_event_add(process, &kv->group_done, sim_latency_ns(process->world));
+    sim_event_add(process, &kv->group_done, sim_latency_ns(process));
 }
 
 /* A beginning of the group, of any length. */

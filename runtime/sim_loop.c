@@ -122,13 +122,16 @@ void sim_event_cancel(struct sim_world *world, struct sim_event *event)
     event->is_pending = false;
 }
 
-uint64_t sim_latency_ns(struct sim_world *world)
+uint64_t sim_latency_ns(struct sim_process *process)
 {
+    struct sim_world *world = process->world;
     const struct sim_faults *faults = &world->faults;
     uint64_t ns = sim_random_between(world, faults->latency_min_ns,
                                      faults->latency_max_ns);
     if (sim_chance(world, faults->stuck_ppm))
         ns += sim_random_between(world, STUCK_MIN_NS, STUCK_MAX_NS);
+    if (process->slow_max_ns > 0)
+        ns += sim_random_between(world, 0, process->slow_max_ns);
     return ns;
 }
 
@@ -148,7 +151,7 @@ static void pause_over(struct sim_event *event)
 async void sim_pause(struct sim_process *process)
 {
     struct pause pause = {.event.run = pause_over, .task = task_current()};
-    sim_event_add(process, &pause.event, sim_latency_ns(process->world));
+    sim_event_add(process, &pause.event, sim_latency_ns(process));
     while (!pause.is_over)
         task_park();
 }
@@ -175,11 +178,32 @@ bool sim_failure_happened(const struct sim_world *world)
 
 /* --- the loop of a process --- */
 
+/* What the clock of a process gains in so long. */
+static int64_t gain_ns(const struct sim_process *process, uint64_t ns)
+{
+    return (int64_t)ns / 1000000 * process->clock_ppm +
+           (int64_t)ns % 1000000 * process->clock_ppm / 1000000;
+}
+
 static uint64_t now_ns(const struct loop *loop)
 {
     const struct sim_process *process = container_of(loop, const struct sim_process,
                                                      loop);
-    return process->world->now_ns;
+    uint64_t since_ns = process->world->now_ns - process->clock_set_ns;
+    return process->clock_ns + since_ns + (uint64_t)gain_ns(process, since_ns);
+}
+
+/* Until its clock says so, rounded up. */
+static uint64_t until_ns(const struct sim_process *process, uint64_t deadline_ns)
+{
+    uint64_t clock_ns = now_ns(&process->loop);
+    if (deadline_ns <= clock_ns)
+        return 0;
+    uint64_t ns = min_u64(deadline_ns - clock_ns, UINT64_MAX / 2);
+    uint64_t rate = (uint64_t)(1000000 + process->clock_ppm);
+    if (process->clock_ppm == 0)
+        return ns;
+    return ns / rate * 1000000 + ns % rate * 1000000 / rate + 3;
 }
 
 static uint64_t wall_ns(const struct loop *loop)
@@ -225,8 +249,8 @@ static void arm(struct loop *loop, uint64_t deadline_ns)
     sim_event_cancel(world, &process->timer);
     if (process->is_ended || deadline_ns == UINT64_MAX)
         return;
-    uint64_t delay_ns = deadline_ns > world->now_ns ? deadline_ns - world->now_ns : 0;
-    sim_event_add(process, &process->timer, delay_ns);
+    process->deadline_ns = deadline_ns;
+    sim_event_add(process, &process->timer, until_ns(process, deadline_ns));
 }
 
 static void fire_timers(struct sim_event *event)
@@ -320,6 +344,27 @@ void sim_process_stall(struct loop *loop, uint64_t duration_ns)
         sim_event_cancel(world, event);
         sim_event_add(process, event, 0); /* behind where we are */
     }
+}
+
+void sim_process_slow_disk(struct loop *loop, uint64_t max_ns)
+{
+    sim_process_of(loop)->slow_max_ns = max_ns;
+}
+
+void sim_process_step_wall(struct loop *loop, int64_t by_ns)
+{
+    sim_process_of(loop)->wall_offset_ns += (uint64_t)by_ns;
+}
+
+void sim_process_set_clock(struct loop *loop, uint64_t ahead_ns, int32_t ppm)
+{
+    struct sim_process *process = sim_process_of(loop);
+    assert(ppm >= -SIM_CLOCK_PPM_MAX && ppm <= SIM_CLOCK_PPM_MAX);
+    process->clock_ns = now_ns(loop) + ahead_ns;
+    process->clock_set_ns = process->world->now_ns;
+    process->clock_ppm = ppm;
+    if (process->timer.is_pending)
+        arm(loop, process->deadline_ns);
 }
 
 /* --- media --- */

@@ -47,7 +47,8 @@ static void print_state(const struct place *place)
 
 static void print_places(const struct fleet *fleet)
 {
-    static const char *const states[] = {"none", "off", "starting", "up", "closing"};
+    static const char *const states[] = {"none",     "made", "off",
+                                         "starting", "up",   "closing"};
     for (uint32_t i = 1; i <= fleet->place_count; i++) {
         const struct place *place = &fleet->places[i];
         printf("    machine %u is %s%s%s\n", i, states[place->state],
@@ -68,10 +69,10 @@ static void print_places(const struct fleet *fleet)
 void fleet_fail(struct fleet *fleet, const char *fmt, ...)
 {
     va_list args;
-    printf("seed %llu, %u nodes, profile %s, at %.6f s: ",
-           (unsigned long long)fleet->seed, fleet->node_count,
-           fleet->profile != NULL ? fleet->profile->name : "none yet",
-           (double)sim_world_now_ns(fleet->world) / 1e9);
+    printf(
+        "seed %llu, %u nodes, profile %s, at %.6f s: ", (unsigned long long)fleet->seed,
+        fleet->node_count, fleet->profile != NULL ? fleet->profile->name : "none yet",
+        (double)sim_world_now_ns(fleet->world) / 1e9);
     va_start(args, fmt);
     vprintf(fmt, args);
     va_end(args);
@@ -122,7 +123,7 @@ static void clock_start(struct fleet *fleet)
     task_start(sim_process_create(fleet->world), &call);
 }
 
-static void run_for(struct fleet *fleet, uint64_t duration_ns)
+void fleet_run_for(struct fleet *fleet, uint64_t duration_ns)
 {
     uint64_t until_ns = sim_world_now_ns(fleet->world) + duration_ns;
     while (sim_world_now_ns(fleet->world) < until_ns && sim_world_step(fleet->world))
@@ -139,7 +140,7 @@ static void run_until_so(struct fleet *fleet, bool (*is_so)(const struct fleet *
             fleet_fail(fleet, "%s: not within %llu s", what,
                        (unsigned long long)(limit_ns / NS_PER_S));
         faults_tick(fleet);
-        run_for(fleet, TICK_NS);
+        fleet_run_for(fleet, TICK_NS);
     }
 }
 
@@ -178,20 +179,35 @@ static bool groups_are_whole(const struct cluster_state *state)
     return cluster_group_count(state) > 0;
 }
 
+bool fleet_has_all_copies(const struct fleet *fleet)
+{
+    const struct cluster_state *newest = NULL;
+    if (!all_are_up(fleet))
+        return false;
+    for (uint32_t i = 1; i <= fleet->place_count; i++) {
+        if (fleet->places[i].state == PLACE_NONE)
+            continue;
+        const struct cluster_state *state = place_state(&fleet->places[i]);
+        if (newest == NULL ||
+            cluster_state_applied(state) > cluster_state_applied(newest))
+            newest = state;
+    }
+    return nodes_are_well(newest) && groups_are_whole(newest);
+}
+
 static bool all_is_whole(const struct fleet *fleet)
 {
-    uint64_t applied = 0;
-    if (!all_are_up(fleet))
+    const struct place *first = NULL;
+    if (!fleet_has_all_copies(fleet) || fleet->replacement.is_under_way)
         return false;
     for (uint32_t i = 1; i <= fleet->place_count; i++) {
         const struct place *place = &fleet->places[i];
         if (place->state == PLACE_NONE)
             continue;
-        const struct cluster_state *state = place_state(place);
-        if (i > 1 && cluster_state_applied(state) != applied)
-            return false;
-        applied = cluster_state_applied(state);
-        if (!nodes_are_well(state) || !groups_are_whole(state))
+        if (first == NULL)
+            first = place;
+        if (cluster_state_applied(place_state(place)) !=
+            cluster_state_applied(place_state(first)))
             return false;
     }
     return true;
@@ -236,10 +252,13 @@ uint32_t fleet_size_of(uint64_t seed)
 
 static void draw(struct fleet *fleet)
 {
+    uint64_t seed = fleet->seed;
     fleet->guest_count = (uint32_t)fleet_between(fleet, 1, FLEET_GUESTS_MAX);
     /* Of how many operations it is follows from how often each guest comes. */
     uint64_t ops = fleet_between(fleet, 50, fleet_chance(fleet, 10) ? 2000 : 300);
     fleet->work_ns = fleet_between(fleet, 500, 12000) * NS_PER_MS;
+    if (faults_are_later(seed)) /* longer, since their faults take longer */
+        fleet->work_ns += 3 * NS_PER_S;
     fleet->pause_max_ns = 2 * fleet->work_ns * fleet->guest_count * fleet->node_count /
                           ops;
     fleet->checkpoint_log_bytes = fleet_between(fleet, 256, 2048) * KIB;
@@ -255,7 +274,7 @@ static void work(struct fleet *fleet)
         guests_start(&fleet->places[i]);
     while (sim_world_now_ns(fleet->world) < until_ns) {
         faults_tick(fleet);
-        run_for(fleet, TICK_NS);
+        fleet_run_for(fleet, TICK_NS);
     }
 }
 
@@ -276,6 +295,8 @@ static void verify(struct fleet *fleet)
         if (fleet->places[i].state == PLACE_UP)
             verify_on(fleet, &fleet->places[i]);
     }
+    fleet_rot_end(fleet);
+    fleet_compare_copies(fleet);
 }
 
 void fleet_run_seed(struct fleet *fleet, uint64_t seed)
@@ -292,6 +313,7 @@ void fleet_run_seed(struct fleet *fleet, uint64_t seed)
     faults_heal(fleet);
     run_until_so(fleet, guests_are_done, DRAIN_LIMIT_NS, "the guests have ended");
     run_until_so(fleet, all_are_up, UP_LIMIT_NS, "all machines are up");
+    run_until_so(fleet, fleet_is_replaced, UP_LIMIT_NS, "a machine is replaced");
     verify(fleet);
     fleet_note(fleet,
                "ends; %llu operations, %llu of them failed, %llu faults, %llu "

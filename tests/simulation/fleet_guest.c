@@ -124,8 +124,11 @@ static async int change(struct guest *g)
                      (size_t)count * BLOCK_SIZE);
     }
     begin(g, it.id != 0 ? "a write" : "a trim");
-    int rc = io_run(g, it.id != 0 ? DISK_WRITE : kind < 90 ? DISK_TRIM : DISK_ZERO, flags,
-                    first, count);
+    int rc = io_run(g,
+                    it.id != 0  ? DISK_WRITE
+                    : kind < 90 ? DISK_TRIM
+                                : DISK_ZERO,
+                    flags, first, count);
     buffer_put(take(g->io.buffer));
     model_change_end(&fleet->model, &g->change, rc == 0, epoch_here(g->place, md, NULL));
     note_io(g, md, first, count, it.id);
@@ -219,8 +222,7 @@ static struct fleet_snap *pick_snap(struct fleet *fleet)
     uint64_t seen = 0;
     for (uint32_t i = 0; i < model->snap_count; i++) {
         if (model->snaps[i].existence == PRESENT && !model->snaps[i].is_in_use &&
-            model->snaps[i].of->existence == PRESENT &&
-            fleet_random(fleet, ++seen) == 0)
+            model->snaps[i].of->existence == PRESENT && fleet_random(fleet, ++seen) == 0)
             chosen = &model->snaps[i];
     }
     return chosen;
@@ -228,8 +230,8 @@ static struct fleet_snap *pick_snap(struct fleet *fleet)
 
 static async void rest(struct guest *g)
 {
-    task_sleep_ns(fleet_between(g->place->fleet, NS_PER_US,
-                                g->place->fleet->pause_max_ns));
+    task_sleep_ns(
+        fleet_between(g->place->fleet, NS_PER_US, g->place->fleet->pause_max_ns));
 }
 
 static async void use_disk(struct guest *g)

@@ -9,11 +9,11 @@
 #include "cow/disk_remote.h"
 #include "tests/simulation/fleet.h"
 
-#define STORE_BYTES  (96 * MIB)
-#define CALL_LIMIT   (200 * NS_PER_S)
-#define KNOWN_LIMIT  (60 * NS_PER_S)
-#define OUT_NS       (40 * NS_PER_S) /* replaced when it was down for so long */
-#define START_AGAIN  (2 * NS_PER_S)
+#define STORE_BYTES (96 * MIB)
+#define CALL_LIMIT  (200 * NS_PER_S)
+#define KNOWN_LIMIT (60 * NS_PER_S)
+#define OUT_NS      (40 * NS_PER_S) /* replaced when it was down for so long */
+#define START_AGAIN (2 * NS_PER_S)
 
 static const struct uid CLUSTER = {{7, 7, 7}};
 
@@ -114,6 +114,12 @@ static void process_begin(struct place *place)
 {
     place->loop = sim_process_create(place->fleet->world);
     sim_process_set_host(place->loop, place->number);
+    sim_process_slow_disk(place->loop, place->slow_ns);
+    if (place->clock_ahead_max_ns > 0)
+        sim_process_set_clock(place->loop,
+                              fleet_random(place->fleet, place->clock_ahead_max_ns),
+                              place->clock_ppm);
+    sim_process_step_wall(place->loop, place->wall_step_ns);
     place->has_failed = false;
     place->starts++;
     if (place->fleet->verbosity > 1)
@@ -215,22 +221,50 @@ static async void join_here(struct place *place)
     kv_close(place->kv);
 }
 
-/* A newcomer, for whom another node does what a token would let it do. */
+void place_make(struct fleet *fleet, uint32_t number)
+{
+    struct place *place = &fleet->places[number];
+    place_init(fleet, number);
+    faults_draw_clock(fleet, place);
+    process_begin(place);
+    place_run(place, join_here);
+    place_end(place, SIM_KILL);
+    place->state = PLACE_MADE;
+}
+
+/* What a token would let it do. */
+async bool place_admit(const struct place *place, struct place *by)
+{
+    struct cluster_command set = set_node(place);
+    struct cluster_result result;
+    int rc = cluster_submit(membership_cluster(by->membership), &set, &result);
+    if (rc == 0 && result.id != place->number)
+        fleet_fail(by->fleet, "machine %u has become node %llu", place->number,
+                   (unsigned long long)result.id);
+    return rc == 0;
+}
+
+/* The next one to be admitted. */
 static struct place *newcomer;
 
 static async void join_there(struct place *place)
 {
-    struct cluster_command set = set_node(newcomer);
-    submit(place, membership_cluster(place->membership), &set);
+    if (!place_admit(newcomer, place))
+        fleet_fail(place->fleet, "machine %u is not let in", newcomer->number);
 }
 
 void place_join(struct place *place, struct place *by)
 {
-    process_begin(place);
-    place_run(place, join_here);
-    place_end(place, SIM_KILL);
+    place_make(place->fleet, place->number);
     newcomer = place;
     place_run(by, join_there);
+}
+
+void place_lose(struct place *place)
+{
+    sim_media_remove(place->fleet->world, place->store_path);
+    sim_media_remove(place->fleet->world, place->kv_path);
+    place->state = PLACE_NONE;
 }
 
 /* --- starting --- */

@@ -79,6 +79,20 @@ static void full_then_room(struct body *body)
     CHECK(appended > 4);
 }
 
+/* Another host, or recovery, does not wait here: it is refused, and tries again. */
+static void full_for_others(struct body *body)
+{
+    (void)body;
+    append_until_full();
+    make_room(room_left() > METADATA ? 31 : 30);
+    task_sleep_ns(A_WHILE_NS);
+    append_until_full();
+    CHECK_EQ(appended, 0);
+    task_sleep_ns(A_WHILE_NS);
+    append_until_full();
+    CHECK(appended >= 24 && appended <= 31);
+}
+
 /* What was set aside is the store's, whoever fills the rest. */
 static void others_fill(struct body *body)
 {
@@ -169,6 +183,9 @@ int main(void)
             can_allocate = i == 0;
             begin(seed, 20);
             machine_more(m, full_then_room);
+            end();
+            begin(seed, 20);
+            machine_more(m, full_for_others);
             end();
         }
         can_allocate = true;

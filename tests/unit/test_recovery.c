@@ -706,6 +706,47 @@ static void ended_unheard(void)
     end_all();
 }
 
+/* A copy rotted while it was written, and a restart stopped it there; its node was not
+ * away for long enough to be marked. */
+static void ended_short(void)
+{
+    cluster_make(12, 3, 3);
+    struct model_copy *x = open_extent(ALL3, 60);
+    uint32_t shorter = boundary_at_most(x->source, 30);
+    for (uint64_t id = 1; id <= 3; id++)
+        CHECK_EQ(op_run((struct op){.kind = OP_WRITE,
+                                    .source = x->source,
+                                    .length = id == 3 ? shorter : 60},
+                        id),
+                 0);
+    commit_length(x, boundary_at_most(x->source, 50), false);
+    CHECK(shorter < x->length);
+    CHECK(finalize_on(x, 1) && finalize_on(x, 2) && !finalize_on(x, 3));
+    apply_everywhere();
+    CHECK(is_whole(3));
+    run_for(150 * NS_PER_S);
+    CHECK(finalize_on(x, 3));
+    commit_length(x, x->length, true);
+    check_whole_now();
+    compare_all();
+    end_all();
+}
+
+/* Who trims passed this node over, since it did not know that it is whole again. */
+static void died_unheard(void)
+{
+    cluster_make(13, 3, 3);
+    struct model_copy *x = write_extent(ALL3, 60);
+    go_down(3);
+    come_back(3);
+    wait_whole(60 * NS_PER_S);
+    trim(x, 0x06, 3);
+    run_for(150 * NS_PER_S);
+    check_whole_now();
+    compare_all();
+    end_all();
+}
+
 /* The one that had it final was declared lost. The longest copy is what is left. */
 static void ended_lost(void)
 {
@@ -760,6 +801,8 @@ int main(void)
     marked_again();
     came_late();
     ended_unheard();
+    ended_short();
+    died_unheard();
     ended_lost();
     return 0;
 }

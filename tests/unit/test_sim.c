@@ -526,6 +526,60 @@ static void test_time_and_ends(void)
     sim_world_destroy(world);
 }
 
+/* --- clocks, slow disks --- */
+
+#define SLEEP_NS (100 * NS_PER_S)
+
+static void sleep_some(struct body *body)
+{
+    uint64_t begun_ns = loop_now_ns(body->loop);
+    task_sleep_ns(SLEEP_NS);
+    uint64_t slept_ns = loop_now_ns(body->loop) - begun_ns;
+    CHECK(slept_ns >= SLEEP_NS && slept_ns < SLEEP_NS + NS_PER_MS);
+}
+
+/* A sleep is as long as its process thinks; its rate changes in the middle of it. */
+static void test_clocks(void)
+{
+    for (int32_t ppm = -SIM_CLOCK_PPM_MAX; ppm <= SIM_CLOCK_PPM_MAX; ppm += 50000) {
+        struct sim_world *world = sim_world_create(1);
+        struct body body = {.run = sleep_some, .world = world};
+        body.call = (struct task_call){.main = body_main, .name = "sleeper"};
+        body.loop = sim_process_create(world);
+        sim_process_set_clock(body.loop, 3600 * NS_PER_S, 0);
+        CHECK_EQ(loop_now_ns(body.loop), 3600 * NS_PER_S);
+        task_start(body.loop, &body.call);
+        CHECK(!sim_world_run_until(world, &body.is_over, SLEEP_NS / 2));
+        uint64_t wall_ns = loop_wall_ns(body.loop);
+        sim_process_set_clock(body.loop, 0, ppm);
+        sim_process_step_wall(body.loop, -(int64_t)NS_PER_S);
+        CHECK_EQ(loop_wall_ns(body.loop), wall_ns - NS_PER_S);
+        CHECK(sim_world_run_until(world, &body.is_over, SLEEP_NS));
+        int64_t rest_ns = (int64_t)(SLEEP_NS / 2) * 1000000 / (1000000 + ppm);
+        int64_t off_ns = (int64_t)(sim_world_now_ns(world) - SLEEP_NS / 2) - rest_ns;
+        CHECK(off_ns > -(int64_t)NS_PER_MS && off_ns < (int64_t)NS_PER_MS);
+        sim_world_destroy(world);
+    }
+}
+
+static void test_slow_disk(void)
+{
+    uint64_t took_ns[2];
+    for (size_t i = 0; i < 2; i++) {
+        struct sim_world *world = sim_world_create(1);
+        struct process process = {.body = {.run = write_versions, .world = world}};
+        process.body.arg = &process;
+        process.body.call = (struct task_call){.main = body_main, .name = "test"};
+        process.body.loop = sim_process_create(world);
+        sim_process_slow_disk(process.body.loop, i == 0 ? 0 : NS_PER_S);
+        task_start(process.body.loop, &process.body.call);
+        CHECK(sim_world_run_until(world, &process.body.is_over, BODY_LIMIT_NS));
+        took_ns[i] = sim_world_now_ns(world);
+        sim_world_destroy(world);
+    }
+    CHECK(took_ns[1] > 100 * took_ns[0]);
+}
+
 int main(void)
 {
     for (int i = 0; i < 4; i++)
@@ -542,5 +596,7 @@ int main(void)
     test_kv_prefix();
     test_kv_in_flight();
     test_time_and_ends();
+    test_clocks();
+    test_slow_disk();
     return 0;
 }
