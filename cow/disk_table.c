@@ -11,6 +11,10 @@
  */
 #include "cow/reclaim.h"
 
+/* An opening that others were faster than is tried again for so long, after such a rest
+ * and up to one more. */
+#define OVERTAKEN_NS      (10 * NS_PER_S)
+#define OVERTAKEN_REST_NS (10 * NS_PER_MS)
 /* Each holds a task while it waits for its log. */
 #define CLOSES_MAX     16U
 #define CLOSE_RETRY_NS (20 * NS_PER_MS)
@@ -159,8 +163,9 @@ static async int bring_here(struct disk *disk, struct disk **ret_disk, struct er
     return 0;
 }
 
-async int disk_acquire(struct host *host, uint64_t id, uint64_t version,
-                       struct disk **ret_disk, struct error *err)
+/* As it is, or as soon as it is neither on its way here or elsewhere, nor closing. */
+static async int acquire(struct host *host, uint64_t id, uint64_t version,
+                         struct disk **ret_disk, struct error *err)
 {
     for (;;) {
         struct disk *disk = disk_find(host, id, version);
@@ -182,6 +187,39 @@ async int disk_acquire(struct host *host, uint64_t id, uint64_t version,
         }
         disk->is_wanted = true; /* what a closing one still tidies may wait */
         waitlist_wait(&host->disks_changed);
+    }
+}
+
+/* What the state says of the lease; the epoch counts how often it was taken. */
+static uint64_t lease_epoch(const struct host *host, uint64_t id)
+{
+    const struct cluster_disk *disk =
+        cluster_disk_by_id(cluster_state(host->cluster), id);
+
+    return disk ? disk->epoch : 0;
+}
+
+/* Somebody else took the lease, or gave it up, between the look and the deed. */
+static bool was_overtaken(int code)
+{
+    return code == -PLX_EEPOCH || code == -PLX_EOWNED || code == -PLX_EPRECONDITION;
+}
+
+async int disk_acquire(struct host *host, uint64_t id, uint64_t version,
+                       struct disk **ret_disk, struct error *err)
+{
+    uint64_t began_ns = loop_now_ns(host->loop);
+
+    for (;;) {
+        uint64_t epoch = lease_epoch(host, id);
+        int rc = acquire(host, id, version, ret_disk, err);
+
+        if (!was_overtaken(rc) || lease_epoch(host, id) == epoch ||
+            loop_now_ns(host->loop) - began_ns >= OVERTAKEN_NS)
+            return rc;
+        task_sleep_ns(OVERTAKEN_REST_NS +
+                      loop_random_u64(host->loop) % OVERTAKEN_REST_NS);
+        *err = (struct error){0};
     }
 }
 

@@ -28,7 +28,7 @@
 #define AGAIN_NS   (3600 * NS_PER_S)
 #define GATHER_NS  NS_PER_S /* disks that go together */
 #define ADOPT_NS   (5 * NS_PER_S)  /* between two looks */
-#define ADOPT_MAX_NS (600 * NS_PER_S) /* the same after many failures */
+#define ADOPT_MAX_NS (60 * NS_PER_S) /* the same after many failures */
 #define ADOPT_REST_NS (50 * NS_PER_MS) /* between two disks, which stay open a while */
 
 bool host_leads(const struct host *host)

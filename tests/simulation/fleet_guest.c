@@ -191,9 +191,8 @@ static async int enter(struct guest *g, const char *name, enum disk_access acces
         g->disk = NULL;
     else
         g->opened = disk_opened(g->disk);
-    /* Somebody else has it, or took it at the same moment. */
-    bool is_refusal = rc == -PLX_EBUSY || rc == -PLX_EOWNED || rc == -EAGAIN ||
-                      rc == -PLX_EEPOCH;
+    /* Somebody else has it. */
+    bool is_refusal = rc == -PLX_EBUSY || rc == -PLX_EOWNED || rc == -EAGAIN;
     end(g, name, is_refusal ? 0 : rc, err.text);
     return rc;
 }
