@@ -57,8 +57,16 @@ static void usage_of(void *arg, struct warden_usage *ret)
     const struct cluster_node *self = cluster_node_by_id(cluster_state(m->cluster),
                                                          m->self.node);
     *ret = (struct warden_usage){0};
-    if (self != NULL && (self->flags & NODE_WITNESS) == 0)
-        warden_store_usage(m->options.store, ret);
+    if (self == NULL || (self->flags & NODE_WITNESS) != 0)
+        return;
+    warden_store_usage(m->options.store, ret);
+    if (m->recovery == NULL)
+        return;
+    struct recovery_status recovery;
+    recovery_status(m->recovery, &recovery);
+    ret->recovering_groups = recovery.groups;
+    ret->recovery_left_bytes = recovery.bytes_left;
+    ret->recovery_bytes_s = recovery.rate_bytes_s;
 }
 
 int membership_duties_create(struct membership *m)

@@ -103,8 +103,14 @@ static void count_rate(struct recovery *r, uint64_t bytes)
     uint64_t took_ns = now_ns - r->rate_since_ns;
     if (took_ns < NS_PER_S)
         return;
+    if (took_ns > 2 * RATE_NS) { /* the first after a pause, which does not count */
+        r->status.rate_bytes_s = 0;
+        r->rate_since_ns = now_ns;
+        r->rate_bytes = 0;
+        return;
+    }
     uint64_t rate = r->rate_bytes * NS_PER_MS / (took_ns / 1000);
-    r->status.rate_bytes_s = took_ns > 2 * RATE_NS || r->status.rate_bytes_s == 0
+    r->status.rate_bytes_s = r->status.rate_bytes_s == 0
                                  ? rate
                                  : (r->status.rate_bytes_s * 3 + rate) / 4;
     r->rate_since_ns = now_ns;

@@ -52,6 +52,18 @@ static void keep_report(struct warden *w, const struct node_report *report)
                    report->usage.is_broken);
 }
 
+/* Older versions do not have it. */
+static void decode_recovery(const uint8_t *bytes, size_t len, struct warden_usage *ret)
+{
+    struct heartbeat_recovery recovery;
+    if (len < sizeof recovery)
+        return;
+    memcpy(&recovery, bytes, sizeof recovery);
+    ret->recovering_groups = le32_get(recovery.groups);
+    ret->recovery_left_bytes = le64_get(recovery.left_bytes);
+    ret->recovery_bytes_s = le64_get(recovery.rate_bytes_s);
+}
+
 /* False: nonsense. */
 static bool decode(const struct rpc_request *request, struct node_report *ret)
 {
@@ -71,6 +83,8 @@ static bool decode(const struct rpc_request *request, struct node_report *ret)
     ret->usage.free_bytes = le64_get(head.free_bytes);
     ret->usage.is_broken = (le16_get(head.flags) & HEARTBEAT_BROKEN) != 0;
     memcpy(ret->address, (const uint8_t *)request->head + sizeof head, address_len);
+    decode_recovery((const uint8_t *)request->head + sizeof head + address_len,
+                    request->head_len - sizeof head - address_len, &ret->usage);
     return strlen(ret->address) == address_len && cluster_text_is_plain(ret->address);
 }
 
@@ -136,10 +150,16 @@ static void send_heartbeat(struct warden *w, uint64_t leader)
         .free_bytes = le64_of(report.usage.free_bytes),
         .applied = le64_of(report.applied),
     };
+    struct heartbeat_recovery recovery = {
+        .groups = le32_of(report.usage.recovering_groups),
+        .left_bytes = le64_of(report.usage.recovery_left_bytes),
+        .rate_bytes_s = le64_of(report.usage.recovery_bytes_s),
+    };
     memcpy(bytes, &head, sizeof head);
     memcpy(bytes + sizeof head, report.address, address_len);
+    memcpy(bytes + sizeof head + address_len, &recovery, sizeof recovery);
     rpc_post(w->options.rpc, leader, HEARTBEAT_RPC, bytes,
-             (uint32_t)(sizeof head + address_len), NULL, 0);
+             (uint32_t)(sizeof head + address_len + sizeof recovery), NULL, 0);
 }
 
 void warden_store_usage(void *arg, struct warden_usage *ret)

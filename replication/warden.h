@@ -32,6 +32,9 @@ struct warden;
 struct warden_usage {
     uint64_t capacity_bytes, used_bytes, free_bytes;
     bool is_broken; /* the store is out of service */
+    /* As of recovery_status. */
+    uint32_t recovering_groups;
+    uint64_t recovery_left_bytes, recovery_bytes_s;
 };
 
 struct warden_options {

@@ -51,6 +51,7 @@ enum {
     CLI_TO = UINT64_C(1) << 29,
     CLI_INCOMING = UINT64_C(1) << 30,
     CLI_DATA_LOSS = UINT64_C(1) << 31,
+    CLI_NO_WAIT = UINT64_C(1) << 32,
 };
 
 struct command;
@@ -61,7 +62,7 @@ struct cli {
     const char *connect; /* -c, else $PARALLAX, else NULL */
     uint64_t options;    /* which were given */
     bool json, quiet, backing, detach, recursive, none, repair, witness, lost, data_loss,
-        incoming;
+        no_wait, incoming;
     const char *count, *format, *nbd, *control, *capacity;
     const char *since, *onto, *keep_last, *older_than, *quota, *rate;
     const char *listen, *domain, *token, *valid, *copies, *min_copies, *pool;

@@ -3,6 +3,7 @@
  * disk. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "tools/client.h"
 #include "tools/request.h"
@@ -11,6 +12,7 @@
 #define TOKEN_MINUTES     60U
 #define TOKEN_MINUTES_MAX (7U * 24 * 60)
 #define COPIES_MAX        255U
+#define DRAIN_SAY_S       10U /* where there is no terminal */
 
 /* --- making and joining --- */
 
@@ -136,6 +138,57 @@ int cmd_node_list(const struct cli *cli)
                         fill_nodes);
 }
 
+/* What the leader has heard of all nodes; NULL: there is no leader, or it does not say. */
+json_t *cluster_reports(struct client *client)
+{
+    struct error ignored = {0};
+    cleanup(json_decrefp) json_t *nodes = NULL;
+    json_t *reports = NULL, *node;
+    char leader[24] = "";
+    size_t i;
+    json_t *request = json_pack("{s:s}", "op", "node.list");
+    if (client_list(client, request, &nodes, &ignored) < 0)
+        return NULL;
+    json_array_foreach(nodes, i, node)
+    {
+        if (strcmp(reply_string(node, "role"), "leader") == 0)
+            snprintf(leader, sizeof leader, "%" PRIu64, reply_number(node, "node"));
+    }
+    if (leader[0] != '\0')
+        (void)client_list(client,
+                          json_pack("{s:s, s:s}", "op", "node.reports", "at", leader),
+                          &reports, &ignored);
+    return reports;
+}
+
+void cluster_print_left(uint64_t bytes, uint64_t bytes_s)
+{
+    printf("%s to copy", size_text(bytes).text);
+    if (bytes_s == 0)
+        return;
+    printf(", %s/s, %" PRIu64 " s left", size_text(bytes_s).text,
+           div_up_u64(bytes, bytes_s));
+}
+
+static void print_report(json_t *reports, uint64_t id)
+{
+    size_t i;
+    json_t *report;
+    json_array_foreach(reports, i, report)
+    {
+        if (reply_number(report, "node") != id)
+            continue;
+        printf("used       %s\n", size_text(reply_number(report, "used_bytes")).text);
+        if (reply_number(report, "recovering_groups") == 0)
+            continue;
+        printf("recovers   %" PRIu64 " groups, ",
+               reply_number(report, "recovering_groups"));
+        cluster_print_left(reply_number(report, "bytes_left"),
+                           reply_number(report, "bytes_per_s"));
+        printf("\n");
+    }
+}
+
 static void print_node(json_t *node)
 {
     char state[64];
@@ -166,9 +219,19 @@ int cmd_node_show(const struct cli *cli)
     if (r < 0)
         return cli_fail_error(cli, r, &err);
     json_t *node = json_array_get(items, 0);
-    if (cli->json)
+    cleanup(json_decrefp) json_t *reports = cluster_reports(client);
+    if (cli->json) {
+        size_t i;
+        json_t *report;
+        json_array_foreach(reports, i, report)
+        {
+            if (reply_number(report, "node") == reply_number(node, "node"))
+                json_object_set(node, "report", report);
+        }
         return print_json(node);
+    }
     print_node(node);
+    print_report(reports, reply_number(node, "node"));
     return EXIT_OK;
 }
 
@@ -180,9 +243,65 @@ static int set_draining(const struct cli *cli, bool draining)
                        NULL);
 }
 
+/* What others still have to copy, before the node has nothing that is needed. */
+static void show_draining(json_t *node, json_t *reports, uint64_t groups)
+{
+    uint64_t bytes = 0, bytes_s = 0;
+    size_t i;
+    json_t *report;
+    json_array_foreach(reports, i, report)
+    {
+        bytes += reply_number(report, "bytes_left");
+        bytes_s += reply_number(report, "bytes_per_s");
+    }
+    printf("%snode %" PRIu64 ": %" PRIu64 " groups left, ",
+           isatty(STDOUT_FILENO) != 0 ? "\r\033[K" : "", reply_number(node, "node"),
+           groups);
+    cluster_print_left(bytes, bytes_s);
+    printf("%s", isatty(STDOUT_FILENO) != 0 ? "" : "\n");
+    (void)fflush(stdout);
+}
+
+/* Until it has no data any more. Whoever ends this does not end the draining. */
+static int wait_drained(const struct cli *cli)
+{
+    uint64_t shown = UINT64_MAX;
+    for (unsigned seconds = 0;; seconds++) {
+        struct error err = {0};
+        cleanup(client_destroyp) struct client *client = NULL;
+        cleanup(json_decrefp) json_t *items = NULL, *reports = NULL;
+        int r = client_create(cli->connect, &client, &err);
+        if (r == 0)
+            r = client_list(client,
+                            json_pack("{s:s, s:s}", "op", "node.list", "node",
+                                      cli->args[0]),
+                            &items, &err);
+        if (r < 0)
+            return cli_fail_error(cli, r, &err);
+        json_t *node = json_array_get(items, 0);
+        uint64_t groups = reply_number(node, "groups");
+        if (groups == 0)
+            break;
+        if (!is_true(node, "draining"))
+            return cli_fail(cli, EXIT_FAILED, "node %" PRIu64 " is not drained any more",
+                            reply_number(node, "node"));
+        if (isatty(STDOUT_FILENO) != 0 || groups != shown ||
+            seconds % DRAIN_SAY_S == 0) {
+            reports = cluster_reports(client);
+            show_draining(node, reports, groups);
+        }
+        shown = groups;
+        sleep(1);
+    }
+    printf("%snode %s has no data any more; 'parallax node rm %s' removes it\n",
+           isatty(STDOUT_FILENO) != 0 ? "\r\033[K" : "", cli->args[0], cli->args[0]);
+    return EXIT_OK;
+}
+
 int cmd_node_drain(const struct cli *cli)
 {
-    return set_draining(cli, true);
+    int r = set_draining(cli, true);
+    return r == EXIT_OK && !cli->no_wait ? wait_drained(cli) : r;
 }
 
 int cmd_node_undrain(const struct cli *cli)

@@ -107,6 +107,39 @@ static void print_members(json_t *members)
            reply_number(members, "groups"), reply_number(members, "groups_not_whole"),
            reply_number(members, "groups_few"));
     print_recovery(json_object_get(members, "recovery"));
+    json_array_foreach(json_object_get(members, "recovering"), i, node)
+    {
+        if (reply_number(node, "node") == reply_number(members, "node"))
+            continue;
+        printf("  recovers node %" PRIu64 ": %" PRIu64 " groups, ",
+               reply_number(node, "node"), reply_number(node, "recovering_groups"));
+        cluster_print_left(reply_number(node, "bytes_left"),
+                           reply_number(node, "bytes_per_s"));
+        printf("\n");
+    }
+}
+
+/* What other nodes do to become whole, from the leader, if there is one. */
+static void add_recovering(const struct cli *cli, json_t *status)
+{
+    struct error ignored = {0};
+    cleanup(client_destroyp) struct client *client = NULL;
+    cleanup(json_decrefp) json_t *reports = NULL;
+    json_t *members = json_object_get(status, "members"), *report;
+    json_t *recovering = json_array();
+    size_t i;
+    if (json_is_true(json_object_get(members, "majority")) &&
+        client_create(cli->connect, &client, &ignored) == 0)
+        reports = cluster_reports(client);
+    json_array_foreach(reports, i, report)
+    {
+        if (reply_number(report, "recovering_groups") > 0)
+            json_array_append(recovering, report);
+    }
+    if (json_is_object(members))
+        json_object_set_new(members, "recovering", recovering);
+    else
+        json_decref(recovering);
 }
 
 static void print_status(json_t *s)
@@ -136,6 +169,7 @@ int cmd_status(const struct cli *cli)
     int r = request_run(cli, json_pack("{s:s}", "op", "status"), &status);
     if (r != EXIT_OK)
         return r;
+    add_recovering(cli, status);
     if (cli->json)
         return print_json(status);
     print_status(status);

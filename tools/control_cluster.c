@@ -142,6 +142,39 @@ async int op_node_list(struct control_call *call, struct error *err)
     return r;
 }
 
+/* What nodes say of themselves, which only the leader hears: `at` names it. */
+async int op_node_reports(struct control_call *call, struct error *err)
+{
+    const char *at;
+    int r = control_unpack(call, err, "{s:s}", "at", &at);
+    if (r == 0)
+        r = control_need_cluster(call, err);
+    for (uint64_t last = 0; r == 0;) {
+        const struct warden *warden = membership_warden(call->services->membership);
+        const struct cluster_node *node = NULL, *next = NULL;
+        struct warden_report report;
+        while ((node = cluster_node_next(state_of(call), node)) != NULL) {
+            if (node->id > last && (next == NULL || node->id < next->id))
+                next = node;
+        }
+        if (next == NULL)
+            break;
+        last = next->id;
+        if (warden == NULL || !warden_report(warden, last, &report))
+            continue;
+        r = control_send_item(
+            call,
+            json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "node", control_number(last),
+                      "heard_ms", control_number(report.heard_ns / NS_PER_MS),
+                      "used_bytes", control_number(report.usage.used_bytes),
+                      "recovering_groups",
+                      control_number(report.usage.recovering_groups), "bytes_left",
+                      control_number(report.usage.recovery_left_bytes), "bytes_per_s",
+                      control_number(report.usage.recovery_bytes_s)));
+    }
+    return r;
+}
+
 static async int set_draining(struct control_call *call, const char *name, bool draining,
                               struct error *err)
 {

@@ -91,6 +91,7 @@ async int op_schedule_get(struct control_call *call, struct error *err);
 async int op_schedule_set(struct control_call *call, struct error *err);
 async int op_clone(struct control_call *call, struct error *err);
 async int op_node_list(struct control_call *call, struct error *err);
+async int op_node_reports(struct control_call *call, struct error *err);
 /* -EOPNOTSUPP: the daemon is of no cluster that others can join. */
 int control_need_cluster(const struct control_call *call, struct error *err);
 async int op_node_drain(struct control_call *call, struct error *err);

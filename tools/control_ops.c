@@ -300,6 +300,7 @@ static const struct control_op ops[] = {
     {"scrub.status", op_scrub_status, CONTROL_LOCAL, NULL},
     {"node.list", op_node_list, CONTROL_READS, NULL},
     {"node.drain", op_node_drain, CONTROL_CHANGES, NULL},
+    {"node.reports", op_node_reports, CONTROL_THERE, "at"},
     {"node.rm", op_node_remove, CONTROL_CHANGES, NULL},
     {"pool.list", op_pool_list, CONTROL_READS, NULL},
     {"pool.set", op_pool_set, CONTROL_CHANGES, NULL},

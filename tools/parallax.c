@@ -35,9 +35,10 @@ static const struct command commands[] = {
     {"node ls", "", 0, 0, CLI_JSON, cmd_node_list, "list the nodes of the cluster", NULL},
     {"node show", "NODE", 1, 1, CLI_JSON, cmd_node_show, "show one node",
      "NODE is a number or an address.\n"},
-    {"node drain", "NODE", 1, 1, 0, cmd_node_drain, "move all data away from a node",
-     "Its disks stay attached. When 'parallax node show' says that it is in no group it\n"
-     "can be removed.\n"},
+    {"node drain", "NODE", 1, 1, CLI_NO_WAIT, cmd_node_drain,
+     "move all data away from a node",
+     "Waits until that is done, and says how far it is; whoever ends it does not end\n"
+     "the draining. Its disks stay attached. A node that has no data can be removed.\n"},
     {"node undrain", "NODE", 1, 1, 0, cmd_node_undrain, "let a node have data again",
      NULL},
     {"node rm", "NODE", 1, 1, CLI_LOST | CLI_DATA_LOSS, cmd_node_remove,
@@ -210,6 +211,7 @@ static const struct option_spec {
     {CLI_WITNESS, "witness", NULL, FIELD(witness), "it only votes and has no data"},
     {CLI_VALID, "valid", "MINUTES", FIELD(valid), "how long it is good for"},
     {CLI_LOST, "lost", NULL, FIELD(lost), "it never comes back"},
+    {CLI_NO_WAIT, "no-wait", NULL, FIELD(no_wait), "only begin it"},
     {CLI_DATA_LOSS, "data-loss", NULL, FIELD(data_loss),
      "what only it has may be lost"},
     {CLI_COPIES, "copies", "N", FIELD(copies), "of all data"},

@@ -23,6 +23,12 @@ int request_split(const struct cli *cli, const char *text, char **ret_disk,
 uint64_t reply_number(json_t *object, const char *key);
 const char *reply_string(json_t *object, const char *key);
 
+/* What the leader has heard of all nodes (node.reports), a new reference; NULL: there is
+ * no leader, or it does not answer. */
+json_t *cluster_reports(struct client *client);
+/* "1.2G to copy, 300M/s, 4 s left" */
+void cluster_print_left(uint64_t bytes, uint64_t bytes_s);
+
 void table_add_number(struct table *table, uint64_t n);
 void table_add_size(struct table *table, uint64_t bytes);
 int print_json(json_t *value); /* EXIT_OK */

@@ -435,13 +435,17 @@ static void limited(void)
     c->options.limit_bytes_s = MIB;
     node_start(2);
     node_wait(2);
+    run_for(1000 * NS_PER_S); /* does not count */
     uint64_t both[] = {1, 2};
     CHECK(group_set(both, 2));
     uint64_t begun_ns = sim_world_now_ns(c->world);
     for (uint64_t id = 1; id <= 2; id++)
         node_apply_to(&c->nodes[id], c->command_count);
-    run_for(9 * NS_PER_S);
+    run_for(3 * NS_PER_S);
     struct recovery_status status;
+    recovery_status(c->nodes[2].recovery, &status);
+    CHECK(status.rate_bytes_s > MIB / 2 && status.rate_bytes_s < 2 * MIB);
+    run_for(6 * NS_PER_S);
     recovery_status(c->nodes[2].recovery, &status);
     CHECK(status.groups == 1 && status.extents_left == 1);
     CHECK(status.bytes_left > 4 * MIB && status.bytes_left < 16 * MIB);
