@@ -138,7 +138,7 @@ int cmd_node_list(const struct cli *cli)
                         fill_nodes);
 }
 
-/* What the leader has heard of all nodes; NULL: there is no leader, or it does not say. */
+/* What the leader has heard of all nodes; NULL: there is none, or it does not say. */
 json_t *cluster_reports(struct client *client)
 {
     struct error ignored = {0};

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 240
-# builds: release asan
+# builds: release
 #
 # A fourth host joins and gets its share, no more; then one is drained, with a client
 # that goes on writing, and removed: nothing is lost, and what is left is whole. A drain

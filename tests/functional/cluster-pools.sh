@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# builds: release asan
+# builds: release
 #
 # Disks move from a pool with one copy to one with three, one with a client that goes on
 # writing, one that nobody has open, one with a snapshot: afterwards any host may die, and
