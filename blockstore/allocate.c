@@ -213,6 +213,12 @@ uint64_t store_looked_ns(const struct store *store)
                                                                : UINT64_MAX;
 }
 
+void store_look_soon(struct store *store)
+{
+    if (slabs_withheld(&store->slabs) > 0)
+        allocate_wanted(store);
+}
+
 async void store_look(struct store *store)
 {
     if (store->allocating || store->is_closing || file_is_device(store->file))

@@ -64,6 +64,9 @@ struct store_usage {
 void store_usage(const struct store *store, struct store_usage *ret_usage);
 /* Looks at the file system again. */
 async void store_look(struct store *store);
+/* The same in the background, if it had no room for all of the store, and not more often
+ * than it is worth. For who only wants to know. */
+void store_look_soon(struct store *store);
 struct uid store_cluster(const struct store *store);
 
 /* Guest appends find the store full when fewer bytes than this would be left, in free

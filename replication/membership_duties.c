@@ -50,7 +50,8 @@ static bool is_whole(void *arg, uint16_t group)
     return recovery_may_serve(cluster_state(m->cluster), m->self.node, group);
 }
 
-/* A witness has no store to speak of. */
+/* A witness has no store to speak of. And a store that said that it is full is asked for
+ * nothing any more: it would never find out that there is room again. */
 static void usage_of(void *arg, struct warden_usage *ret)
 {
     const struct membership *m = arg;
@@ -59,6 +60,7 @@ static void usage_of(void *arg, struct warden_usage *ret)
     *ret = (struct warden_usage){0};
     if (self == NULL || (self->flags & NODE_WITNESS) != 0)
         return;
+    store_look_soon(m->options.store);
     warden_store_usage(m->options.store, ret);
     if (m->recovery == NULL)
         return;

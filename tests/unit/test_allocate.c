@@ -93,6 +93,20 @@ static void full_for_others(struct body *body)
     CHECK(appended >= 24 && appended <= 31);
 }
 
+/* And who says what is free asks for nothing, least of all when it is full. */
+static void full_unasked(struct body *body)
+{
+    (void)body;
+    append_until_full();
+    uint64_t withheld_bytes = usage_of_store().withheld_bytes;
+    make_room(100000);
+    task_sleep_ns(A_WHILE_NS);
+    CHECK_EQ(usage_of_store().withheld_bytes, withheld_bytes);
+    store_look_soon(m->store);
+    task_sleep_ns(A_WHILE_NS);
+    CHECK_EQ(usage_of_store().withheld_bytes, 0);
+}
+
 /* What was set aside is the store's, whoever fills the rest. */
 static void others_fill(struct body *body)
 {
@@ -186,6 +200,9 @@ int main(void)
             end();
             begin(seed, 20);
             machine_more(m, full_for_others);
+            end();
+            begin(seed, 20);
+            machine_more(m, full_unasked);
             end();
         }
         can_allocate = true;
