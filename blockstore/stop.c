@@ -201,6 +201,18 @@ async int store_delete_extent(struct store *store, struct address extent)
     return result;
 }
 
+async int store_delete_mark(struct store *store, struct address extent)
+{
+    struct extent *e = extent_lock(store, extent);
+    if (e == NULL)
+        return store->failed ? -PLX_EFAILED : 0;
+    bool is_mark = e->state == EXTENT_STOPPED && e->length == 0;
+    int result = is_mark ? extent_delete(store, e) : 0;
+    if (!is_mark || result < 0)
+        extent_unlock(store, e);
+    return result;
+}
+
 /* --- finalize --- */
 
 static async int finalize_stopped(struct store *store, struct extent *e, uint32_t length)

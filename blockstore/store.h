@@ -193,6 +193,9 @@ async int store_finalize_extent(struct store *store, struct address extent,
                                 uint32_t length);
 /* In whatever state; an absent one is fine. */
 async int store_delete_extent(struct store *store, struct address extent);
+/* Only if it is a mark, stopped with nothing in it, in the moment in which it goes: since
+ * somebody looked a copy may have come in its place. */
+async int store_delete_mark(struct store *store, struct address extent);
 
 /*
  * Reads count blocks of one extent into iov (any state; below the end of completed

@@ -23,9 +23,12 @@ async int host_tidy_extent(struct host *host, const struct extent_info *info)
     const struct cluster_state *state = cluster_state(host->cluster);
     const struct cluster_disk *disk = cluster_disk_by_id(state, info->disk);
 
-    /* One of no disk was stopped before it was created here. */
     if (cluster_listed_extent(state, info->extent, NULL))
         return 0;
+    /* It was stopped before it was created here. Recovery may be about to put a copy in
+     * its place, or did so since it was listed. */
+    if (info->disk == 0)
+        return store_delete_mark(host->store, info->extent);
     if (!disk)
         return store_delete_extent(host->store, info->extent);
     if (info->state != EXTENT_FINAL && !copies_only_here(host->copies, info->extent))

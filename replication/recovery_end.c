@@ -148,7 +148,7 @@ async int recovery_end(struct recovery *r, struct address extent)
     if (facts.has_length)
         rc = store_finalize_extent(r->options.store, extent, facts.length);
     else if (has_left && recovery_has_nothing(&facts.local))
-        rc = store_delete_extent(r->options.store, extent); /* nobody can create it */
+        rc = store_delete_mark(r->options.store, extent); /* nobody can create it */
     else if (has_left && facts.has_disk && is_whole)
         rc = end_unlisted(r, extent);
     if (rc == -PLX_ENOTHERE && facts.has_length && is_whole)

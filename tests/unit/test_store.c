@@ -102,6 +102,28 @@ static void life(struct body *body)
     free(bytes);
 }
 
+/* Only a mark goes as one. */
+static void marks(struct body *body)
+{
+    (void)body;
+    struct address absent = address_of(1, 999, 0);
+    struct model_extent *x = NULL;
+    struct extent_info info;
+    uint32_t length = 1;
+    bool is_scanned;
+    CHECK_EQ(store_stop_extent(m->store, absent, &length, &is_scanned), 0);
+    CHECK_EQ(length, 0);
+    CHECK_EQ(store_delete_mark(m->store, absent), 0);
+    CHECK_EQ(store_extent_info(m->store, absent, &info), -PLX_EMISSING);
+    CHECK_EQ(store_delete_mark(m->store, absent), 0);
+    CHECK_EQ(machine_create_extent(m, 1, &x), 0);
+    CHECK_EQ(machine_append_wait(m, x, 3), 0);
+    CHECK_EQ(store_stop_extent(m->store, x->address, &length, &is_scanned), 0);
+    CHECK_EQ(store_delete_mark(m->store, x->address), 0);
+    CHECK_EQ(store_extent_info(m->store, x->address, &info), 0);
+    CHECK(info.state == EXTENT_STOPPED && info.length == length);
+}
+
 static void refusals(struct body *body)
 {
     (void)body;
@@ -674,6 +696,7 @@ int main(void)
 {
     scenario(life, 32, false);
     scenario(refusals, 32, false);
+    scenario(marks, 32, false);
     scenario(whole_extent, 100, false);
     scenario(flood, 32, true);
     scenario(one_operation, 32, true);
