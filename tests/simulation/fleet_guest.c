@@ -191,8 +191,9 @@ static async int enter(struct guest *g, const char *name, enum disk_access acces
         g->disk = NULL;
     else
         g->opened = disk_opened(g->disk);
-    /* Somebody else has it. */
-    bool is_refusal = rc == -PLX_EBUSY || rc == -PLX_EOWNED || rc == -EAGAIN;
+    /* Somebody else has it; or there was an election. */
+    bool is_refusal = rc == -PLX_EBUSY || rc == -PLX_EOWNED || rc == -EAGAIN ||
+                      rc == -PLX_ENOLEADER;
     end(g, name, is_refusal ? 0 : rc, err.text);
     return rc;
 }
