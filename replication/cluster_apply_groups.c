@@ -195,6 +195,8 @@ static int check_leaving(struct apply *apply, const struct cluster_group *group)
     const struct cluster_command *command = apply->command;
     uint64_t leaves = 0; /* a whole one that does */
     unsigned whole = 0;  /* that stay */
+    if (planted(PLANT_LEAVES_EARLY))
+        return 0;
     for (unsigned i = 0; i < group->member_count; i++) {
         const struct group_member *member = &group->members[i];
         bool stays = is_named(command, member->node);
@@ -344,7 +346,8 @@ void apply_mark_left_out(struct apply *apply)
 {
     struct cluster_group *group = cluster_group_find(apply->state, apply->command->group);
     for (unsigned i = 0; i < group->member_count; i++) {
-        if (!is_named(apply->command, group->members[i].node))
+        if (!is_named(apply->command, group->members[i].node) &&
+            !planted(PLANT_STALE_WHOLE))
             group->members[i].missing_since = apply->state->applied;
     }
     assert(cluster_group_whole_count(group) != 0);

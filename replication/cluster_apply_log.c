@@ -148,7 +148,8 @@ int apply_lease_take(struct apply *apply)
         return apply_refuse(apply, -PLX_EPRECONDITION, "disk %s: there is no node %llu",
                             disk->name, (unsigned long long)node);
     disk->owner = node;
-    disk->epoch++;
+    if (disk->epoch == 0 || !planted(PLANT_EPOCH_REUSED))
+        disk->epoch++;
     apply->result->id = disk->id;
     apply->result->epoch = disk->epoch;
     return 0;

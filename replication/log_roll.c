@@ -243,6 +243,26 @@ static bool is_lonely(const struct disk_log *log)
     return true;
 }
 
+/* A planted bug: as if all of it was flushed. */
+static void leave_unflushed(struct disk_log *log)
+{
+    struct tail_extent *tail;
+    struct batch *batch;
+    TAILQ_FOREACH(tail, &log->tails, link)
+    {
+        bool is_in_use = tail->phase == TAIL_CURRENT || tail->phase == TAIL_ENDED;
+        if (!is_in_use || tail->placed_end <= tail->flushed_length)
+            continue;
+        tail->flushed_length = tail->placed_end;
+        tail->flushed_number = tail->placed_number;
+    }
+    log->flushed = log->placed;
+    while ((batch = TAILQ_FIRST(&log->committed_list)) != NULL) {
+        TAILQ_REMOVE(&log->committed_list, batch, link);
+        batch_release(batch);
+    }
+}
+
 void log_roll_forced(struct disk_log *log, int cause)
 {
     if (++log->fruitless_rolls > FRUITLESS_ROLLS_MAX && is_lonely(log)) {
@@ -254,6 +274,8 @@ void log_roll_forced(struct disk_log *log, int cause)
                 (unsigned long long)log->flushed);
     trace(log->loop, "log forced roll", log->disk, log->flushed, log->sealed);
     log_round_void(log);
+    if (planted(PLANT_UNFLUSHED_STAYS))
+        leave_unflushed(log);
     struct tail_extent *tail;
     TAILQ_FOREACH(tail, &log->tails, link)
     {

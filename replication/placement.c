@@ -56,6 +56,8 @@ static bool may_leave(const struct cluster_group *group,
                       const struct group_member *leaves)
 {
     unsigned whole = 0, stay = group->member_count - 1U;
+    if (planted(PLANT_LEAVES_EARLY))
+        return true;
     for (unsigned i = 0; i < group->member_count; i++)
         whole += &group->members[i] != leaves && group->members[i].missing_since == 0;
     return whole != 0 && (leaves->missing_since != 0 || whole == stay);
@@ -101,7 +103,8 @@ static bool may_spare_now(const struct placement *p, const struct cluster_group 
     const struct group_member *member = &group->members[i];
     uint32_t whole = placement_count(p, group, true).members;
     return placement_may_spare(p, group, i) && may_leave(group, member) &&
-           (member->missing_since == 0 || whole >= p->wanted);
+           (member->missing_since == 0 || whole >= p->wanted ||
+            planted(PLANT_LEAVES_EARLY));
 }
 
 /*

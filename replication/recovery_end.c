@@ -147,6 +147,8 @@ async int recovery_end(struct recovery *r, struct address extent)
         return 0;
     if (facts.has_length)
         rc = store_finalize_extent(r->options.store, extent, facts.length);
+    else if (has_left && planted(PLANT_COPY_DROPPED))
+        rc = store_delete_extent(r->options.store, extent);
     else if (has_left && recovery_has_nothing(&facts.local))
         rc = store_delete_mark(r->options.store, extent); /* nobody can create it */
     else if (has_left && facts.has_disk && is_whole)

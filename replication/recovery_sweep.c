@@ -204,7 +204,8 @@ async int recovery_merge(struct recovery *r, const struct recovery_source *sourc
     if (d == NULL)
         return -ENOMEM;
     int rc = source_describe(r, source, extent, d);
-    if (rc == 0 && d->extent.state == COPY_RPC_FINAL) {
+    if (rc == 0 && d->extent.state == COPY_RPC_FINAL &&
+        !planted(PLANT_MERGE_FORGOTTEN)) {
         struct store_copy other = {.nonce = d->extent.nonce,
                                    .length = d->extent.length,
                                    .has_headers = d->extent.has_headers,

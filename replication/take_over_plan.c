@@ -123,7 +123,9 @@ static int choose_copy(const struct take_over_plan *plan, uint32_t at, uint64_t 
         copy->is_damaged = !copy_is_sound(plan, extent, copy, must, *reach);
         if (copy->is_damaged)
             continue;
-        if (!found || copy->last > extent->last) {
+        bool is_better = planted(PLANT_SHORTEST_PREFIX) ? copy->last < extent->last
+                                                        : copy->last > extent->last;
+        if (!found || is_better) {
             extent->source = i;
             extent->first = copy->first;
             extent->last = copy->last;

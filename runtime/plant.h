@@ -26,6 +26,14 @@
     X(APPEND_UNORDERED, "an append is answered before the one below it completed")      \
     X(RETAINED_EARLY, "batches are forgotten when committed, not when flushed")          \
     X(ACK_EARLY, "a batch is committed before its append completed")                     \
+    X(ACK_MISSING, "a batch is committed though one member does not have it")           \
+    X(APPEND_CREATES, "an append makes the extent that is not there")                    \
+    X(SHORTEST_PREFIX, "a take-over goes on from the shortest sound copy")               \
+    X(UNFLUSHED_STAYS, "a forced roll leaves what is not flushed where it is")           \
+    X(EPOCH_REUSED, "a lease that is taken keeps the epoch")                             \
+    X(STALE_WHOLE, "a member that an extent is opened without stays whole")              \
+    X(COPY_DROPPED, "a copy that was not told its end is dropped")                       \
+    X(LEAVES_EARLY, "a member leaves before the one that comes is whole")                \
     X(RESTART_IGNORED, "extents ahead are used whose member was restarted")              \
     X(SLOW_ANYWHERE, "a slow member makes a roll that does not get rid of it")           \
     X(LENGTH_EARLY, "a length is committed before what lay above it is flushed")         \

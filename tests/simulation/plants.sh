@@ -4,19 +4,19 @@
 # slow: yes
 #
 # plants.sh [NAME...]: builds with planted bugs (runtime/plant.h) and sees that each is
-# found: by the simulator within so many seeds, or by a unit test. Without a bug switched
-# on the same build must pass what found them.
+# found: by the simulator within so many seeds, of one host or of whole clusters, or by a
+# unit test. Without a bug switched on the same build must pass what found them.
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 build=$top/build/plants
 seeds_max=200
+cluster_seeds_max=1000
 
 # What a simulated history does not reach. Space of an extent is not yet given to others
 # while its log can be scanned for it, nothing is compacted, and with one copy a cut
-# leaves no void batch. There is one node.
-# leaves no void batch and no member fails alone.
+# leaves no void batch. There is one node, and no member fails alone.
 declare -A by_unit_test=(
     [RANK_FROM_LIVE]=test_store
     [RECYCLED_HEADER]=test_store_crash
@@ -29,6 +29,19 @@ declare -A by_unit_test=(
     [LEASE_UNWATCHED]=test_log_lease
     [LENGTH_EARLY]=test_disk_log
     [READ_AFTER_LEASE]=test_hand_over
+    [APPEND_CREATES]=test_replica_remote
+    [UNFLUSHED_STAYS]=test_disk_log
+)
+
+# By histories of whole clusters: the seed that found it last. If it does not any more,
+# all from 1 on are tried.
+declare -A by_cluster=(
+    [ACK_MISSING]=119
+    [SHORTEST_PREFIX]=29
+    [EPOCH_REUSED]=161
+    [STALE_WHOLE]=6
+    [COPY_DROPPED]=407
+    [LEAVES_EARLY]=227
 )
 
 T=$(mktemp -d "${TMPDIR:-/tmp}/parallax-plants.XXXXXX")
@@ -41,12 +54,13 @@ if ! {
     [ -e "$build/build.ninja" ] ||
         CC=gcc meson setup "$build" "$top" -Dplants=true -Dwerror=true \
             -Dfolders=runtime,blockstore,replication,cow,tests
-    ninja -C "$build" tests/simulation/sim "${unit_tests[@]}"
+    ninja -C "$build" tests/simulation/sim tests/simulation/fleet "${unit_tests[@]}"
 } >"$T/build.log" 2>&1; then
     tail -n 20 "$T/build.log"
     exit 1
 fi
 sim=$build/tests/simulation/sim
+fleet=$build/tests/simulation/fleet
 
 names=("$@")
 [ ${#names[@]} -gt 0 ] || mapfile -t names < <(
@@ -65,9 +79,37 @@ find_by_seeds()
     return 1
 }
 
+# fails_with NAME FIRST LAST: prints the first seed of a cluster that fails.
+fails_with()
+{
+    PARALLAX_PLANT=$1 timeout 200 "$fleet" "$2" "$3" >"$T/$1.out" 2>&1 && return 1
+    sed -n 's/^seed \([0-9]*\)[,:].*/\1/p' "$T/$1.out" | head -n 1 | grep .
+}
+
+find_by_cluster()
+{
+    local name=$1 hint=${by_cluster[$1]} seed
+    if ! seed=$(fails_with "$name" "$hint" "$hint") &&
+        ! seed=$(fails_with "$name" 1 "$cluster_seeds_max"); then
+        echo "NOT FOUND $name in $cluster_seeds_max clusters"
+        touch "$T/failed"
+        return
+    fi
+    echo "found $name: cluster $seed: $(grep -m 1 '^seed' "$T/$name.out" | cut -c 1-150)"
+    if ! "$fleet" "$seed" >"$T/$name.out" 2>&1; then
+        echo "cluster $seed fails without $name:"
+        cat "$T/$name.out"
+        touch "$T/failed"
+    fi
+}
+
 find_one()
 {
     local name=$1 test=${by_unit_test[$1]-} seed
+    if [ -n "${by_cluster[$name]-}" ]; then
+        find_by_cluster "$name"
+        return
+    fi
     if [ -n "$test" ]; then
         if PARALLAX_PLANT=$name "$build/tests/unit/$test" >"$T/$name.out" 2>&1; then
             echo "NOT FOUND $name: $test passes"
