@@ -244,7 +244,7 @@ static int set_draining(const struct cli *cli, bool draining)
 }
 
 /* What others still have to copy, before the node has nothing that is needed. */
-static void show_draining(json_t *node, json_t *reports, uint64_t groups)
+static void show_draining(json_t *node, json_t *reports, uint64_t groups, bool waits)
 {
     uint64_t bytes = 0, bytes_s = 0;
     size_t i;
@@ -258,6 +258,8 @@ static void show_draining(json_t *node, json_t *reports, uint64_t groups)
            isatty(STDOUT_FILENO) != 0 ? "\r\033[K" : "", reply_number(node, "node"),
            groups);
     cluster_print_left(bytes, bytes_s);
+    if (bytes == 0 && waits)
+        printf("; waiting: is there another node that is up and has room?");
     printf("%s", isatty(STDOUT_FILENO) != 0 ? "" : "\n");
     (void)fflush(stdout);
 }
@@ -266,6 +268,7 @@ static void show_draining(json_t *node, json_t *reports, uint64_t groups)
 static int wait_drained(const struct cli *cli)
 {
     uint64_t shown = UINT64_MAX;
+    unsigned changed = 0; /* when groups did */
     for (unsigned seconds = 0;; seconds++) {
         struct error err = {0};
         cleanup(client_destroyp) struct client *client = NULL;
@@ -288,8 +291,9 @@ static int wait_drained(const struct cli *cli)
         if (isatty(STDOUT_FILENO) != 0 || groups != shown ||
             seconds % DRAIN_SAY_S == 0) {
             reports = cluster_reports(client);
-            show_draining(node, reports, groups);
+            show_draining(node, reports, groups, seconds - changed >= DRAIN_SAY_S);
         }
+        changed = groups != shown ? seconds : changed;
         shown = groups;
         sleep(1);
     }
