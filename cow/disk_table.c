@@ -214,7 +214,9 @@ async int disk_acquire(struct host *host, uint64_t id, uint64_t version,
         uint64_t epoch = lease_epoch(host, id);
         int rc = acquire(host, id, version, ret_disk, err);
 
-        if (!was_overtaken(rc) || lease_epoch(host, id) == epoch ||
+        /* An older epoch is that of a disk here that is on its way out. */
+        bool is_new = rc == -PLX_EEPOCH || lease_epoch(host, id) != epoch;
+        if (!was_overtaken(rc) || !is_new ||
             loop_now_ns(host->loop) - began_ns >= OVERTAKEN_NS)
             return rc;
         task_sleep_ns(OVERTAKEN_REST_NS +
