@@ -212,6 +212,8 @@ static async int write_one(struct again *again, uint64_t number)
     if (buffer == NULL)
         return log->down;
     int rc = load(again, at, buffer, &head);
+    if (rc == 0)
+        rc = log->down; /* the lease may be another's by now */
     if (rc == 0 && !batch_restore(log, &head, buffer, at->blocks - 1))
         rc = -ENOMEM;
     buffer_put(buffer);
