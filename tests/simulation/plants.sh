@@ -31,17 +31,17 @@ declare -A by_unit_test=(
     [READ_AFTER_LEASE]=test_hand_over
     [APPEND_CREATES]=test_replica_remote
     [UNFLUSHED_STAYS]=test_disk_log
+    [COPY_DROPPED]=test_recovery
+    [LEAVES_EARLY]=test_placement
 )
 
 # By histories of whole clusters: the seed that found it last. If it does not any more,
 # all from 1 on are tried.
 declare -A by_cluster=(
-    [ACK_MISSING]=119
+    [ACK_MISSING]=385
     [SHORTEST_PREFIX]=29
-    [EPOCH_REUSED]=161
+    [EPOCH_REUSED]=51
     [STALE_WHOLE]=6
-    [COPY_DROPPED]=407
-    [LEAVES_EARLY]=227
 )
 
 T=$(mktemp -d "${TMPDIR:-/tmp}/parallax-plants.XXXXXX")
