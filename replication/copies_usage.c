@@ -6,9 +6,13 @@
  * every member is asked once, for all groups that it counts.
  *
  * What can fail: a member does not answer, or a group has no whole one that is up; then
- * it is missing, and that is said.
+ * it is missing, and that is said. A node that is cut off from many does not wait for
+ * each of them.
  */
 #include "replication/copies_internal.h"
+
+/* After this those that there is no connection to are not asked any more. */
+#define UNREACHED_NS (2 * NS_PER_S)
 
 struct counter { /* who counts a group */
     uint64_t node;
@@ -19,6 +23,7 @@ struct usage {
     struct copies *copies;
     struct disk_blocks *disks;
     size_t count, cap;
+    uint64_t begun_ns;
     bool is_complete;
 };
 
@@ -126,6 +131,14 @@ static async int ask_node(struct usage *usage, struct replica *replica,
     return rc;
 }
 
+static bool is_hopeless(const struct usage *usage, uint64_t node)
+{
+    const struct copies *copies = usage->copies;
+    return node != copies->node && copies->rpc != NULL &&
+           !rpc_is_connected(copies->rpc, node) &&
+           loop_now_ns(copies->loop) - usage->begun_ns >= UNREACHED_NS;
+}
+
 static async int ask_all(struct usage *usage, const struct counter *counters,
                          uint32_t count, struct buffer *buffer)
 {
@@ -136,8 +149,9 @@ static async int ask_all(struct usage *usage, const struct counter *counters,
         }
         struct slice groups = {.buffer = buffer, .len = n * (uint32_t)sizeof(le16)};
         struct copies_member *member = copies_member(usage->copies, counters[at].node);
-        int rc = member != NULL ? ask_node(usage, member->replica, groups)
-                                : -EHOSTUNREACH;
+        int rc = -EHOSTUNREACH;
+        if (member != NULL && !is_hopeless(usage, member->node))
+            rc = ask_node(usage, member->replica, groups);
         if (rc == -ENOMEM)
             return rc;
         if (rc != 0)
@@ -149,7 +163,8 @@ static async int ask_all(struct usage *usage, const struct counter *counters,
 async int copies_usage(struct copies *copies, struct disk_blocks **ret_disks,
                        size_t *ret_count, bool *ret_complete)
 {
-    struct usage usage = {.copies = copies, .is_complete = true};
+    struct usage usage = {
+        .copies = copies, .begun_ns = loop_now_ns(copies->loop), .is_complete = true};
     struct counter *counters = NULL;
     struct buffer *groups = NULL;
     uint32_t count = 0;

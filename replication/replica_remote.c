@@ -28,6 +28,9 @@
  * it can be made again so soon. */
 #define UNCONNECTED_TIMEOUT_NS (300 * NS_PER_MS)
 
+/* The same for what is only counted: the connection may have to be made. */
+#define UNCONNECTED_USAGE_NS (NS_PER_S)
+
 #define CALLS_KEPT 16U /* for reuse */
 
 /* The call that an append, a sync or a read makes. */
@@ -527,7 +530,9 @@ static async int remote_usage(struct replica *replica, struct slice groups,
                             .head_len = sizeof head,
                             .slices = &groups,
                             .slice_count = 1,
-                            .timeout_ns = TASK_TIMEOUT_NS};
+                            .timeout_ns = rpc_is_connected(remote->rpc, replica->node)
+                                              ? TASK_TIMEOUT_NS
+                                              : UNCONNECTED_USAGE_NS};
     struct store_rpc_extents answer = {0};
     struct writer bytes = {0};
     struct slice payload = {0};

@@ -95,13 +95,33 @@ int control_set_import(struct control_call *call, const char *name)
 
 /* --- at work --- */
 
-/* Learns what is agreed on, as far as the operation needs it. */
+#define NO_LEADER_NS   (2 * NS_PER_S)
+#define LEADER_LOOK_NS (50 * NS_PER_MS)
+
+/* For so long that there is none to be expected. An election takes less. */
+static async bool nobody_leads(const struct control_call *call)
+{
+    struct loop *loop = call->services->loop;
+    const struct cluster *cluster = membership_cluster(call->services->membership);
+    uint64_t begun_ns = loop_now_ns(loop);
+    while (consensus_leader(cluster_consensus(cluster)) == 0) {
+        if (loop_now_ns(loop) - begun_ns >= NO_LEADER_NS)
+            return true;
+        task_sleep_ns(LEADER_LOOK_NS);
+    }
+    return false;
+}
+
+/* Learns what is agreed on, as far as the operation needs it. What only reads does not
+ * wait for long: it can say what was known last. */
 static async int agree(struct control_call *call, const struct control_op *op,
                        struct error *err)
 {
     if (call->services->membership == NULL || op->scope == CONTROL_LOCAL)
         return 0;
-    int r = cluster_barrier(membership_cluster(call->services->membership));
+    int r = op->scope == CONTROL_READS && nobody_leads(call)
+                ? -PLX_ENOLEADER
+                : cluster_barrier(membership_cluster(call->services->membership));
     call->is_stale = r < 0;
     if (r == 0 || op->scope == CONTROL_READS)
         return 0;

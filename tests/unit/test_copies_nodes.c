@@ -413,6 +413,11 @@ static async void usage(struct rig *rig)
     CHECK_EQ(copies_usage(rig->copies, &disks, &count, &complete), 0);
     CHECK(!complete && count == 1 && disks[0].live == 4);
     free(disks);
+    task_sleep_ns(10 * NS_PER_S);
+    uint64_t begun_ns = loop_now_ns(rig->loop);
+    CHECK_EQ(copies_usage(rig->copies, &disks, &count, &complete), 0);
+    CHECK(loop_now_ns(rig->loop) - begun_ns < 2 * NS_PER_S); /* nobody waits for it */
+    free(disks);
     set_flags(rig, 2, NODE_DOWN);
     CHECK_EQ(copies_usage(rig->copies, &disks, &count, &complete), 0);
     CHECK(complete && count == 1 && disks[0].live == 19 + 29 - 1 + 4);
