@@ -122,6 +122,14 @@ static bool in_reach(struct replica_directory *directory, uint64_t id)
            loop_now_ns(copies->loop) >= member->avoid_until_ns;
 }
 
+static bool is_connected(struct replica_directory *directory, uint64_t id,
+                         uint64_t *ret_since_ns)
+{
+    const struct copies *copies = copies_of(directory);
+    *ret_since_ns = copies->rpc != NULL ? rpc_opened_ns(copies->rpc, id) : 0;
+    return copies->rpc != NULL && rpc_is_connected(copies->rpc, id);
+}
+
 static bool is_avoided(uint64_t node, const uint64_t *avoid, uint32_t avoid_count)
 {
     for (uint32_t i = 0; i < avoid_count; i++) {
@@ -229,7 +237,11 @@ int copies_create(const struct copies_options *options, struct copies **ret_copi
         NS_PER_MS;
     copies->is_alone = options->rpc == NULL;
     copies->directory = (struct replica_directory){
-        .find = find, .in_reach = in_reach, .choose = choose};
+        .find = find,
+        .in_reach = in_reach,
+        .is_connected = is_connected,
+        .choose = choose,
+    };
     RB_INIT(&copies->others);
     TAILQ_INIT(&copies->local_reads);
     copies->local.node = options->node;

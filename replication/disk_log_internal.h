@@ -106,13 +106,18 @@ struct tail_extent;
 struct batch;
 
 /* A member that failed gets no new extents for a while, and for longer if it was so
- * again and again. */
-#define AVOID_NS     (10 * NS_PER_S)
-#define AVOID_MAX_NS (160 * NS_PER_S)
+ * again and again. One that could not be reached gets some as soon as there has been a
+ * new connection to it for a shorter while: what was wrong with it is over. */
+#define AVOID_NS           (10 * NS_PER_S)
+#define AVOID_MAX_NS       (160 * NS_PER_S)
+#define AVOID_HEARD_NS     (3 * NS_PER_S)
+#define AVOID_HEARD_MAX_NS (48 * NS_PER_S)
 struct avoided {
     uint64_t node; /* 0: nobody */
-    uint64_t until_ns, time_ns;
-    bool is_full;  /* that was all */
+    uint64_t failed_ns, until_ns;
+    uint64_t time_ns, heard_ns; /* how long: at most, and with a new connection */
+    bool is_silent;             /* it could not be reached */
+    bool is_full;               /* that was all */
 };
 
 /* Tells one member which extents are final. It may outlive the log, in a call to a member

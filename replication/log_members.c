@@ -7,6 +7,7 @@
  *
  * What can fail: a member. It is avoided for a while, longer each time, and so are the
  * extents that were opened ahead on it; that is what makes the roll that follows cheap.
+ * One that was out of reach is taken again once there is a connection that lasts.
  * One that was only restarted has stopped the extents it knew, and may be taken again at
  * once. One that is slow has failed if the log can do without it; else it is waited for,
  * and the log's status says so. When a member is back, or the group has another epoch,
@@ -28,33 +29,59 @@ static struct avoided *find_avoided(struct disk_log *log, uint64_t node)
     return NULL;
 }
 
-/* The list is in order of failure, the latest first; the one longest ago goes. One that
- * fails while it is avoided has not failed again. */
-static void avoid(struct disk_log *log, uint64_t node, int code)
+/* It was out of reach, and there has been a new connection to it for long enough. */
+static bool is_heard_again(const struct disk_log *log, const struct avoided *avoided)
 {
-    uint64_t now_ns = loop_now_ns(log->loop);
-    struct avoided *old = find_avoided(log, node);
-    uint64_t time_ns = AVOID_NS;
-    bool is_avoided = old != NULL && old->until_ns > now_ns;
-    bool is_full = code == -PLX_EFULL && (!is_avoided || old->is_full);
-    if (is_avoided)
-        time_ns = old->time_ns;
-    else if (old != NULL && old->until_ns + old->time_ns > now_ns)
-        time_ns = min_u64(2 * old->time_ns, AVOID_MAX_NS);
-    size_t at = old != NULL ? (size_t)(old - log->avoided) : ARRAY_LEN(log->avoided) - 1;
-    memmove(log->avoided + 1, log->avoided, at * sizeof log->avoided[0]);
-    log->avoided[0] = (struct avoided){
-        .node = node,
-        .until_ns = now_ns + time_ns,
-        .time_ns = time_ns,
-        .is_full = is_full,
-    };
-    trace(log->loop, "log avoid", log->disk, node, time_ns);
+    uint64_t since_ns;
+    return avoided->is_silent &&
+           log->directory->is_connected(log->directory, avoided->node, &since_ns) &&
+           since_ns > avoided->failed_ns &&
+           loop_now_ns(log->loop) - since_ns >= avoided->heard_ns;
 }
 
 static bool is_avoided_now(const struct disk_log *log, const struct avoided *avoided)
 {
-    return avoided->node != 0 && avoided->until_ns > loop_now_ns(log->loop);
+    return avoided->node != 0 && avoided->until_ns > loop_now_ns(log->loop) &&
+           !is_heard_again(log, avoided);
+}
+
+/* A former failure of the same member lengthens the next one's time, if that was not long
+ * ago. While it is avoided, and there was no new connection to it, it has not failed
+ * again; and however often it is found to be out of reach, that it is heard again counts
+ * the same. */
+static void set_times(const struct disk_log *log, const struct avoided *old,
+                      struct avoided *ret)
+{
+    uint64_t since_ns;
+    ret->time_ns = AVOID_NS;
+    ret->heard_ns = AVOID_HEARD_NS;
+    if (old == NULL || old->until_ns + old->time_ns <= ret->failed_ns)
+        return;
+    (void)log->directory->is_connected(log->directory, old->node, &since_ns);
+    bool was_back = since_ns > old->failed_ns;
+    bool goes_on = old->until_ns > ret->failed_ns && !was_back;
+    ret->time_ns = goes_on ? old->time_ns : min_u64(2 * old->time_ns, AVOID_MAX_NS);
+    ret->heard_ns = was_back ? min_u64(2 * old->heard_ns, AVOID_HEARD_MAX_NS)
+                             : old->heard_ns;
+}
+
+/* The list is in order of failure, the latest first; the one longest ago goes. */
+static void avoid(struct disk_log *log, uint64_t node, int code)
+{
+    struct avoided *old = find_avoided(log, node);
+    bool is_avoided = old != NULL && is_avoided_now(log, old);
+    struct avoided now = {
+        .node = node,
+        .failed_ns = loop_now_ns(log->loop),
+        .is_silent = log_is_silence(code) && (!is_avoided || old->is_silent),
+        .is_full = code == -PLX_EFULL && (!is_avoided || old->is_full),
+    };
+    set_times(log, old, &now);
+    now.until_ns = now.failed_ns + now.time_ns;
+    size_t at = old != NULL ? (size_t)(old - log->avoided) : ARRAY_LEN(log->avoided) - 1;
+    memmove(log->avoided + 1, log->avoided, at * sizeof log->avoided[0]);
+    log->avoided[0] = now;
+    trace(log->loop, "log avoid", log->disk, node, now.time_ns);
 }
 
 bool log_is_avoided(const struct disk_log *log, uint64_t node)

@@ -82,6 +82,14 @@ static bool in_reach_alone(struct replica_directory *directory, uint64_t node)
 }
 
 /* There is nobody else, so nobody is avoided. */
+static bool is_connected_alone(struct replica_directory *directory, uint64_t node,
+                               uint64_t *ret_since_ns)
+{
+    (void)directory, (void)node;
+    *ret_since_ns = 0;
+    return true;
+}
+
 static struct chosen choose_alone(struct replica_directory *directory, uint64_t disk,
                                   const uint64_t *avoid, uint32_t avoid_count)
 {
@@ -140,7 +148,11 @@ static struct disk_log *log_create(const struct log_options *options)
         return NULL;
     }
     log->alone = (struct replica_directory){
-        .find = find_alone, .in_reach = in_reach_alone, .choose = choose_alone};
+        .find = find_alone,
+        .in_reach = in_reach_alone,
+        .is_connected = is_connected_alone,
+        .choose = choose_alone,
+    };
     log->directory = &log->alone;
     return log;
 }

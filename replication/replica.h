@@ -112,6 +112,10 @@ struct replica_directory {
     struct replica *(*find)(struct replica_directory *directory, uint64_t node);
     /* Does it answer, as far as is known? A guess, and costs nothing. */
     bool (*in_reach)(struct replica_directory *directory, uint64_t node);
+    /* Is there a connection to it now? ret_since_ns: when the last one was made
+     * (loop_now_ns), also if it is gone; 0: never. */
+    bool (*is_connected)(struct replica_directory *directory, uint64_t node,
+                         uint64_t *ret_since_ns);
     /* For a new extent of this disk; none of its members is in `avoid`. */
     struct chosen (*choose)(struct replica_directory *directory, uint64_t disk,
                             const uint64_t *avoid, uint32_t avoid_count);

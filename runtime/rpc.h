@@ -89,6 +89,8 @@ int rpc_set_credentials(struct rpc *rpc, const struct net_credentials *credentia
  * fail with -EHOSTUNREACH, as soon as this has returned. -ENOMEM; -EINVAL: too long. */
 int rpc_set_address(struct rpc *rpc, uint64_t node, const char *address);
 bool rpc_is_connected(const struct rpc *rpc, uint64_t node);
+/* When the last connection to it was made (loop_now_ns), also if it is gone; 0: never. */
+uint64_t rpc_opened_ns(const struct rpc *rpc, uint64_t node);
 /* When anything last came from it (loop_now_ns); 0: never. */
 uint64_t rpc_heard_ns(const struct rpc *rpc, uint64_t node);
 

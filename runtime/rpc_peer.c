@@ -684,6 +684,12 @@ bool rpc_is_connected(const struct rpc *rpc, uint64_t node)
     return peer != NULL && peer->phase == PEER_OPEN;
 }
 
+uint64_t rpc_opened_ns(const struct rpc *rpc, uint64_t node)
+{
+    const struct rpc_peer *peer = rpc_peer_find(rpc, node);
+    return peer != NULL ? peer->opened_ns : 0;
+}
+
 uint64_t rpc_heard_ns(const struct rpc *rpc, uint64_t node)
 {
     const struct rpc_peer *peer = rpc_peer_find(rpc, node);

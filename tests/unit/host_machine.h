@@ -102,6 +102,13 @@ static inline bool member_in_reach(struct replica_directory *directory, uint64_t
     return member_find(directory, node) != NULL;
 }
 
+static inline bool member_is_connected(struct replica_directory *directory, uint64_t node,
+                                       uint64_t *ret_since_ns)
+{
+    *ret_since_ns = 0;
+    return member_in_reach(directory, node);
+}
+
 static inline struct chosen member_choose(struct replica_directory *directory,
                                           uint64_t disk, const uint64_t *avoid,
                                           uint32_t avoid_count)
@@ -181,7 +188,11 @@ static inline void party_init(struct hosts *h, uint64_t node)
     struct party *party = &h->parties[node];
     *party = (struct party){.all = h, .node = node};
     party->directory = (struct replica_directory){
-        .find = member_find, .in_reach = member_in_reach, .choose = member_choose};
+        .find = member_find,
+        .in_reach = member_in_reach,
+        .is_connected = member_is_connected,
+        .choose = member_choose,
+    };
 }
 
 static inline async void party_open_host(struct hosts *h, uint64_t node)

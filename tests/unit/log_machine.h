@@ -33,6 +33,7 @@ struct test {
     uint64_t disk, node;
     struct fake_medium media[NODES];
     struct fake_member members[NODES];
+    uint64_t returned_ns[NODES]; /* when it was in reach again; 0: always was */
     struct replica_directory directory;
     uint32_t min_copies;
     struct buffer_pool *pool;
@@ -177,6 +178,14 @@ static inline bool in_reach(struct replica_directory *directory, uint64_t node)
     return !member->is_silent || !member->is_known;
 }
 
+static inline bool is_connected(struct replica_directory *directory, uint64_t node,
+                         uint64_t *ret_since_ns)
+{
+    struct test *t = container_of(directory, struct test, directory);
+    *ret_since_ns = t->returned_ns[node - 1];
+    return !t->members[node - 1].is_silent;
+}
+
 static inline struct chosen choose(struct replica_directory *directory, uint64_t disk,
                             const uint64_t *avoid, uint32_t avoid_count)
 {
@@ -227,6 +236,8 @@ static inline void silence_member(struct test *t, uint64_t node, bool is_known)
 
 static inline void member_returns(struct test *t, uint64_t node)
 {
+    if (member_of(t, node)->is_silent)
+        t->returned_ns[node - 1] = loop_now_ns(t->loop);
     member_of(t, node)->is_silent = false;
     member_of(t, node)->delay_ns = 0;
 }
@@ -455,7 +466,11 @@ static inline void run(const struct story *story, uint64_t seed)
     waitlist_init(&t->budget.waiting);
     t->callbacks = (struct log_callbacks){on_committed, on_failed, on_moved, on_down};
     t->directory = (struct replica_directory){
-        .find = find, .in_reach = in_reach, .choose = choose};
+        .find = find,
+        .in_reach = in_reach,
+        .is_connected = is_connected,
+        .choose = choose,
+    };
     t->min_copies = 2;
     for (uint32_t i = 0; i < NODES; i++) {
         t->media[i].limit_blocks = UINT32_MAX;

@@ -65,6 +65,7 @@ struct test {
     /* of one life: */
     struct loop *loop;
     struct fake_member members[MEMBERS_MAX];
+    uint64_t returned_ns[MEMBERS_MAX]; /* when it was in reach again; 0: always was */
     struct replica_directory directory;
     struct timer chaos;
     struct task_call leader_call;

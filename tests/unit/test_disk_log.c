@@ -216,6 +216,14 @@ static bool in_reach(struct replica_directory *directory, uint64_t node)
     return node >= 1 && node <= member_count(t) && !t->members[node - 1].is_silent;
 }
 
+static bool is_connected(struct replica_directory *directory, uint64_t node,
+                         uint64_t *ret_since_ns)
+{
+    struct test *t = container_of(directory, struct test, directory);
+    *ret_since_ns = t->returned_ns[node - 1];
+    return in_reach(directory, node);
+}
+
 static bool may_have(const struct test *t, const struct fake_member *member,
                      const uint64_t *avoid, uint32_t avoid_count)
 {
@@ -247,6 +255,13 @@ static struct chosen choose_members(struct replica_directory *directory, uint64_
     return chosen;
 }
 
+static void is_in_reach_again(struct test *t, uint32_t member)
+{
+    if (t->members[member].is_silent)
+        t->returned_ns[member] = loop_now_ns(t->loop);
+    t->members[member].is_silent = false;
+}
+
 /* One member is silent or slow at a time, and none is restarted while it is. */
 static void chaos_fired(struct timer *timer)
 {
@@ -255,7 +270,7 @@ static void chaos_fired(struct timer *timer)
     bool is_away = false;
     for (uint32_t i = 0; i < member_count(t); i++) {
         is_away |= t->members[i].is_silent || t->members[i].delay_ns > 0;
-        t->members[i].is_silent = false;
+        is_in_reach_again(t, i);
         t->members[i].delay_ns = 0;
     }
     uint64_t what = pick(t, 5);
@@ -357,7 +372,7 @@ static async void check_recovers(struct test *t)
     timer_stop(t->loop, &t->chaos);
     t->is_mending = true;
     for (uint32_t i = 0; i < member_count(t); i++) {
-        t->members[i].is_silent = false;
+        is_in_reach_again(t, i);
         t->members[i].delay_ns = 0;
     }
     uint64_t begun_ns = sim_world_now_ns(t->world);
@@ -454,7 +469,11 @@ static void life(struct test *t)
         t->node = 1 + pick(t, script->member_count);
     t->directory =
         (struct replica_directory){
-        .find = find_member, .in_reach = in_reach, .choose = choose_members};
+        .find = find_member,
+        .in_reach = in_reach,
+        .is_connected = is_connected,
+        .choose = choose_members,
+    };
     t->chaos = (struct timer){.fire = chaos_fired};
     if (script->has_chaos)
         timer_start(t->loop, &t->chaos, pick(t, CHAOS_NS));
