@@ -6,7 +6,8 @@
 # Hosts in network namespaces, between which ways are cut under load: to one host or
 # between two, in both directions or in one. Nothing acknowledged may be lost, nobody may
 # read what is old, and as long as a majority is connected no request of a host that is
-# connected to some of it may hang. See judge.py for what is looked at.
+# connected to some of it may hang. See judge.py for what is looked at, and
+# cluster_partition.py for the stories, of which STORIES names others.
 
 . "$(dirname "$0")/lib.sh"
 /usr/bin/python3 -c "import nbd" || skip "python3-libnbd is not installed"
@@ -31,5 +32,12 @@ is_ready()
 wait_for 60 is_ready
 PLX_NETNS=$(sed -n 's/.*ip netns exec \(plx-[0-9]*\)-1 .*/\1/p' "$T/c.out")
 export PLX_NETNS
-T=$T/c timeout 250 /usr/bin/python3 "$TESTS/cluster_partition.py" "$hosts" ||
+if [ "$hosts" -lt 5 ]; then
+    stories=(leader_and_owner leader_and_copy one_way lone_copy lone_leader lone_owner)
+else
+    stories=(leader_and_owner lone_copy deaf_leader mute_leader lone_owner)
+fi
+[ -z "${STORIES-}" ] || read -r -a stories <<<"$STORIES"
+T=$T/c timeout 250 /usr/bin/python3 "$TESTS/cluster_partition.py" "$hosts" \
+    "${stories[@]}" ||
     fail "see above"

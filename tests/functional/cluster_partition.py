@@ -18,20 +18,22 @@ BLOCKS = 2048
 PATIENCE = 20  # seconds that a request may take, whatever is cut
 
 
-def route(verb, here, there):
-    subprocess.run(["ip", "-n", f"{NETNS}-{here}", "route", verb, "blackhole",
-                    f"10.87.0.{there}/32"], check=True)
+def neighbour(here, there, *words):
+    subprocess.run(["ip", "-n", f"{NETNS}-{here}", "neigh", words[0],
+                    f"10.87.0.{there}", *words[1:], "dev", "eth0"], check=True)
 
 
 def cut(*ways):
-    """Nothing that HERE sends to THERE arrives any more."""
+    """Nothing that HERE sends to THERE arrives any more, and nobody says so: it goes to a
+    machine that does not exist."""
     for here, there in ways:
-        route("add", here, there)
+        neighbour(here, there, "replace", "lladdr", "02:00:00:00:00:01", "nud",
+                  "permanent")
 
 
 def heal(*ways):
     for here, there in ways:
-        route("del", here, there)
+        neighbour(here, there, "del")
 
 
 def between(a, b):
@@ -139,6 +141,27 @@ def lone_leader(judge):
     well_again(judge, "lone leader", serving, ways, stall)
 
 
+def half_a_leader(judge, words, ways_of):
+    """Either all hear the leader, or it hears all, and not the other way round."""
+    leads = leader(1)
+    serving = others(leads)[0]
+    move(judge, serving)
+    ways = ways_of(leads)
+    stall = under_load(judge, words, ways)
+    assert leader(serving) not in (leads, None)
+    well_again(judge, words, serving, ways, stall)
+
+
+def deaf_leader(judge):
+    half_a_leader(judge, "deaf leader",
+                  lambda leads: [(other, leads) for other in others(leads)])
+
+
+def mute_leader(judge):
+    half_a_leader(judge, "mute leader",
+                  lambda leads: [(leads, other) for other in others(leads)])
+
+
 def lone_owner(judge):
     """The owner is cut off under load. Another host takes the disk, and what the former
     owner answers from then on is no write."""
@@ -170,15 +193,19 @@ def lone_owner(judge):
         f"healthy {healthy:.1f} s later")
 
 
+STORIES = {story.__name__: story for story in
+           (leader_and_owner, leader_and_copy, one_way, lone_copy, lone_leader,
+            deaf_leader, mute_leader, lone_owner)}
+
+
 def main():
     say("begin")
     parallax(1, "disk", "create", "web", "64M")
     wait_until_healthy(*HOSTS)
     assert len(nodes(1)) == COUNT
     judge = Judge(BLOCKS, os.getpid())
-    for story in (leader_and_owner, leader_and_copy, one_way, lone_copy, lone_leader,
-                  lone_owner):
-        story(judge)
+    for name in sys.argv[2:]:
+        STORIES[name](judge)
     judge.detach()
 
 
