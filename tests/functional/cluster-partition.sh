@@ -33,9 +33,9 @@ wait_for 60 is_ready
 PLX_NETNS=$(sed -n 's/.*ip netns exec \(plx-[0-9]*\)-1 .*/\1/p' "$T/c.out")
 export PLX_NETNS
 if [ "$hosts" -lt 5 ]; then
-    stories=(leader_and_owner leader_and_copy one_way lone_copy lone_leader lone_owner)
+    stories=(leader_and_owner leader_and_copy one_way lone_owner)
 else
-    stories=(leader_and_owner lone_copy deaf_leader mute_leader lone_owner)
+    stories=(lone_copy lone_leader deaf_leader mute_leader)
 fi
 [ -z "${STORIES-}" ] || read -r -a stories <<<"$STORIES"
 T=$T/c timeout 250 /usr/bin/python3 "$TESTS/cluster_partition.py" "$hosts" \
