@@ -9,6 +9,11 @@
  *     kv_submit            drain, on the worker            deliver, on the loop
  *     ---------> queued -------------------------> completed ----------------> done
  *
+ * LevelDB goes on in a new log when its memory is full, and does not sync the old one: a
+ * later write could be durable before an earlier one that was not synced. So its logs are
+ * synced before a synced write that may be the first of a new one; and after one that was
+ * not synced, if it was the first.
+ *
  * A write that fails leaves LevelDB in a state nobody can vouch for, so the first error
  * is kept, logged once, and returned by every later call.
  *
@@ -17,9 +22,13 @@
  */
 #include "runtime/kv.h"
 
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <leveldb/c.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "runtime/log.h"
 #include "runtime/loop_internal.h"
@@ -32,6 +41,10 @@
 /* LevelDB's copy of a group; one larger write still goes, alone. */
 #define GROUP_BYTES (8 * MIB)
 #define TEXT_MAX    256U
+/* What a change takes of LevelDB's memory beside key and value, at most, and what there
+ * is of it without any. */
+#define CHANGE_EXTRA_BYTES 160U
+#define MEMORY_EXTRA_BYTES 8192U
 
 STAILQ_HEAD(write_list, kv_write);
 
@@ -57,7 +70,11 @@ struct leveldb_kv {
 
     /* on the thread; the loop reads them after a write delivered with an error */
     struct worker_job drain;
-    int failure; /* the first write error, for good */
+    uint64_t memory_bytes; /* of LevelDB's memory, whose writes are in its newest log */
+    uint64_t looked_bytes; /* of these since its logs were looked at */
+    uint64_t newest_log;   /* when they were */
+    bool has_unsynced;     /* the last write was not synced */
+    int failure;           /* the first write error, for good */
     char failure_text[TEXT_MAX];
 };
 
@@ -126,30 +143,124 @@ static void merge(leveldb_writebatch_t *into, const struct kv_batch *batch)
     }
 }
 
+/* One that is gone is in a table, which was synced. */
+static int sync_log(int folder, const char *name)
+{
+    int fd = openat(folder, name, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? 0 : -errno;
+    int rc = fdatasync(fd) == 0 ? 0 : -errno;
+    close(fd);
+    return rc;
+}
+
+/* Looks at LevelDB's logs, and may sync them. *ret_is_new: one was begun since the last
+ * look. */
+static int look_at_logs(struct leveldb_kv *kv, bool sync, bool *ret_is_new)
+{
+    const struct dirent *entry;
+    uint64_t newest = 0;
+    int rc = 0;
+    DIR *folder = opendir(kv->path);
+    if (folder == NULL)
+        return -errno;
+    while (rc == 0 && (entry = readdir(folder)) != NULL) {
+        char *end;
+        uint64_t number = strtoull(entry->d_name, &end, 10);
+        if (end == entry->d_name || strcmp(end, ".log") != 0)
+            continue;
+        newest = max_u64(newest, number);
+        if (sync)
+            rc = sync_log(dirfd(folder), entry->d_name);
+    }
+    closedir(folder);
+    *ret_is_new = newest != kv->newest_log;
+    if (*ret_is_new)
+        kv->memory_bytes = kv->looked_bytes;
+    kv->newest_log = newest;
+    kv->looked_bytes = 0;
+    return rc;
+}
+
+/* What a batch takes of LevelDB's memory at most: its blocks have up to a quarter of
+ * waste. */
+static uint64_t memory_of(const struct kv_batch *batch)
+{
+    return (batch->len + batch->count * (uint64_t)CHANGE_EXTRA_BYTES) / 3 * 4;
+}
+
+static void order_failed(struct leveldb_kv *kv, int code)
+{
+    kv->failure = code;
+    snprintf(kv->failure_text, TEXT_MAX, "syncing its logs: %s", err_text(code));
+}
+
+/* May LevelDB begin, or have begun, a new log, and what stands in the old one be lost? */
+static bool is_order_at_risk(const struct leveldb_kv *kv)
+{
+    return kv->has_unsynced && kv->memory_bytes + MEMORY_EXTRA_BYTES > WRITE_BUFFER_BYTES;
+}
+
+/* Before a write that is synced. */
+static void order_before(struct leveldb_kv *kv)
+{
+    bool is_new;
+    int rc = is_order_at_risk(kv) ? look_at_logs(kv, true, &is_new) : 0;
+    if (rc != 0)
+        order_failed(kv, rc);
+}
+
+/* After one that is not, before anybody hears of it. */
+static void order_after(struct leveldb_kv *kv)
+{
+    bool is_new = false;
+    int rc = is_order_at_risk(kv) ? look_at_logs(kv, false, &is_new) : 0;
+    if (rc == 0 && is_new)
+        rc = look_at_logs(kv, true, &is_new);
+    if (rc != 0)
+        order_failed(kv, rc);
+}
+
+static void write_merged(struct leveldb_kv *kv, leveldb_writebatch_t *merged,
+                         uint64_t bytes, bool is_synced)
+{
+    if (is_synced)
+        order_before(kv);
+    if (kv->failure != 0)
+        return;
+    leveldb_writeoptions_t *options = leveldb_writeoptions_create();
+    leveldb_writeoptions_set_sync(options, is_synced);
+    char *text = NULL;
+    leveldb_write(kv->db, options, merged, &text);
+    leveldb_writeoptions_destroy(options);
+    kv->memory_bytes += bytes;
+    kv->looked_bytes += bytes;
+    if (text != NULL)
+        kv->failure = code_of_text(text, kv->failure_text);
+    else if (!is_synced)
+        order_after(kv);
+    kv->has_unsynced = !is_synced;
+}
+
 /* Writes all batches of the group as one. Sets kv->failure. */
 static void commit(struct leveldb_kv *kv, struct write_list *group)
 {
     leveldb_writebatch_t *merged = leveldb_writebatch_create();
     bool is_synced = false;
+    uint64_t bytes = 0;
     struct kv_write *write;
     STAILQ_FOREACH (write, group, link) {
         if (write->batch.bad && kv->failure == 0) {
             kv->failure = -ENOMEM;
             snprintf(kv->failure_text, TEXT_MAX, "no memory for a batch");
         }
+        bytes += memory_of(&write->batch);
         merge(merged, &write->batch);
         kv_batch_done(&write->batch);
         is_synced |= write->durability == KV_SYNCED;
     }
-    if (kv->failure == 0) {
-        leveldb_writeoptions_t *options = leveldb_writeoptions_create();
-        leveldb_writeoptions_set_sync(options, is_synced);
-        char *text = NULL;
-        leveldb_write(kv->db, options, merged, &text);
-        leveldb_writeoptions_destroy(options);
-        if (text != NULL)
-            kv->failure = code_of_text(text, kv->failure_text);
-    }
+    if (kv->failure == 0)
+        write_merged(kv, merged, bytes, is_synced);
     leveldb_writebatch_destroy(merged);
     STAILQ_FOREACH (write, group, link) {
         write->result = kv->failure;
