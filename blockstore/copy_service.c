@@ -189,32 +189,34 @@ static async void serve_describe(struct task_call *call)
 
 /* --- cursors --- */
 
-static bool is_at(const struct cursor *cursor, struct address extent, uint32_t block)
+/* It has not come to this block of the extent yet, so that it can go on from where it is.
+ * That may be before the block: what is dead between two requests is not asked for. */
+static bool leads_to(const struct cursor *cursor, struct address extent, uint32_t block)
 {
     return cursor->ins != NULL && address_equal(cursor->ins->address, extent) &&
-           cursor->ins->block == block;
+           cursor->ins->block <= block;
 }
 
-/* The one that waits there, else one that nobody uses. There is one, since there are more
- * than may be busy. */
+/* The one that has the shortest way, else one that nobody uses. There is one, since there
+ * are more than may be busy. */
 static struct cursor *cursor_get(struct copy_service *service, struct address extent,
                                  uint32_t block)
 {
     static_assert(CURSORS_MAX > FETCHES_MAX, "one is not busy");
-    struct cursor *best = NULL;
+    struct cursor *nearest = NULL, *oldest = NULL;
     for (uint32_t i = 0; i < CURSORS_MAX; i++) {
         struct cursor *cursor = &service->cursors[i];
         if (cursor->is_busy)
             continue;
-        if (is_at(cursor, extent, block)) {
-            best = cursor;
-            break;
-        }
-        if (best == NULL ||
-            (best->ins != NULL && (cursor->ins == NULL || cursor->used < best->used)))
-            best = cursor;
+        if (leads_to(cursor, extent, block) &&
+            (nearest == NULL || cursor->ins->block > nearest->ins->block))
+            nearest = cursor;
+        if (oldest == NULL ||
+            (oldest->ins != NULL && (cursor->ins == NULL || cursor->used < oldest->used)))
+            oldest = cursor;
     }
-    if (!is_at(best, extent, block)) {
+    struct cursor *best = nearest != NULL ? nearest : oldest;
+    if (nearest == NULL) {
         inspect_destroy(best->ins);
         best->ins = inspect_create(service->options.store, extent);
         if (best->ins == NULL)

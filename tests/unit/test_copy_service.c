@@ -165,9 +165,10 @@ static async void fetched(struct node *node)
         if (d->extent.has_headers)
             CHECK_EQ(bitmap_get(d->headers, b), source_is_header(known->source, b));
     }
-    while (next < EXTENT_BLOCKS) {
+    c->nodes[1].served_bytes = 0;
+    while (next < known->length) {
         struct slice payload = {0};
-        uint32_t max = 1 + any(COPY_RPC_FETCH_MAX), at = 0;
+        uint32_t max = 1 + any(rounds < 8 ? COPY_RPC_FETCH_MAX : 40), at = 0;
         CHECK_EQ(source_fetch(node->recovery, &from, &d->extent, next, max, false, blocks,
                               &payload),
                  0);
@@ -184,11 +185,15 @@ static async void fetched(struct node *node)
         }
         buffer_put(payload.buffer);
         next = blocks->next;
+        while (next < known->length && !block_is_live(known, next))
+            next++; /* as recovery, which knows what is live */
         rounds++;
     }
     while (expected < known->length)
         CHECK(!block_is_live(known, expected++));
     CHECK(rounds > 1);
+    /* It went from one request to the next, not from the beginning each time. */
+    CHECK(c->nodes[1].served_bytes < (uint64_t)known->length * BLOCK_SIZE * 9 / 8);
     free(blocks);
     free(d);
 }
@@ -273,10 +278,7 @@ int main(void)
     cluster_make(1, 2, 1);
     known = write_extent(0x02, 3000);
     on_node(2, refused);
-    c->nodes[1].served_bytes = 0;
     on_node(2, fetched);
-    /* It went from one request to the next, not through all headers each time. */
-    CHECK(c->nodes[1].served_bytes < (uint64_t)known->length * BLOCK_SIZE * 3 / 2);
     for (uint32_t i = 0; i < ARRAY_LEN(dead); i++) {
         dead[i] = 20 + i * 70;
         if (!source_is_header(known->source, dead[i]))
