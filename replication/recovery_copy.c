@@ -27,6 +27,8 @@ struct copying {
     struct copy_description plan;
     struct copy_blocks blocks; /* of the last answer, */
     struct slice payload;      /* and its bytes */
+    struct source_fetch ahead; /* the next one, */
+    bool is_asked;             /* if it is on its way */
     uint32_t source;           /* that is asked now */
     uint32_t failures;         /* in a row */
     uint64_t copied_bytes;
@@ -144,11 +146,25 @@ static async int next_source(struct copying *c, int rc)
     return rc;
 }
 
-/* *from: where the next answer begins. */
+static void ask_ahead(struct copying *c, uint32_t from)
+{
+    source_fetch_begin(c->r, source_now(c), &c->plan.extent, from, COPY_RPC_FETCH_MAX,
+                       false, &c->ahead);
+    c->is_asked = true;
+}
+
+static async int next_answer(struct copying *c, uint32_t from)
+{
+    if (!c->is_asked)
+        ask_ahead(c, from);
+    c->is_asked = false;
+    return source_fetch_end(&c->ahead, &c->blocks, &c->payload);
+}
+
+/* *from: where the next answer begins. While one is written the next one comes. */
 static async int copy_some(struct copying *c, uint32_t *from)
 {
-    int rc = source_fetch(c->r, source_now(c), &c->plan.extent, *from, COPY_RPC_FETCH_MAX,
-                          false, &c->blocks, &c->payload);
+    int rc = next_answer(c, *from);
     if (rc == -PLX_EMISSING || rc == -PLX_EPRECONDITION || rc == -PLX_ECANCELLED)
         return rc;
     if (rc != 0)
@@ -162,10 +178,12 @@ static async int copy_some(struct copying *c, uint32_t *from)
     }
     bury_unnamed(c, *from);
     uint64_t bytes = (uint64_t)c->blocks.bytes_count * BLOCK_SIZE;
-    rc = put_answer(c);
     *from = c->blocks.next == EXTENT_BLOCKS
                 ? EXTENT_BLOCKS
                 : store_install_missing(c->install, c->blocks.next);
+    if (*from < EXTENT_BLOCKS)
+        ask_ahead(c, *from);
+    rc = put_answer(c);
     answer_drop(c);
     c->copied_bytes += bytes;
     metric_add(c->r->bytes_copied, bytes);
@@ -289,6 +307,8 @@ static async int copy_blocks(struct copying *c)
     c->failures = 0;
     while (rc == 0 && from < EXTENT_BLOCKS)
         rc = copy_some(c, &from);
+    if (c->is_asked && next_answer(c, from) == 0)
+        answer_drop(c);
     return rc == 0 ? copy_rest(c) : rc;
 }
 

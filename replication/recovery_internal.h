@@ -4,6 +4,7 @@
 #define PARALLAX_REPLICATION_RECOVERY_INTERNAL_H
 
 #include "blockstore/copy_rpc.h"
+#include "blockstore/copy_rpc_format.h"
 #include "blockstore/install.h"
 #include "replication/recovery.h"
 #include "replication/recovery_decide.h"
@@ -25,8 +26,22 @@ struct recovery_source {
     uint64_t node;
     struct uid store; /* the one that the state names */
 };
-struct source_call;
+struct source_call {
+    struct rpc_call call;
+    struct event over;
+    struct writer head;
+    struct slice payload;
+    int result;
+    LIST_ENTRY(source_call) link;
+};
 LIST_HEAD(source_call_list, source_call);
+
+/* Blocks that are on their way. */
+struct source_fetch {
+    struct source_call call;
+    struct copy_rpc_fetch head;
+    uint32_t from, max;
+};
 
 /* A page of a group's extents from an address on. The array has room for
  * COPY_RPC_PAGE_MAX. */
@@ -35,7 +50,14 @@ async int source_inventory(struct recovery *r, const struct recovery_source *sou
                            uint32_t *ret_count, bool *ret_more);
 async int source_describe(struct recovery *r, const struct recovery_source *source,
                           struct address extent, struct copy_description *ret);
-/* Blocks of a final extent. The payload, which may be none, is the caller's. */
+/* At most `max` blocks of a final extent, from one on. Each begin has its end, which
+ * waits; the payload, which may be none, is the caller's. */
+void source_fetch_begin(struct recovery *r, const struct recovery_source *source,
+                        const struct copy_extent *extent, uint32_t from, uint32_t max,
+                        bool wants_bad, struct source_fetch *fetch);
+async int source_fetch_end(struct source_fetch *fetch, struct copy_blocks *ret,
+                           struct slice *ret_payload);
+/* Both. */
 async int source_fetch(struct recovery *r, const struct recovery_source *source,
                        const struct copy_extent *extent, uint32_t from, uint32_t max,
                        bool wants_bad, struct copy_blocks *ret,

@@ -10,20 +10,10 @@
  *
  * On close the calls under way are given up, and later ones refused.
  */
-#include "blockstore/copy_rpc_format.h"
 #include "replication/recovery_internal.h"
 
 #define CALL_TIMEOUT_NS  (10 * NS_PER_S)
 #define FETCH_TIMEOUT_NS (30 * NS_PER_S) /* the other side makes room for its guests */
-
-struct source_call {
-    struct rpc_call call;
-    struct event over;
-    struct writer head;
-    struct slice payload;
-    int result;
-    LIST_ENTRY(source_call) link;
-};
 
 static void call_done(struct rpc_call *done)
 {
@@ -38,10 +28,10 @@ static void call_done(struct rpc_call *done)
     event_set(&call->over);
 }
 
-/* Afterwards call_end, whatever it returns. */
-static async int call_wait(struct recovery *r, const struct recovery_source *source,
-                           struct source_call *call, uint16_t op, const void *head,
-                           size_t len)
+/* Then `over` is awaited. The head stays as it is until then. */
+static void call_begin(struct recovery *r, const struct recovery_source *source,
+                       struct source_call *call, uint16_t op, const void *head,
+                       size_t len)
 {
     *call = (struct source_call){
         .call = {.node = source->node,
@@ -50,13 +40,22 @@ static async int call_wait(struct recovery *r, const struct recovery_source *sou
                  .head_len = (uint32_t)len,
                  .timeout_ns = op == COPY_RPC_FETCH ? FETCH_TIMEOUT_NS : CALL_TIMEOUT_NS,
                  .done = call_done}};
-    if (r->is_stopping)
-        return -PLX_ECANCELLED;
-    if (r->options.rpc == NULL)
-        return -EHOSTUNREACH;
     event_init(&call->over);
+    call->result = r->is_stopping ? -PLX_ECANCELLED : -EHOSTUNREACH;
+    if (r->is_stopping || r->options.rpc == NULL) {
+        event_set(&call->over);
+        return;
+    }
     LIST_INSERT_HEAD(&r->calls, call, link);
     rpc_start(r->options.rpc, &call->call);
+}
+
+/* Afterwards call_end, whatever it returns. */
+static async int call_wait(struct recovery *r, const struct recovery_source *source,
+                           struct source_call *call, uint16_t op, const void *head,
+                           size_t len)
+{
+    call_begin(r, source, call, op, head, len);
     event_wait(&call->over);
     return call->result;
 }
@@ -113,11 +112,13 @@ async int source_describe(struct recovery *r, const struct recovery_source *sour
     return rc;
 }
 
-async int source_fetch(struct recovery *r, const struct recovery_source *source,
-                       const struct copy_extent *extent, uint32_t from, uint32_t max,
-                       bool wants_bad, struct copy_blocks *ret, struct slice *ret_payload)
+void source_fetch_begin(struct recovery *r, const struct recovery_source *source,
+                        const struct copy_extent *extent, uint32_t from, uint32_t max,
+                        bool wants_bad, struct source_fetch *fetch)
 {
-    struct copy_rpc_fetch head = {
+    fetch->from = from;
+    fetch->max = max;
+    fetch->head = (struct copy_rpc_fetch){
         .target = target_of(source, extent->extent),
         .nonce = le64_of(extent->nonce),
         .length = le32_of(extent->length),
@@ -125,19 +126,36 @@ async int source_fetch(struct recovery *r, const struct recovery_source *source,
         .max = le32_of(max),
         .flags = le32_of(wants_bad ? COPY_RPC_WANTS_BAD : 0),
     };
-    struct source_call call;
+    call_begin(r, source, &fetch->call, COPY_RPC_FETCH, &fetch->head, sizeof fetch->head);
+}
+
+async int source_fetch_end(struct source_fetch *fetch, struct copy_blocks *ret,
+                           struct slice *ret_payload)
+{
+    struct source_call *call = &fetch->call;
     size_t len;
-    int rc = call_wait(r, source, &call, COPY_RPC_FETCH, &head, sizeof head);
-    (void)payload_of(&call, &len);
+    event_wait(&call->over);
+    int rc = call->result;
+    (void)payload_of(call, &len);
     if (rc == 0)
-        rc = copy_blocks_decode(call.head.bytes, call.head.len, len, from, max, ret);
-    *ret_payload = call.payload;
+        rc = copy_blocks_decode(call->head.bytes, call->head.len, len, fetch->from,
+                                fetch->max, ret);
+    *ret_payload = call->payload;
     if (rc == 0)
-        call.payload.buffer = NULL;
+        call->payload.buffer = NULL;
     else
         ret_payload->buffer = NULL;
-    call_end(&call);
+    call_end(call);
     return rc;
+}
+
+async int source_fetch(struct recovery *r, const struct recovery_source *source,
+                       const struct copy_extent *extent, uint32_t from, uint32_t max,
+                       bool wants_bad, struct copy_blocks *ret, struct slice *ret_payload)
+{
+    struct source_fetch fetch;
+    source_fetch_begin(r, source, extent, from, max, wants_bad, &fetch);
+    return source_fetch_end(&fetch, ret, ret_payload);
 }
 
 async int source_finalize(struct recovery *r, const struct recovery_source *source,
