@@ -175,7 +175,7 @@ void disk_submit(struct disk *disk, struct disk_io *io)
     int rc = check(disk, io);
 
     disk->io_count++;
-    disk->host->guest_ops++;
+    disk->host->guest_ops += 1 + (io->buffer != NULL ? io->len_bytes / ROOM_OP_BYTES : 0);
     io->disk = disk;
     io->started_ns = loop_now_ns(disk->loop);
     io->parts = 0;

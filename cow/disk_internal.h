@@ -36,6 +36,7 @@
 #include "cow/pin.h"
 #include "cow/rewrite.h"
 #include "replication/copies.h"
+#include "replication/room.h"
 #include "replication/disk_log.h"
 
 #include <stdio.h>

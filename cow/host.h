@@ -65,7 +65,7 @@ async void host_close(struct host *host);
 struct loop *host_loop(struct host *host);
 struct cluster *host_cluster(struct host *host);
 uint64_t host_node(struct host *host); /* its number in the cluster */
-/* What front ends have asked of its disks so far, in operations. */
+/* What front ends have asked of its disks so far, in operations; see ROOM_OP_BYTES. */
 uint64_t host_guest_ops(const struct host *host);
 /* For payload of front ends, bounded by NBD_BUFFER_BYTES. */
 struct buffer_pool *host_buffers(struct host *host);

@@ -25,11 +25,12 @@
 
 static void serve_store(struct membership *m, struct rpc_request *request)
 {
+    uint64_t payload_bytes = request->payload.buffer != NULL ? request->payload.len : 0;
     if (m->service == NULL || m->is_closing)
         rpc_answer(request, -ESHUTDOWN, NULL, 0, NULL, 0);
     else
         store_service_handle(m->service, request);
-    m->served++;
+    m->served += 1 + payload_bytes / ROOM_OP_BYTES;
 }
 
 static void serve_consensus_post(struct membership *m, struct rpc_request *request)

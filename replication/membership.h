@@ -28,8 +28,6 @@
 #define MEMBERSHIP_ROUND_MS     2000U /* each time one node is greeted */
 #define MEMBERSHIP_ADMIT_MS     5000U /* a member may be behind the log by so much */
 #define MEMBERSHIP_UPPER_MAX    16U   /* operations of the layers above */
-/* What recovery may copy while guests are busy here, as source and as receiver. */
-#define MEMBERSHIP_BUSY_BYTES_S (48 * MIB)
 #define CERTIFICATE_DAYS        365U  /* renewed when a third of it is left */
 
 struct membership;

@@ -3,50 +3,35 @@
  * What a node does by itself: it makes its store whole, serves those who make theirs, and
  * does the leader's work if it leads.
  *
- * Guests come first: while any are seen, here or by what they ask of the store, no more
- * than MEMBERSHIP_BUSY_BYTES_S are copied in each direction. Else there is no limit.
+ * Guests come first, those of this node and those that ask its store: see room.h.
  *
  * On close no new work begins; what is under way ends, some of it only when the cluster
  * has ended.
  */
 #include "replication/membership_internal.h"
 
-#define GUESTS_QUIET_NS (100 * NS_PER_MS) /* for so long after their last operation */
-#define REST_MAX_NS     NS_PER_S
-
-static bool guests_are_busy(struct membership *m, uint64_t now_ns)
-{
-    const struct membership_options *options = &m->options;
-    uint64_t seen = m->served;
-    if (options->guest_ops != NULL)
-        seen += options->guest_ops(options->arg);
-    if (seen != m->guests_seen) {
-        m->guests_seen = seen;
-        m->guests_ns = now_ns;
-    }
-    return m->guests_ns != 0 && now_ns - m->guests_ns < GUESTS_QUIET_NS;
-}
+#define REST_MAX_NS NS_PER_S
 
 static async void make_room(void *arg, uint64_t bytes)
 {
-    struct room *room = arg;
-    struct membership *m = room->membership;
+    struct way *way = arg;
+    struct membership *m = way->membership;
     uint64_t now_ns = loop_now_ns(m->loop);
-    if (!guests_are_busy(m, now_ns)) {
-        room->until_ns = now_ns;
+    uint64_t ops = m->served;
+    if (m->options.guest_ops != NULL)
+        ops += m->options.guest_ops(m->options.arg);
+    uint32_t busy = guest_load_look(&m->guest_load, ops, now_ns);
+    uint64_t rest_ns = room_take(&way->room, bytes, busy, now_ns);
+    if (rest_ns == 0)
         task_yield();
-        return;
-    }
-    room->until_ns = max_u64(room->until_ns, now_ns) +
-                     bytes * NS_PER_S / MEMBERSHIP_BUSY_BYTES_S;
-    if (!m->is_closing)
-        task_sleep_ns(min_u64(room->until_ns - now_ns, REST_MAX_NS));
+    else if (!m->is_closing)
+        task_sleep_ns(min_u64(rest_ns, REST_MAX_NS));
 }
 
 static bool is_whole(void *arg, uint16_t group)
 {
-    const struct room *room = arg;
-    const struct membership *m = room->membership;
+    const struct way *way = arg;
+    const struct membership *m = way->membership;
     return recovery_may_serve(cluster_state(m->cluster), m->self.node, group);
 }
 

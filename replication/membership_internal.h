@@ -16,6 +16,7 @@
 #include "blockstore/store_service.h"
 #include "replication/consensus_rpc.h"
 #include "replication/membership.h"
+#include "replication/room.h"
 
 #define MEMBERSHIP_OPS_MAX  64U
 #define MEMBERSHIP_BUFFERS  (32 * MIB) /* payload that came, reads of the store */
@@ -38,10 +39,10 @@ struct known_node {
     bool is_down; /* as the state said last */
 };
 
-/* Background work of one kind that makes room for guests. */
-struct room {
+/* Copies that come, or go, and make room for guests. */
+struct way {
     struct membership *membership;
-    uint64_t until_ns; /* what was done is paid for then */
+    struct room room;
 };
 
 struct membership {
@@ -60,9 +61,9 @@ struct membership {
     struct copy_service *copy_service;
     struct recovery *recovery;
     struct warden *warden;
-    uint64_t served;                  /* requests to the store */
-    uint64_t guests_seen, guests_ns;  /* operations when it last looked, and changed */
-    struct room receiving, sending;
+    uint64_t served;                  /* requests to the store; see ROOM_OP_BYTES */
+    struct guest_load guest_load;
+    struct way receiving, sending;
     struct cluster_watcher watcher;
     bool is_watching;
     bool is_closing, has_failed;
