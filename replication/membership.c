@@ -15,7 +15,8 @@
  * next.
  *
  * M1  A request of a node that the state calls GONE reaches nobody but the greeting.
- * M2  What serves a request is there before the rpc listens, or the request is refused.
+ * M2  What serves a request is there before the rpc listens and until it ends, or the
+ *     request is refused.
  */
 #include <stdio.h>
 
@@ -363,9 +364,12 @@ static void network_begin(void *arg)
                 "machine's files?)");
 }
 
+/* Until here what comes reaches the binding. */
 static void network_end(void *arg)
 {
     struct membership *m = arg;
+    if (m->binding != NULL)
+        consensus_rpc_destroy(take(m->binding));
     if (m->rpc != NULL)
         rpc_destroy(take(m->rpc));
 }
@@ -530,12 +534,11 @@ async void membership_close(struct membership *m)
         cluster_off_apply(m->cluster, &m->watcher);
     if (m->cluster != NULL) {
         cluster_close(m->cluster);
+        m->cluster = NULL;
         consensus_rpc_attach(m->binding, NULL);
     }
     membership_duties_end(m);
     copies_destroy(m->copies);
-    if (m->binding != NULL)
-        consensus_rpc_destroy(m->binding);
     task_outside(network_end, m);
     store_service_destroy(m->service);
     copy_service_destroy(m->copy_service);

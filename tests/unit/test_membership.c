@@ -55,7 +55,7 @@ static void run_on(struct place *p, void (*run)(struct place *p))
 /* What a process had when it died is lost, but not for the leak checker. */
 static void place_bury(const struct place *p)
 {
-    static void *dead[128][3];
+    static void *dead[256][3];
     static uint32_t count;
     CHECK(count < ARRAY_LEN(dead));
     dead[count][0] = p->m;
@@ -672,6 +672,47 @@ static void test_copied(uint64_t seed)
     cluster_end(2);
 }
 
+/* A message of node 1 that comes again and again, as long as there is an rpc. */
+static struct rumour {
+    struct work work;
+    struct place *p;
+} rumour;
+
+static void rumour_run(struct work *work)
+{
+    struct membership *m = rumour.p->m;
+    uint32_t at = 0;
+    if (m->rpc == NULL)
+        return;
+    while (m->ops[at].number != CONSENSUS_RPC_POST)
+        at++;
+    struct rpc_request post = {
+        .op = &m->ops[at], .peer = places[1].self, .head = "?", .head_len = 1};
+    m->ops[at].handle(m, &post);
+    loop_post(rumour.p->loop, work);
+}
+
+static async void close_slowly(struct place *p)
+{
+    rumour = (struct rumour){.work.run = rumour_run, .p = p};
+    loop_post(p->loop, &rumour.work);
+    membership_detach(p->m);
+    membership_close(p->m);
+    p->m = NULL;
+    loop_post_cancel(p->loop, &rumour.work);
+    store_close(p->store);
+    kv_close(p->kv);
+}
+
+/* What comes while a process closes finds all that it needs until nothing comes. */
+static void test_closing(uint64_t seed)
+{
+    cluster_begin(seed, 2);
+    run_on(&places[2], close_slowly);
+    place_end(&places[2], SIM_KILL);
+    cluster_end(1);
+}
+
 int main(void)
 {
     for (uint64_t seed = 1; seed <= seeds_of(4); seed++) {
@@ -683,6 +724,7 @@ int main(void)
         test_removed(seed, true);
         test_removed(seed, false);
         test_copied(seed);
+        test_closing(seed);
     }
     return 0;
 }
