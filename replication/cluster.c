@@ -241,20 +241,47 @@ static uint32_t clients_max(const struct cluster *cluster)
     return share == 0 ? 1 : (uint32_t)min_u64(share, CLUSTER_SUBMITS_MAX);
 }
 
+/* Who waits for a client. */
+struct client_wait {
+    struct timer timer;
+    struct cluster *cluster;
+};
+
+static void client_wait_fire(struct timer *timer)
+{
+    struct client_wait *wait = container_of(timer, struct client_wait, timer);
+    waitlist_wake_all(&wait->cluster->client_free);
+}
+
+/* Those who have the clients may have them for as long as there is no leader. */
+static async int wait_for_client(struct cluster *cluster, uint64_t deadline_ns)
+{
+    struct client_wait wait = {.timer.fire = client_wait_fire, .cluster = cluster};
+    uint64_t now_ns = loop_now_ns(cluster->loop);
+    int rc = 0;
+    timer_start(cluster->loop, &wait.timer,
+                deadline_ns > now_ns ? deadline_ns - now_ns : 0);
+    while (rc == 0 && cluster->client_count >= clients_max(cluster)) {
+        waitlist_wait(&cluster->client_free);
+        rc = refusal(cluster);
+        if (rc == 0 && loop_now_ns(cluster->loop) >= deadline_ns)
+            rc = -PLX_ELIMIT;
+    }
+    timer_stop(cluster->loop, &wait.timer);
+    if (rc != 0)
+        waitlist_wake_one(&cluster->client_free); /* it may have been this one's turn */
+    return rc;
+}
+
 /* One that has no command on its way. */
 static async int client_get(struct cluster *cluster, uint64_t deadline_ns,
                             struct client **ret_client)
 {
-    while (cluster->client_count >= clients_max(cluster)) {
-        waitlist_wait(&cluster->client_free);
-        int rc = refusal(cluster);
-        if (rc == 0 && loop_now_ns(cluster->loop) >= deadline_ns)
-            rc = -PLX_ELIMIT;
-        if (rc != 0) {
-            waitlist_wake_one(&cluster->client_free); /* it was this one's turn */
-            return rc;
-        }
-    }
+    int rc = 0;
+    if (cluster->client_count >= clients_max(cluster))
+        rc = wait_for_client(cluster, deadline_ns);
+    if (rc != 0)
+        return rc;
     struct client *client = SLIST_FIRST(&cluster->clients);
     if (client != NULL) {
         SLIST_REMOVE_HEAD(&cluster->clients, link);

@@ -152,6 +152,31 @@ static void test_no_majority(uint64_t seed)
     peers_destroy(all);
 }
 
+/* Those who can wait for ever leave nothing for others, who must not. */
+static void test_crowd(uint64_t seed)
+{
+    struct errand known[CLUSTER_SUBMITS_MAX];
+    struct peers *all = three(seed);
+    struct peer *leader = peers_leader(all);
+    peers_split(all, 1U << leader->id);
+    for (uint32_t i = 0; i < ARRAY_LEN(known); i++) {
+        known[i] = (struct errand){
+            .run = run_submit_known,
+            .command = {.op = CLUSTER_SETTINGS, .trash_keep_s = i}};
+        errand_start(leader, &known[i]);
+    }
+    peers_run(all, 100);
+    struct errand other = errand_creating("other");
+    errand_start(leader, &other);
+    CHECK_EQ(errand_wait(&other, CLUSTER_SUBMIT_MS + 1000), -PLX_ELIMIT);
+    peers_heal(all);
+    for (uint32_t i = 0; i < ARRAY_LEN(known); i++)
+        CHECK_EQ(errand_wait(&known[i], 30000), 0);
+    CHECK_EQ(create(leader, 1), 0);
+    peers_agree(all);
+    peers_destroy(all);
+}
+
 /* A node learns from a snapshot what has become of a command: it was carried out while
  * the node heard of nothing, and the log of that time is gone. */
 static void test_answer_in_snapshot(uint64_t seed)
@@ -419,8 +444,9 @@ static void test_life(uint64_t seed)
 int main(int argc, char **argv)
 {
     static void (*const STORIES[])(uint64_t seed) = {
-        test_growth,  test_leader_dies, test_no_majority,   test_answer_in_snapshot,
-        test_waiting, test_close,       test_storage_fails, test_life,
+        test_growth,  test_leader_dies, test_no_majority,   test_crowd,
+        test_answer_in_snapshot,        test_waiting,       test_close,
+        test_storage_fails,             test_life,
     };
     for (size_t i = 0; i < ARRAY_LEN(STORIES); i++) {
         uint64_t last = seeds_of(STORIES[i] == test_life ? LIVES : SEEDS), first = 1;
