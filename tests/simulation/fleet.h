@@ -100,6 +100,7 @@ struct replacement {
 struct fleet_rot {
     struct address address;
     bool is_header;
+    bool is_young; /* its extent was open when the last scrub began */
 };
 
 struct fleet {

@@ -6,8 +6,8 @@
  * other copy.
  *
  * Nobody may ever read what rotted. At the end a scrub must have mended it. Headers are
- * not mended, and what only they tell the checksum of is not found by a scrub: of an
- * extent with a rotten header only what guests read must be sound.
+ * not mended, and what only they tell the checksum of is not found by a scrub; nor is
+ * what is open while it runs: of such an extent only what guests read must be sound.
  */
 #include "blockstore/block_format.h"
 #include "blockstore/store_internal.h"
@@ -107,7 +107,8 @@ static void rot(struct place *place, struct address address, uint64_t offset_byt
     uint8_t bytes[BLOCK_SIZE];
     uint64_t at = fleet_random(fleet, BLOCK_SIZE);
     peek(place, offset_bytes, bytes);
-    fleet->rots[fleet->rot_count++] = (struct fleet_rot){address, is_header(bytes)};
+    fleet->rots[fleet->rot_count++] = (struct fleet_rot){
+        .address = address, .is_header = is_header(bytes)};
     bytes[at] = (uint8_t)(bytes[at] ^ (1U << fleet_random(fleet, 8)));
     (void)sim_file_poke(fleet->world, place->store_path, offset_bytes + at, bytes + at,
                         1);
@@ -134,15 +135,26 @@ bool fleet_rot(struct fleet *fleet, struct place *place)
 bool fleet_rot_may_stay(const struct fleet *fleet, const struct place *place,
                         struct address address)
 {
-    bool has_bad_header = false, is_rotten = false;
+    bool is_excused = false, is_rotten = false;
     for (uint32_t i = 0; i < fleet->rot_count; i++) {
         const struct fleet_rot *it = &fleet->rots[i];
         if (!address_equal(address_extent(it->address), address_extent(address)))
             continue;
-        has_bad_header |= it->is_header;
+        is_excused |= it->is_header || it->is_young;
         is_rotten |= address_equal(it->address, address);
     }
-    return place->number == fleet->rotten && has_bad_header && is_rotten;
+    return place->number == fleet->rotten && is_excused && is_rotten;
+}
+
+/* A scrub passes over extents that are open: the next one reads them. */
+static void note_young(struct fleet *fleet, const struct place *place)
+{
+    struct extent_info info;
+    for (uint32_t i = 0; i < fleet->rot_count; i++) {
+        struct address extent = address_extent(fleet->rots[i].address);
+        fleet->rots[i].is_young = store_extent_info(place->store, extent, &info) == 0 &&
+                                  info.state == EXTENT_OPEN;
+    }
 }
 
 static async void scrub(struct place *place)
@@ -169,6 +181,7 @@ void fleet_rot_end(struct fleet *fleet)
     struct place *place = &fleet->places[fleet->rotten];
     for (uint32_t i = 0; i < LAST_ROTS; i++)
         (void)fleet_rot(fleet, place);
+    note_young(fleet, place);
     place_run(place, scrub);
     fleet_run_for(fleet, NS_PER_S); /* what was found is mended */
 }
