@@ -4,7 +4,7 @@
  * removed, or runs somewhere else already), then the cluster's log is loaded and
  * followed.
  * Each request goes through `handle`, which looks who sent it and leads to whoever serves
- * its operation. Whenever the state has changed, the addresses in it go to the rpc.
+ * its operation.
  *
  * What can fail: whatever fails while it opens undoes what was done. Later consensus may
  * fail, or another node may say that this one was removed: `failed` is told once, and
@@ -62,7 +62,7 @@ static void serve_upper(struct membership *m, struct rpc_request *request)
         rpc_answer(request, -EAGAIN, NULL, 0, NULL, 0);
 }
 
-static bool is_gone(const struct membership *m, uint64_t node)
+bool membership_is_gone(const struct membership *m, uint64_t node)
 {
     const struct cluster_node *is =
         m->cluster != NULL ? cluster_node_by_id(cluster_state(m->cluster), node) : NULL;
@@ -73,7 +73,7 @@ static void handle(void *arg, struct rpc_request *request)
 {
     struct membership *m = arg;
     bool is_greeting = request->op->number == MEMBERSHIP_GREETING_RPC;
-    if (is_gone(m, request->peer.node) && !is_greeting) { /* M1 */
+    if (membership_is_gone(m, request->peer.node) && !is_greeting) { /* M1 */
         if (!request->op->is_one_way)
             rpc_answer(request, -PLX_EDENIED, NULL, 0, NULL, 0);
         return;
@@ -175,102 +175,11 @@ static void cluster_has_failed(void *arg, const char *why)
     membership_fail(arg, why);
 }
 
-/* --- addresses --- */
-
-static struct known_node *known_find(const struct membership *m, uint64_t node)
-{
-    for (uint32_t i = 0; i < m->known_count; i++) {
-        if (m->known[i].node == node)
-            return &m->known[i];
-    }
-    return NULL;
-}
-
-/* True: it is new, has moved, or is not to be known any more (address ""). */
-static bool know(struct membership *m, uint64_t node, const char *address)
-{
-    struct known_node *known = known_find(m, node);
-    bool was_down = known != NULL && known->is_down;
-    if (known != NULL ? strcmp(known->address, address) == 0 : address[0] == '\0')
-        return false;
-    int rc = rpc_set_address(m->rpc, node, address[0] != '\0' ? address : NULL);
-    if (known == NULL && rc == 0) {
-        size_t bytes = (m->known_count + 1) * sizeof *known;
-        struct known_node *more = realloc(m->known, bytes);
-        if (more == NULL)
-            rc = -ENOMEM;
-        else
-            known = &(m->known = more)[m->known_count++];
-    }
-    if (rc != 0) {
-        log_warning(m->loop, "node %llu: its address %s: %s", (unsigned long long)node,
-                    address, err_text(rc));
-        return false;
-    }
-    *known = (struct known_node){.node = node, .is_down = was_down};
-    snprintf(known->address, sizeof known->address, "%s", address);
-    return true;
-}
-
-void membership_learn(struct membership *m, uint64_t node, const char *address)
-{
-    if (m->cluster == NULL || cluster_node_by_id(cluster_state(m->cluster), node) == NULL)
-        know(m, node, address);
-}
-
-uint32_t membership_peers(const struct membership *m, struct join_peer *ret, uint32_t max)
-{
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < m->known_count && count < max; i++) {
-        if (m->known[i].address[0] == '\0')
-            continue;
-        ret[count].node = m->known[i].node;
-        memcpy(ret[count++].address, m->known[i].address, sizeof m->known[i].address);
-    }
-    return count;
-}
-
-/* Who waits for a node that went down gets an error at once; there may be others to ask.
- * It is connected to again when somebody has something to say to it. */
-static void give_up_if_down(struct membership *m, const struct cluster_node *node)
-{
-    struct known_node *known = known_find(m, node->id);
-    bool is_down = (node->flags & NODE_DOWN) != 0;
-    if (known == NULL || known->is_down == is_down)
-        return;
-    known->is_down = is_down;
-    if (!is_down || known->address[0] == '\0')
-        return;
-    (void)rpc_set_address(m->rpc, node->id, NULL);
-    int rc = rpc_set_address(m->rpc, node->id, known->address);
-    if (rc != 0) {
-        log_warning(m->loop, "node %llu: its address %s: %s",
-                    (unsigned long long)node->id, known->address, err_text(rc));
-        known->address[0] = '\0'; /* set when the state is looked at next */
-    }
-}
-
-static void addresses_update(struct membership *m)
-{
-    const struct cluster_state *state = cluster_state(m->cluster);
-    const struct cluster_node *node = NULL;
-    bool has_changed = false;
-    while ((node = cluster_node_next(state, node)) != NULL) {
-        bool is_reachable = (node->flags & NODE_GONE) == 0;
-        if (node->id != m->self.node)
-            has_changed |= know(m, node->id, is_reachable ? node->address : "");
-        if (node->id != m->self.node && is_reachable)
-            give_up_if_down(m, node);
-    }
-    if (is_gone(m, m->self.node))
-        membership_fail(m, "this node was removed from the cluster");
-    if (has_changed && m->options.nodes_changed != NULL && !m->is_closing)
-        m->options.nodes_changed(m->options.arg);
-}
+/* --- what it is told --- */
 
 static void state_applied(struct cluster_watcher *watcher)
 {
-    addresses_update(container_of(watcher, struct membership, watcher));
+    membership_state_applied(container_of(watcher, struct membership, watcher));
 }
 
 static void peer_changed(void *arg, uint64_t node, bool is_connected)
@@ -278,6 +187,8 @@ static void peer_changed(void *arg, uint64_t node, bool is_connected)
     struct membership *m = arg;
     log_info(m->loop, "node %llu: %s", (unsigned long long)node,
              is_connected ? "connected" : "connection lost");
+    if (is_connected)
+        membership_found_at(m, node);
     if (is_connected && m->cluster != NULL && !m->is_closing)
         membership_greet(m, node);
     if (is_connected && m->recovery != NULL)
@@ -361,7 +272,7 @@ static void network_begin(void *arg)
     if (network->rc == -EADDRNOTAVAIL)
         err_add(network->err, network->rc,
                 "this node's address is of another machine (is this a copy of that "
-                "machine's files?)");
+                "machine's files? if this one has a new address: --listen)");
 }
 
 /* Until here what comes reaches the binding. */
@@ -392,7 +303,7 @@ static async int open_network(struct membership *m,
     if (network.rc != 0)
         return network.rc;
     for (uint32_t i = 0; i < options->peer_count; i++)
-        know(m, options->peers[i].node, options->peers[i].address);
+        membership_learn(m, options->peers[i].node, options->peers[i].address);
     return membership_greet_all(m, err);
 }
 
@@ -437,7 +348,7 @@ static async int open_parts(struct membership *m, struct error *err)
     m->watcher.applied = state_applied;
     cluster_on_apply(m->cluster, &m->watcher);
     m->is_watching = true;
-    addresses_update(m);
+    membership_state_applied(m);
     membership_rounds_start(m);
     if (!m->options.no_duties)
         membership_duties_start(m);

@@ -8,9 +8,10 @@
  *
  * Whoever is greeted knows what the one who greets may not: that its node was removed
  * while it was away, or that the node's number is of another store. And it remembers who
- * greeted under a node's number before. If that was another process it asks who answers
- * at the node's address now: a process that was started again answers there itself, a
- * second one, made by copying a store, does not, and is refused. The first is not
+ * greeted under a node's number before. If that was another process, or had another
+ * address, it asks who answers at the address it knows: a process that was started again
+ * answers there itself, and if its node has moved nobody does; a second one, made by
+ * copying a store, is found out by the first's answer, and is refused. The first is not
  * disturbed.
  *
  * What can fail: whoever does not answer has no objection. So this is no proof, but the
@@ -22,6 +23,12 @@
 
 #define GREETING_MAX MEMBERSHIP_GREETING_MAX
 #define WHO_MS       1500U
+
+/* After so many a node that is not found is looked for at its other address. */
+#define ELSEWHERE_ROUNDS 3U
+
+static_assert(ELSEWHERE_ROUNDS * MEMBERSHIP_ROUND_MS > 2 * RPC_CONNECT_MS,
+              "it has been tried there");
 
 struct greeting {
     struct uid store, instance;
@@ -99,6 +106,15 @@ static async bool answers_elsewhere(struct membership *m, uint64_t node,
     return is_other;
 }
 
+/* Is it another process than before, or elsewhere? */
+static bool is_news(struct membership *m, uint64_t node, const struct greeting *greeting)
+{
+    const struct greeted *before = greeted_find(m, node);
+    const char *address = membership_address_of(m, node);
+    return (before != NULL && !uid_equal(before->instance, greeting->instance)) ||
+           (address != NULL && strcmp(address, greeting->address) != 0);
+}
+
 /* What the state has against it. */
 static int check_node(const struct membership *m, uint64_t node, struct uid store,
                       struct error *err)
@@ -128,9 +144,8 @@ static async void greeting_serve(struct membership_job *job)
         rc = -PLX_EFORMAT;
     if (rc == 0)
         rc = check_node(m, node, greeting.store, &err);
-    struct greeted *before = greeted_find(m, node);
-    if (rc == 0 && before != NULL && !uid_equal(before->instance, greeting.instance) &&
-        answers_elsewhere(m, node, greeting.instance))
+    bool is_new = rc == 0 && is_news(m, node, &greeting);
+    if (is_new && answers_elsewhere(m, node, greeting.instance))
         rc = err_set(&err, -PLX_EEXISTS,
                      "another process runs as node %llu, with a copy of its store",
                      (unsigned long long)node);
@@ -140,6 +155,8 @@ static async void greeting_serve(struct membership_job *job)
     }
     greeted_note(m, node, greeting.instance);
     membership_learn(m, node, greeting.address);
+    if (is_new && m->cluster != NULL && !m->is_closing)
+        membership_greet(m, node); /* there, and nobody else may have to say anything */
     rpc_answer(job->request, 0, head, greeting_encode(m, head), NULL, 0);
 }
 
@@ -214,6 +231,8 @@ static void round_fired(struct timer *timer)
 {
     struct membership *m = container_of(timer, struct membership, greet_round);
     timer_start(m->loop, &m->greet_round, MEMBERSHIP_ROUND_MS * NS_PER_MS);
+    if (++m->greet_rounds % ELSEWHERE_ROUNDS == 0)
+        membership_look_elsewhere(m);
     for (uint32_t i = 0; i < m->known_count; i++) {
         const struct known_node *known = &m->known[m->greet_next++ % m->known_count];
         if (known->address[0] != '\0' && rpc_is_connected(m->rpc, known->node)) {

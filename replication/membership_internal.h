@@ -2,12 +2,13 @@
 /*
  * What the files of membership share:
  *
- *   membership.c        opening and closing, the table of operations, addresses
- *   membership_greet.c  nodes tell each other who they are
- *   membership_found.c  what makes a cluster that others can join
- *   membership_join.c   tokens, and strangers who show one
- *   membership_renew.c  certificates
- *   membership_duties.c what a node does by itself: recovery, and the leader's work
+ *   membership.c         opening and closing, the table of operations
+ *   membership_address.c where others are
+ *   membership_greet.c   nodes tell each other who they are
+ *   membership_found.c   what makes a cluster that others can join
+ *   membership_join.c    tokens, and strangers who show one
+ *   membership_renew.c   certificates
+ *   membership_duties.c  what a node does by itself: recovery, and the leader's work
  */
 #ifndef PARALLAX_REPLICATION_MEMBERSHIP_INTERNAL_H
 #define PARALLAX_REPLICATION_MEMBERSHIP_INTERNAL_H
@@ -32,11 +33,13 @@ struct greeted {
     TAILQ_ENTRY(greeted) link;
 };
 
-/* Whom this node knows an address of. */
+/* Whom this node knows an address of. Each may be "": none. */
 struct known_node {
     uint64_t node;
-    char address[DISK_NAME_MAX + 1];
-    bool is_down; /* as the state said last */
+    char address[DISK_NAME_MAX + 1]; /* where it is looked for: one of those below */
+    char found[DISK_NAME_MAX + 1];   /* where it was reached, or said itself that it is */
+    char listed[DISK_NAME_MAX + 1];  /* as the state said last */
+    bool is_down;                    /* the same */
 };
 
 /* Copies that come, or go, and make room for guests. */
@@ -82,7 +85,7 @@ struct membership {
     TAILQ_HEAD(, greeted) greeted;
     struct error verdict; /* of the others, while it opens */
     struct timer greet_round;
-    uint32_t greet_next;
+    uint32_t greet_next, greet_rounds;
     uint64_t certificate_until_s; /* since 1970; 0: there is none */
     struct timer renewal;
 };
@@ -90,8 +93,21 @@ struct membership {
 /* It cannot go on; told once. */
 void membership_fail(struct membership *m, const char *why);
 
-/* Where a node says it listens: taken until the state says more. */
+/* The state calls it GONE. */
+bool membership_is_gone(const struct membership *m, uint64_t node);
+
+/* --- membership_address.c --- */
+/* NULL: none is known. Until the next one is learned. */
+const char *membership_address_of(const struct membership *m, uint64_t node);
+/* Where the node says that it listens; or where its address was when this process ended
+ * last. Counts more than what the state says, until it is not found there. */
 void membership_learn(struct membership *m, uint64_t node, const char *address);
+/* It was reached where it was looked for, and has shown that it is that node. */
+void membership_found_at(struct membership *m, uint64_t node);
+/* Looks where the others are that are not found, if there are two places. */
+void membership_look_elsewhere(struct membership *m);
+/* What the state says of the nodes may be new. */
+void membership_state_applied(struct membership *m);
 
 /* A request that is served on a task. Answers it if there is no room for it. */
 struct membership_job {

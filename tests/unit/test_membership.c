@@ -36,8 +36,8 @@ static void place_main(struct task_call *call)
     p->is_over = true;
 }
 
-/* Runs it on a task of the process, which is begun if there is none. */
-static void run_on(struct place *p, void (*run)(struct place *p))
+/* Starts it on a task of the process, which is begun if there is none. */
+static void start_on(struct place *p, void (*run)(struct place *p))
 {
     if (p->loop == NULL) {
         p->loop = sim_process_create(world);
@@ -49,13 +49,18 @@ static void run_on(struct place *p, void (*run)(struct place *p))
     p->is_over = false;
     p->call = (struct task_call){.main = place_main, .name = "test", .system = true};
     task_start(p->loop, &p->call);
+}
+
+static void run_on(struct place *p, void (*run)(struct place *p))
+{
+    start_on(p, run);
     CHECK(sim_world_run_until(world, &p->is_over, BODY_LIMIT_NS));
 }
 
 /* What a process had when it died is lost, but not for the leak checker. */
 static void place_bury(const struct place *p)
 {
-    static void *dead[256][3];
+    static void *dead[512][3];
     static uint32_t count;
     CHECK(count < ARRAY_LEN(dead));
     dead[count][0] = p->m;
@@ -309,8 +314,12 @@ static async void close_node(struct place *p)
 
 static async void wait_known(struct place *p)
 {
+    uint64_t until_ns = loop_now_ns(p->loop) + 20 * NS_PER_S;
     DO(membership_wait(p->m, 20 * NS_PER_S, &err));
-    CHECK_EQ(cluster_barrier(p->m->cluster), 0);
+    while (cluster_barrier(p->m->cluster) != 0) { /* it may have to find the leader */
+        CHECK(loop_now_ns(p->loop) < until_ns);
+        task_sleep_ns(50 * NS_PER_MS);
+    }
 }
 
 static async void wait_in_vain(struct place *p)
@@ -713,6 +722,186 @@ static void test_closing(uint64_t seed)
     cluster_end(1);
 }
 
+/* --- moving --- */
+
+/* From now on the node is at another port; it has ended. */
+static void place_move(struct place *p, uint32_t port)
+{
+    snprintf(p->address, sizeof p->address, "host%u:%u", p->number, port);
+}
+
+/* The place is told where others are, as if by hand. */
+static void place_tell(struct place *p, uint32_t nodes, uint32_t port)
+{
+    p->peer_count = 0;
+    for (uint32_t i = 1; i <= nodes; i++) {
+        if (i == p->number)
+            continue;
+        struct join_peer *peer = &p->peers[p->peer_count++];
+        peer->node = i;
+        snprintf(peer->address, sizeof peer->address, "host%u:%u", i, port);
+    }
+}
+
+static void check_all_reach_all(uint32_t nodes)
+{
+    for (uint32_t from = 1; from <= nodes; from++)
+        for (uint32_t to = 1; to <= nodes; to++)
+            if (from != to)
+                CHECK_EQ(upper_from_to(from, to), 0);
+}
+
+static void check_kept(const struct place *p, uint64_t node, uint32_t port)
+{
+    struct join_peer peers[NODES];
+    char address[32];
+    uint32_t count = membership_peers(p->m, peers, NODES);
+    snprintf(address, sizeof address, "host%u:%u", (unsigned)node, port);
+    for (uint32_t i = 0; i < count; i++)
+        if (peers[i].node == node)
+            CHECK_STR(peers[i].address, address);
+}
+
+static async void wait_connected(struct place *p)
+{
+    uint64_t until_ns = loop_now_ns(p->loop) + 5 * NS_PER_S;
+    while (!rpc_is_connected(p->m->rpc, 2)) {
+        CHECK(loop_now_ns(p->loop) < until_ns);
+        task_sleep_ns(50 * NS_PER_MS);
+    }
+}
+
+static async void wait_a_little(struct place *p)
+{
+    (void)p;
+    task_sleep_ns(NS_PER_S / 2);
+}
+
+static void set_flags_of_two(unsigned flags)
+{
+    const struct cluster_state *state = cluster_state(places[1].m->cluster);
+    command = (struct cluster_command){.op = CLUSTER_NODE_STATE,
+                                       .node = 2,
+                                       .old_flags = cluster_node_by_id(state, 2)->flags,
+                                       .flags = flags};
+    run_on(&places[1], submit);
+}
+
+/* One node moves. Nobody is told but by itself; the state goes on listing the old place,
+ * since here nobody does what a leader does. */
+static void test_one_moved(uint64_t seed)
+{
+    cluster_begin(seed, 3);
+    for (uint32_t port = 7001; port <= 7002; port++) {
+        uint32_t changes = places[1].nodes_changes;
+        place_end(&places[2], SIM_KILL);
+        place_move(&places[2], port);
+        place_tell(&places[2], 3, 7000);
+        /* While it is asked whether another process is where it was it is found to be
+         * down, so that nobody has anything to say to it. */
+        start_on(&places[2], open_node);
+        run_on(&places[3], wait_a_little);
+        set_flags_of_two(NODE_DOWN);
+        CHECK(sim_world_run_until(world, &places[2].is_over, BODY_LIMIT_NS));
+        run_on(&places[2], wait_known);
+        for (uint32_t from = 1; from <= 3; from += 2)
+            run_on(&places[from], wait_connected);
+        set_flags_of_two(0);
+        check_all_reach_all(3);
+        CHECK(places[1].nodes_changes > changes);
+        check_kept(&places[1], 2, port);
+        check_kept(&places[3], 2, port);
+    }
+    /* One that was restarted has it from its folder, or from the node. */
+    place_end(&places[1], SIM_KILL);
+    place_tell(&places[1], 3, 7000);
+    run_on(&places[1], open_node);
+    run_on(&places[1], wait_known);
+    check_all_reach_all(3);
+    for (uint32_t i = 1; i <= 3; i++)
+        CHECK_EQ(places[i].failures, 0);
+    cluster_end(3);
+}
+
+/* All move, and the first `told` of them are told by hand where the others are. */
+static void test_all_moved(uint64_t seed, uint32_t told)
+{
+    cluster_begin(seed, 3);
+    for (uint32_t i = 1; i <= 3; i++)
+        place_end(&places[i], SIM_KILL);
+    for (uint32_t i = 1; i <= 3; i++) {
+        place_move(&places[i], 7001);
+        place_tell(&places[i], 3, i <= told ? 7001 : 7000);
+    }
+    for (uint32_t i = 1; i <= 3; i++)
+        run_on(&places[i], open_node);
+    for (uint32_t i = 1; i <= 3; i++)
+        run_on(&places[i], wait_known);
+    check_all_reach_all(3);
+    for (uint32_t i = 1; i <= 3; i++)
+        CHECK_EQ(places[i].failures, 0);
+    cluster_end(3);
+}
+
+static async void wait_lost(struct place *p)
+{
+    DO_FAILS(membership_wait(p->m, 5 * NS_PER_S, &err), -ETIMEDOUT, "does not");
+}
+
+/* Each is told the place of another node for that of a third: nobody is taken for whom he
+ * is not, and once they are told better they find each other. */
+static void test_mixed_up(uint64_t seed)
+{
+    cluster_begin(seed, 3);
+    for (uint32_t i = 1; i <= 3; i++)
+        place_end(&places[i], SIM_KILL);
+    for (uint32_t i = 1; i <= 3; i++) {
+        struct place *p = &places[i];
+        place_tell(p, 3, 7000);
+        uint64_t node = p->peers[0].node;
+        p->peers[0].node = p->peers[1].node;
+        p->peers[1].node = node;
+    }
+    for (uint32_t i = 1; i <= 3; i++)
+        run_on(&places[i], open_node);
+    for (uint32_t i = 1; i <= 3; i++)
+        run_on(&places[i], wait_lost);
+    for (uint32_t i = 1; i <= 3; i++) {
+        CHECK_EQ(places[i].failures, 0);
+        place_end(&places[i], SIM_KILL);
+        place_tell(&places[i], 3, 7000);
+    }
+    for (uint32_t i = 1; i <= 3; i++)
+        run_on(&places[i], open_node);
+    for (uint32_t i = 1; i <= 3; i++)
+        run_on(&places[i], wait_known);
+    check_all_reach_all(3);
+    cluster_end(3);
+}
+
+/* A copy that says it has moved is refused as long as the first is where it was, also by
+ * whoever has not heard of the first since it was started itself. */
+static void test_copy_moved(uint64_t seed)
+{
+    cluster_begin(seed, 2);
+    place_end(&places[1], SIM_KILL);
+    place_tell(&places[1], 2, 7000);
+    struct place *copy = place_begin(3);
+    copy->store_uid = places[2].store_uid;
+    copy->self = places[2].self;
+    copy->peers[0] = places[2].peers[0];
+    copy->peer_count = 1;
+    run_on(copy, make_copy);
+    run_on(&places[1], open_node);
+    run_on(copy, open_copy);
+    CHECK_EQ(upper_from_to(1, 2), 0);
+    CHECK_EQ(upper_from_to(2, 1), 0);
+    CHECK_EQ(places[2].failures, 0);
+    check_kept(&places[1], 2, 7000);
+    place_end(copy, SIM_KILL);
+    cluster_end(2);
+}
+
 int main(void)
 {
     for (uint64_t seed = 1; seed <= seeds_of(4); seed++) {
@@ -725,6 +914,11 @@ int main(void)
         test_removed(seed, false);
         test_copied(seed);
         test_closing(seed);
+        test_one_moved(seed);
+        for (uint32_t told = 2; told <= 3; told++)
+            test_all_moved(seed, told);
+        test_mixed_up(seed);
+        test_copy_moved(seed);
     }
     return 0;
 }
