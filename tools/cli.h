@@ -13,7 +13,7 @@ enum {
     EXIT_UNREACHABLE = 3, /* no daemon answers */
 };
 
-#define CLI_ARGS_MAX  2
+#define CLI_ARGS_MAX  66 /* a folder, and addresses of so many nodes as it keeps */
 #define CLI_RULES_MAX 8
 
 /* Options, as bits: each command says which it takes. -c, --help and --version are for
@@ -127,6 +127,7 @@ int cmd_scrub(const struct cli *cli);
 int cmd_clone(const struct cli *cli);
 int cmd_cluster_init(const struct cli *cli);
 int cmd_cluster_join(const struct cli *cli);
+int cmd_cluster_addresses(const struct cli *cli);
 int cmd_cluster_token(const struct cli *cli);
 int cmd_node_list(const struct cli *cli);
 int cmd_node_show(const struct cli *cli);

@@ -17,7 +17,7 @@
 /* --- making and joining --- */
 
 struct arguments {
-    const char *argv[24];
+    const char *argv[24 + CLI_ARGS_MAX];
     int count;
 };
 
@@ -64,6 +64,14 @@ int cmd_cluster_join(const struct cli *cli)
                         "needs --listen HOST:PORT, where other nodes reach this one");
     add(&a, "--cluster-join", cli->args[1]);
     return run_daemon(cli, &a);
+}
+
+int cmd_cluster_addresses(const struct cli *cli)
+{
+    struct arguments a = {.argv = {"parallaxd", "--cluster-addresses", "--"}, .count = 3};
+    for (int i = 0; i < cli->arg_count; i++)
+        a.argv[a.count++] = cli->args[i];
+    return cli_exec_daemon(cli, (char *const *)(uintptr_t)a.argv);
 }
 
 int cmd_cluster_token(const struct cli *cli)

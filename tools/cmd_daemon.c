@@ -32,12 +32,15 @@ int cli_exec_daemon(const struct cli *cli, char *const argv[])
 
 int cmd_up(const struct cli *cli)
 {
-    const char *argv[12] = {"parallaxd"};
+    const char *argv[16] = {"parallaxd"};
     int argc = 1;
     const struct {
         const char *name, *value;
     } options[] = {
-        {"--nbd", cli->nbd}, {"--control", cli->control}, {"--capacity", cli->capacity}};
+        {"--nbd", cli->nbd},
+        {"--control", cli->control},
+        {"--capacity", cli->capacity},
+        {"--listen", cli->listen}};
     for (size_t i = 0; i < ARRAY_LEN(options); i++) {
         if (options[i].value == NULL)
             continue;

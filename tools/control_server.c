@@ -244,10 +244,11 @@ static void refuse_and_end(struct connection *c, int code, const char *text)
 
 static void request_start(struct connection *c, const char *line, size_t len)
 {
-    cleanup(json_decrefp) json_t *request = control_parse(line, len);
-    if (request == NULL) {
-        refuse_and_end(c, -EINVAL,
-                       "a request is one line with a JSON object, not a deep one");
+    json_error_t jerr;
+    cleanup(json_decrefp)
+        json_t *request = json_loadb(line, len, JSON_REJECT_DUPLICATES, &jerr);
+    if (!json_is_object(request)) {
+        refuse_and_end(c, -EINVAL, "a request is one line with a JSON object");
         return;
     }
     const char *name = json_string_value(json_object_get(request, "op"));
@@ -440,23 +441,16 @@ static void close_listeners(struct control_server *server)
     server->listener_count = 0;
 }
 
-/* Of the connections without a request. */
-static void drop_imports(struct control_server *server)
-{
-    struct connection *c, *next;
-    LIST_FOREACH_SAFE (c, &server->connections, link, next)
-        if (!c->busy && c->sink.import != NULL)
-            connection_drop(c);
-}
-
 async void control_server_stop(struct control_server *server)
 {
     server->stopping = true;
     close_listeners(server);
-    drop_imports(server);
+    struct connection *c, *next;
+    LIST_FOREACH_SAFE (c, &server->connections, link, next)
+        if (!c->busy && c->sink.import != NULL)
+            connection_drop(c);
     control_nodes_stop(server->nodes);
-    /* Some were beginning. */
-    for (drop_imports(server); server->busy_count > 0; drop_imports(server))
+    while (server->busy_count > 0)
         waitlist_wait(&server->quiet);
 }
 
@@ -473,7 +467,8 @@ void control_server_destroy(struct control_server *server)
     close_listeners(server);
     struct connection *c, *next;
     LIST_FOREACH_SAFE (c, &server->connections, link, next) {
-        if (connection_send(c))
+        connection_send(c);
+        if (!c->sink.is_dead)
             connection_drop(c);
     }
     control_nodes_destroy(server->nodes);

@@ -23,6 +23,7 @@
 #include "cow/host.h"
 #include "nbdserver/nbd.h"
 #include "tools/address.h"
+#include "tools/addresses.h"
 #include "tools/control_server.h"
 #include "tools/control_wire.h"
 #include "tools/daemon_node.h"
@@ -37,14 +38,16 @@
 #define STOP_ALONE_MS 5000U
 #define STOP_LOOK_MS  500U
 
-/* What is to be done: serve, or prepare a folder for that. */
-enum mode { MODE_SERVE, MODE_INIT, MODE_JOIN };
+/* What is to be done: serve, or something with a folder that is not served. */
+enum mode { MODE_SERVE, MODE_INIT, MODE_JOIN, MODE_ADDRESSES };
 
 struct daemon_options {
     enum mode mode;
     const char *listen, *domain, *contact, *token;
     bool is_witness;
     const char *argument; /* DIR or DEVICE */
+    char *const *changes; /* of addresses */
+    uint32_t change_count;
     struct socket_address nbd, control;
     bool has_nbd, has_control;
     uint64_t capacity_bytes; /* 0: not given */
@@ -245,6 +248,7 @@ static async int open_node(struct daemon *d, struct identity *identity, struct e
         .dir = &d->dir,
         .identity = identity,
         .capacity_bytes = d->options.capacity_bytes,
+        .listen = d->options.listen,
         .failed = on_node_failed,
         .arg = d,
     };
@@ -264,6 +268,11 @@ static async int open_host(struct daemon *d, struct error *err)
     int r = identity_load(&d->dir, &identity, &is_node, err);
     if (r == 0 && is_node)
         r = open_node(d, &identity, err);
+    else if (r == 0 && d->options.listen != NULL)
+        r = err_set(err, -PLX_EPRECONDITION,
+                    "%s is no node of a cluster, so there is nobody to --listen for; "
+                    "'parallax cluster init' makes it one",
+                    d->dir.path);
     else if (r == 0)
         r = prepare_store(&d->dir, d->loop, &options, &was_made, err);
     if (r < 0)
@@ -399,8 +408,20 @@ static int choose_addresses(struct daemon *d, struct error *err)
     return d->nbd_uri != NULL ? 0 : -ENOMEM;
 }
 
+/* Of a folder that is there. */
+static int run_addresses(struct daemon *d, struct error *err)
+{
+    const struct daemon_options *o = &d->options;
+    if (access(o->argument, F_OK) < 0)
+        return err_set(err, -errno, "%s: %s", o->argument, strerror(errno));
+    int r = directory_open(&d->dir, o->argument, err);
+    return r < 0 ? r : prepare_addresses(&d->dir, o->changes, o->change_count, err);
+}
+
 static int run(struct daemon *d, struct error *err)
 {
+    if (d->options.mode == MODE_ADDRESSES)
+        return run_addresses(d, err);
     int r = directory_open(&d->dir, d->options.argument, err);
     if (r == 0 && d->options.detach)
         r = directory_redirect(&d->dir, err);
@@ -443,7 +464,9 @@ static const char usage_text[] =
     "\n"
     "  --cluster-init    make DIR the first node of a cluster, and end\n"
     "  --cluster-join ADDR  make DIR a node of the cluster that a node at ADDR is of\n"
-    "  --listen ADDR     with these: HOST:PORT where other nodes reach this one\n"
+    "  --cluster-addresses  show where DIR looks for the nodes of its cluster, and end;\n"
+    "                    after each NODE=HOST:PORT behind DIR has been changed\n"
+    "  --listen ADDR     HOST:PORT where other nodes reach this one, if that is new\n"
     "  --domain NAME     what fails together with this node: a rack, a room\n"
     "  --token TOKEN     of 'parallax cluster token'; -: a line of standard input\n"
     "  --witness         without a store: it only votes\n"
@@ -457,6 +480,7 @@ enum {
     OPT_DETACH,
     OPT_INIT,
     OPT_JOIN,
+    OPT_ADDRESSES,
     OPT_LISTEN,
     OPT_DOMAIN,
     OPT_TOKEN,
@@ -472,6 +496,7 @@ static const struct option long_options[] = {
     {"detach", no_argument, NULL, OPT_DETACH},
     {"cluster-init", no_argument, NULL, OPT_INIT},
     {"cluster-join", required_argument, NULL, OPT_JOIN},
+    {"cluster-addresses", no_argument, NULL, OPT_ADDRESSES},
     {"listen", required_argument, NULL, OPT_LISTEN},
     {"domain", required_argument, NULL, OPT_DOMAIN},
     {"token", required_argument, NULL, OPT_TOKEN},
@@ -501,6 +526,9 @@ static bool parse_prepare_option(struct daemon_options *o, int opt)
         o->mode = MODE_JOIN;
         o->contact = optarg;
         return true;
+    case OPT_ADDRESSES:
+        o->mode = MODE_ADDRESSES;
+        return true;
     case OPT_LISTEN:
         o->listen = optarg;
         return true;
@@ -521,21 +549,26 @@ static bool parse_prepare_option(struct daemon_options *o, int opt)
 /* Which options go with which mode. */
 static int check_mode(const struct daemon_options *o, struct error *err)
 {
-    bool prepares = o->mode != MODE_SERVE;
+    bool prepares = o->mode == MODE_INIT || o->mode == MODE_JOIN;
     if (prepares && o->listen == NULL)
         return err_set(err, -EINVAL,
                        "a node of a cluster needs --listen HOST:PORT, where the other "
                        "nodes reach it");
-    if (prepares && (o->has_nbd || o->has_control || o->detach))
+    if (o->mode != MODE_SERVE && (o->has_nbd || o->has_control || o->detach))
         return err_set(err, -EINVAL, "--nbd, --control and --detach are for serving");
     if ((o->mode == MODE_JOIN) != (o->token != NULL))
         return err_set(err, -EINVAL, "--cluster-join and --token go together");
     if (o->mode != MODE_JOIN && o->is_witness)
         return err_set(err, -EINVAL, "--witness is for --cluster-join");
-    if (!prepares && (o->listen != NULL || o->domain != NULL))
+    if (!prepares && o->domain != NULL)
         return err_set(err, -EINVAL,
-                       "--listen and --domain are for --cluster-init and "
-                       "--cluster-join; the folder keeps them");
+                       "--domain is for --cluster-init and --cluster-join; the cluster "
+                       "keeps it");
+    if (o->mode == MODE_ADDRESSES && (o->listen != NULL || o->capacity_bytes != 0))
+        return err_set(err, -EINVAL, "--cluster-addresses has no other options");
+    if (o->mode == MODE_SERVE && o->listen != NULL &&
+        join_address_check(o->listen, err) < 0)
+        return err->code;
     if (o->is_witness && o->capacity_bytes != 0)
         return err_set(err, -EINVAL, "a witness has no store, and so no --capacity");
     return 0;
@@ -568,13 +601,29 @@ static int parse_option(struct daemon_options *o, int opt, struct error *err)
     }
 }
 
+static int parse_changes(struct daemon_options *o, char *const *texts, uint32_t count,
+                         struct error *err)
+{
+    struct join_peer ignored;
+    int r = 0;
+    if (count > ADDRESSES_MAX)
+        return err_set(err, -EINVAL, "at most %u addresses", ADDRESSES_MAX);
+    for (uint32_t i = 0; i < count && r == 0; i++)
+        r = addresses_parse(texts[i], &ignored, err);
+    o->changes = texts;
+    o->change_count = count;
+    return r;
+}
+
 static int parse(int argc, char **argv, struct daemon_options *o, struct error *err)
 {
     int r = 0;
     for (int opt;
          r == 0 && (opt = getopt_long(argc, argv, "", long_options, NULL)) != -1;)
         r = parse_option(o, opt, err);
-    if (r == 0 && argc - optind != 1)
+    if (r == 0 && argc - optind > 1 && o->mode == MODE_ADDRESSES)
+        r = parse_changes(o, argv + optind + 1, (uint32_t)(argc - optind - 1), err);
+    else if (r == 0 && argc - optind != 1)
         r = err_set(err, -EINVAL, "give one folder or block device; see --help");
     if (r == 0 && o->has_nbd)
         r = address_check_loopback(&o->nbd, err);

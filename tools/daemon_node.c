@@ -5,12 +5,16 @@
  *
  * What the daemon learns it keeps in its folder: where other nodes are, whenever that has
  * changed, and a new certificate. A failure to write that is logged, no more: what is
- * there is as good as it was.
+ * there is as good as it was. A new address of its own it keeps when it listens there and
+ * nobody had an objection: a copy of a store is refused as before.
  */
 #include "tools/daemon_node.h"
 
+#include <stdio.h>
+
 #include "cow/disk_remote.h"
 #include "tools/control_server.h"
+#include "tools/prepare.h"
 
 /* A node that has just joined waits so long for the cluster's log. */
 #define WAIT_S 60U
@@ -171,19 +175,29 @@ static async void tell_capacity(struct daemon_node *node)
     if (is == NULL || is->capacity_bytes == usage.capacity_bytes ||
         (is->flags & NODE_WITNESS) != 0)
         return;
-    char address[DISK_NAME_MAX + 1], domain[DISK_NAME_MAX + 1];
-    memcpy(address, is->address, sizeof address);
+    char domain[DISK_NAME_MAX + 1];
     memcpy(domain, is->domain, sizeof domain);
     const struct cluster_command command = {
         .op = CLUSTER_NODE_SET,
         .store = is->store,
-        .name = address,
+        .name = node->identity.address,
         .new_name = domain,
         .size_bytes = usage.capacity_bytes,
         .wall_ns = loop_wall_ns(node->loop),
     };
     if (cluster_submit(cluster, &command, &result) != 0)
         log_warning(node->loop, "the new capacity: %s", result.text);
+}
+
+static int take_address(struct daemon_node *node, struct error *err)
+{
+    const char *listen = node->options.listen;
+    int r = join_address_check(listen, err);
+    if (r == 0)
+        r = prepare_try_address(listen, err);
+    if (r == 0)
+        snprintf(node->identity.address, sizeof node->identity.address, "%s", listen);
+    return r;
 }
 
 async int daemon_node_open(const struct daemon_node_options *options,
@@ -199,9 +213,13 @@ async int daemon_node_open(const struct daemon_node_options *options,
     node->identity = *options->identity;
     *options->identity = (struct identity){0};
     node->save_peers.run = save_peers;
-    int r = open_store(node, err);
+    int r = options->listen != NULL ? take_address(node, err) : 0;
+    if (r == 0)
+        r = open_store(node, err);
     if (r == 0)
         r = open_membership(node, err);
+    if (r == 0 && options->listen != NULL)
+        r = identity_save_peers(options->dir, &node->identity, err);
     if (r < 0) {
         daemon_node_close(node);
         return r;

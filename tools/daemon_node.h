@@ -18,6 +18,7 @@ struct daemon_node_options {
     const struct directory *dir;
     struct identity *identity; /* taken over */
     uint64_t capacity_bytes;   /* that the store is to grow to; 0: as it is */
+    const char *listen;        /* its address from now on; NULL: as it is */
     /* It cannot go on as a node: the daemon should end. */
     void (*failed)(void *arg, const char *why);
     void *arg;

@@ -10,11 +10,13 @@
 static int cmd_help(const struct cli *cli);
 
 static const struct command commands[] = {
-    {"up", "DIR|DEVICE", 1, 1, CLI_NBD | CLI_CONTROL | CLI_CAPACITY | CLI_DETACH, cmd_up,
+    {"up", "DIR|DEVICE", 1, 1,
+     CLI_NBD | CLI_CONTROL | CLI_CAPACITY | CLI_LISTEN | CLI_DETACH, cmd_up,
      "serve the store in a folder or on a block device",
      "Makes the store if there is none, and becomes its daemon, parallaxd.\n"
      "The files are DIR/store, DIR/meta, DIR/nbd.sock, DIR/control.sock; of a block\n"
-     "device, all but the store are in /var/lib/parallax/NAME.\n"},
+     "device, all but the store are in /var/lib/parallax/NAME. A node of a cluster\n"
+     "that has a new address takes it with --listen, and tells the others.\n"},
     {"down", "", 0, 0, 0, cmd_down, "stop the daemon and wait until it has ended", NULL},
     {"status", "", 0, 0, CLI_JSON, cmd_status, "space, disks and health", NULL},
     {"top", "[SECONDS]", 0, 1, 0, cmd_top, "status and nodes, every second",
@@ -32,6 +34,12 @@ static const struct command commands[] = {
      "make a further node of a cluster",
      "ADDR is where any node of the cluster listens. Start the new one with 'parallax\n"
      "up' afterwards. If it failed half-way, do it again with the same token.\n"},
+    {"cluster addresses", "DIR [NODE=ADDR]...", 1, CLI_ARGS_MAX, 0,
+     cmd_cluster_addresses, "show or change where a node looks for the others",
+     "While its daemon is stopped. For when so many nodes have new addresses that they\n"
+     "do not find each other: give all of them, on each host the same; that of the host\n"
+     "itself is where it listens from now on. Numbers of nodes are those of 'parallax\n"
+     "node ls', and do not change. Without NODE=ADDR it shows what the folder has.\n"},
     {"node ls", "", 0, 0, CLI_JSON, cmd_node_list, "list the nodes of the cluster", NULL},
     {"node show", "NODE", 1, 1, CLI_JSON, cmd_node_show, "show one node",
      "NODE is a number or an address.\n"},

@@ -15,7 +15,7 @@
 
 #include "cow/host.h"
 #include "replication/membership.h"
-#include "tools/identity.h"
+#include "tools/addresses.h"
 #include "tools/size.h"
 
 /* It is in no group, and needs room for the cluster's state only. */
@@ -100,7 +100,7 @@ static int save(const struct prepare_options *options, const struct join_answer 
 }
 
 /* Others can only be told of an address that is one of this machine. */
-static int try_address(const char *text, struct error *err)
+int prepare_try_address(const char *text, struct error *err)
 {
     struct socket_address address;
     int r = address_parse(text, &address, err);
@@ -155,7 +155,7 @@ async int prepare_init(const struct prepare_options *options, struct error *err)
         return err_set(err, -ENOMEM, "%s", err_text(-ENOMEM));
     int r = join_address_check(options->listen, err);
     if (r == 0)
-        r = try_address(options->listen, err);
+        r = prepare_try_address(options->listen, err);
     if (r == 0)
         r = check_new(options->dir, err);
     if (r == 0)
@@ -286,7 +286,7 @@ async int prepare_join(const struct prepare_options *options, struct error *err)
     if (r == 0)
         r = join_address_check(options->contact, err);
     if (r == 0)
-        r = try_address(options->listen, err);
+        r = prepare_try_address(options->listen, err);
     if (r == 0)
         r = read_token(options->token, &j->token, err);
     if (r == 0)
@@ -301,5 +301,47 @@ async int prepare_join(const struct prepare_options *options, struct error *err)
         r = save(options, &j->answer, j->request.store, take(j->pair.key), err);
     free(j->pair.certificate);
     net_pki_free_key(j->pair.key);
+    return r;
+}
+
+/* --- addresses --- */
+
+static void print_addresses(const struct identity *identity)
+{
+    printf("NODE  ADDRESS\n%4llu  %s (this node)\n",
+           (unsigned long long)identity->self.node, identity->address);
+    for (uint32_t i = 0; i < identity->peer_count; i++)
+        printf("%4llu  %s\n", (unsigned long long)identity->peers[i].node,
+               identity->peers[i].address);
+}
+
+static int change_addresses(const struct directory *dir, struct identity *identity,
+                            char *const *texts, uint32_t count, struct error *err)
+{
+    struct join_peer changes[ADDRESSES_MAX];
+    int r = 0;
+    assert(count <= ADDRESSES_MAX);
+    for (uint32_t i = 0; i < count && r == 0; i++)
+        r = addresses_parse(texts[i], &changes[i], err);
+    if (r == 0)
+        r = addresses_set(identity, changes, count, err);
+    return r < 0 ? r : identity_save_peers(dir, identity, err);
+}
+
+int prepare_addresses(const struct directory *dir, char *const *changes, uint32_t count,
+                      struct error *err)
+{
+    struct identity identity;
+    bool is_node;
+    int r = identity_load(dir, &identity, &is_node, err);
+    if (r == 0 && !is_node)
+        return err_set(err, -PLX_EPRECONDITION, "%s is no node of a cluster", dir->path);
+    if (r < 0)
+        return r;
+    if (count > 0)
+        r = change_addresses(dir, &identity, changes, count, err);
+    if (r == 0)
+        print_addresses(&identity);
+    identity_done(&identity);
     return r;
 }

@@ -23,6 +23,14 @@ async int prepare_init(const struct prepare_options *options, struct error *err)
 /* A further one. May be repeated with the same token after whatever went wrong. */
 async int prepare_join(const struct prepare_options *options, struct error *err);
 
+/* Shows where the nodes are, as the folder has it, after `count` of it have been changed
+ * to what `changes` say ("NODE=HOST:PORT", at most ADDRESSES_MAX). */
+int prepare_addresses(const struct directory *dir, char *const *changes, uint32_t count,
+                      struct error *err);
+
+/* Could a daemon listen there? */
+int prepare_try_address(const char *text, struct error *err);
+
 /* Makes the store of an empty folder; *ret_made false: there is one. capacity_bytes 0:
  * as directory_capacity says. */
 struct host_options;
