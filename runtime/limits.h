@@ -73,6 +73,8 @@ static_assert((uint64_t)EXTENT_BLOCKS * BLOCK_SIZE >= RETAINED_BYTES_DISK,
 /* --- connections between nodes, of one net --- */
 #define NET_OPENING_MAX       64U                       /* accepted, not yet proven */
 #define NET_OPEN_MS           5000U                     /* for a handshake */
+#define NET_OPENING_KEEP_MS   250U                      /* then it gives way */
+#define NET_SILENT_KEEP_MS    50U                       /* ... if it says nothing */
 #define NET_NOBODIES_MAX      64U                       /* without a certificate */
 #define NET_NOBODY_MS         60000U                    /* then they must go */
 #define NET_LOOKUPS_MAX       16U                       /* names looked up at once */
@@ -86,6 +88,8 @@ static_assert((uint64_t)EXTENT_BLOCKS * BLOCK_SIZE >= RETAINED_BYTES_DISK,
 #define AIO_DEPTH             512U                      /* in the kernel at once */
 #define FILE_IOV_MAX          260U                      /* vectors of one operation */
 
+static_assert(NET_SILENT_KEEP_MS < NET_OPENING_KEEP_MS, "the silent go first");
+static_assert(NET_OPENING_KEEP_MS < NET_OPEN_MS, "it may take longer if nobody waits");
 static_assert(FILE_IOV_MAX >= BATCH_BLOCKS + 1, "a batch is one vectored write");
 
 #endif

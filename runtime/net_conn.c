@@ -85,10 +85,8 @@ static void conn_retire(struct tls_conn *c)
     TAILQ_INSERT_TAIL(&net->closed, c, link);
     if (c->counts_as_nobody)
         net->nobody_count--;
-    if (c->counts_as_opening) {
-        c->counts_as_opening = false;
-        net_opening_ended(net);
-    }
+    if (c->counts_as_opening)
+        net_opening_ended(c);
 }
 
 void conn_free(struct tls_conn *c)
@@ -174,6 +172,13 @@ static void conn_late(struct timer *timer)
         conn_fail(c, -ETIMEDOUT, "cannot be reached");
     else
         conn_fail(c, -ETIMEDOUT, "does not shake hands");
+    conn_leave(c);
+}
+
+void conn_give_way(struct tls_conn *c)
+{
+    net_enter(conn_net(c));
+    conn_fail(c, -PLX_ELIMIT, "does not shake hands, and others wait");
     conn_leave(c);
 }
 
@@ -318,8 +323,8 @@ int conn_accept(struct tls_net *net, int fd, const union net_address *from)
         return -ENOMEM;
     }
     c->fd = fd;
-    c->is_accepted = c->counts_as_opening = true;
-    net->opening_count++;
+    c->is_accepted = true;
+    net_opening_begun(c);
     net_enter(net);
     handshake_start(c);
     if (conn_is_alive(c) && !socket_watch(c, WATCH_READ))
@@ -369,7 +374,11 @@ static void let_in(struct tls_conn *c)
         return; /* closed it */
     if (!fine) {
         conn_greet(c, NET_FRAME_REFUSAL);
-        conn_fail(c, -PLX_EDENIED, "node %" PRIu64 " is not wanted", c->conn.peer.node);
+        if (c->is_nobody)
+            conn_fail(c, -PLX_ELIMIT, "has no certificate, and others have none as well");
+        else
+            conn_fail(c, -PLX_EDENIED, "node %" PRIu64 " is not wanted",
+                      c->conn.peer.node);
         return;
     }
     assert(handlers != NULL);
@@ -390,7 +399,6 @@ static void let_in(struct tls_conn *c)
 
 void conn_handshake_over(struct tls_conn *c)
 {
-    struct tls_net *net = conn_net(c);
     c->conn.peer = c->session.peer;
     c->is_nobody = c->conn.peer.node == 0;
     warn_of_expiry(c);
@@ -398,8 +406,7 @@ void conn_handshake_over(struct tls_conn *c)
         c->phase = CONN_GREETING;
         return;
     }
-    c->counts_as_opening = false;
-    net_opening_ended(net);
+    net_opening_ended(c);
     let_in(c);
 }
 

@@ -5,7 +5,9 @@
  *
  * Strangers can connect, so what one of them can hold is bounded: NET_OPENING_MAX
  * connections are in their handshake at a time, for NET_OPEN_MS each; others wait in the
- * kernel. When descriptors are out, accepting rests for a moment.
+ * kernel. So that strangers do not keep nodes out, one gives way to a newcomer when it
+ * has had NET_OPENING_KEEP_MS, which is enough for who means it, or has said nothing at
+ * all for NET_SILENT_KEEP_MS. When descriptors are out, accepting rests for a moment.
  *
  * Destroying closes everything at once. From inside a handler, the memory goes when that
  * has returned.
@@ -15,7 +17,7 @@
 #include "runtime/log.h"
 #include "runtime/net_tls_internal.h"
 
-#define LISTEN_BACKLOG  256
+#define LISTEN_BACKLOG  1024 /* the kernel keeps so many waiting */
 #define ACCEPTS_AT_ONCE 16U
 #define ACCEPT_REST_MS  100U
 
@@ -60,10 +62,11 @@ void net_leave(struct tls_net *net)
 
 /* --- accepting --- */
 
-static void accepts_pause(struct tls_net *net)
+static void accepts_pause(struct tls_net *net, uint64_t look_again_ms)
 {
     struct tls_listener *listener;
     net->accepts_paused = true;
+    timer_start(net->net.loop, &net->accept_timer, look_again_ms * NS_PER_MS);
     SLIST_FOREACH (listener, &net->listeners, link)
         watch_set(listener->watch, 0);
 }
@@ -78,21 +81,64 @@ static void accepts_resume(struct tls_net *net)
     }
     if (net->accepts_paused)
         timer_start(net->net.loop, &net->accept_timer, ACCEPT_REST_MS * NS_PER_MS);
+    else
+        timer_stop(net->net.loop, &net->accept_timer);
 }
 
 static void accept_again(struct timer *timer)
 {
     struct tls_net *net = container_of(timer, struct tls_net, accept_timer);
-    if (net->opening_count < NET_OPENING_MAX)
+    net->accepts_rest = false;
+    accepts_resume(net);
+}
+
+void net_opening_begun(struct tls_conn *c)
+{
+    struct tls_net *net = conn_net(c);
+    c->counts_as_opening = true;
+    c->accepted_ns = loop_now_ns(net->net.loop);
+    TAILQ_INSERT_TAIL(&net->opening, c, opening_link);
+    net->opening_count++;
+}
+
+void net_opening_ended(struct tls_conn *c)
+{
+    struct tls_net *net = conn_net(c);
+    assert(net->opening_count > 0 && c->counts_as_opening);
+    c->counts_as_opening = false;
+    TAILQ_REMOVE(&net->opening, c, opening_link);
+    net->opening_count--;
+    if (net->accepts_paused && !net->accepts_rest && !net->is_destroyed)
         accepts_resume(net);
 }
 
-void net_opening_ended(struct tls_net *net)
+/* How long it keeps its place in any case. */
+static uint64_t keeps_until_ns(const struct tls_conn *c)
 {
-    assert(net->opening_count > 0);
-    net->opening_count--;
-    if (net->accepts_paused && !net->accept_timer.armed && !net->is_destroyed)
-        accepts_resume(net);
+    bool is_silent = c->conn.heard_ns <= c->accepted_ns;
+    uint64_t keep_ms = is_silent ? NET_SILENT_KEEP_MS : NET_OPENING_KEEP_MS;
+    return c->accepted_ns + keep_ms * NS_PER_MS;
+}
+
+/* Of those in their handshake the one that gives way next. */
+static struct tls_conn *next_to_go(const struct tls_net *net)
+{
+    struct tls_conn *c, *next = TAILQ_FIRST(&net->opening);
+    TAILQ_FOREACH (c, &net->opening, opening_link) {
+        if (keeps_until_ns(c) < keeps_until_ns(next))
+            next = c;
+    }
+    return next;
+}
+
+/* Milliseconds until a newcomer can be taken; 0: now. */
+static uint64_t ms_until_room(const struct tls_net *net)
+{
+    if (net->opening_count < NET_OPENING_MAX)
+        return 0;
+    uint64_t now_ns = loop_now_ns(net->net.loop);
+    uint64_t until_ns = keeps_until_ns(next_to_go(net));
+    return now_ns >= until_ns ? 0 : (until_ns - now_ns) / NS_PER_MS + 1;
 }
 
 /* False: nobody waits, or accepting must rest. */
@@ -101,19 +147,22 @@ static bool accept_one(struct tls_listener *listener)
     struct tls_net *net = listener->net;
     union net_address from = {.any.sa_family = AF_UNSPEC};
     socklen_t len = sizeof from;
-    if (net->opening_count >= NET_OPENING_MAX) {
-        accepts_pause(net);
+    uint64_t wait_ms = ms_until_room(net);
+    if (wait_ms > 0) {
+        accepts_pause(net, wait_ms);
         return false;
     }
     int fd = accept4(listener->fd, &from.any, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0) {
         socket_prepare(fd);
+        if (net->opening_count >= NET_OPENING_MAX)
+            conn_give_way(next_to_go(net));
         return conn_accept(net, fd, &from) == 0;
     }
     if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
         log_warning(net->net.loop, "net: accept: %s", err_text(errno));
-        accepts_pause(net);
-        timer_start(net->net.loop, &net->accept_timer, ACCEPT_REST_MS * NS_PER_MS);
+        net->accepts_rest = true;
+        accepts_pause(net, ACCEPT_REST_MS);
     }
     return false;
 }
@@ -252,6 +301,7 @@ int net_tls_create(const struct net_options *options, struct net **ret, struct e
     net_init(&net->net, &tls_ops, options);
     TAILQ_INIT(&net->conns);
     TAILQ_INIT(&net->closed);
+    TAILQ_INIT(&net->opening);
     SLIST_INIT(&net->listeners);
     net->accept_timer.fire = accept_again;
     net->lookups = lookups_create();

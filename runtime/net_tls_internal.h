@@ -41,10 +41,12 @@ struct tls_net {
     SLIST_HEAD(, tls_listener) listeners;
     uint32_t listener_count;
     struct tls_conn_list conns, closed;
-    uint32_t opening_count; /* accepted ones in the handshake; NET_OPENING_MAX */
+    struct tls_conn_list opening; /* accepted ones in the handshake, the oldest first */
+    uint32_t opening_count;       /* of these; NET_OPENING_MAX */
     uint32_t nobody_count;  /* open ones; NET_NOBODIES_MAX */
     bool accepts_paused;
-    struct timer accept_timer; /* looks again when descriptors were out */
+    bool accepts_rest;         /* descriptors are out; ends with the timer only */
+    struct timer accept_timer; /* looks again */
     uint32_t depth;            /* of net_enter */
     bool is_destroyed;         /* goes with the outermost net_leave */
     /* Used by one connection at a time, during a step. */
@@ -81,6 +83,8 @@ struct tls_conn {
     struct timer timer; /* ends what takes too long to open */
     struct error failure;
     TAILQ_ENTRY(tls_conn) link;
+    TAILQ_ENTRY(tls_conn) opening_link; /* as long as it counts as opening */
+    uint64_t accepted_ns;
 
     struct lookup *lookup;
     union net_address *addresses; /* to try, until one answered */
@@ -117,8 +121,9 @@ static inline bool conn_is_alive(const struct tls_conn *c)
 /* --- net_tls.c --- */
 void net_enter(struct tls_net *net);
 void net_leave(struct tls_net *net);
-/* One accepted connection less is in its handshake. */
-void net_opening_ended(struct tls_net *net);
+/* An accepted connection is in its handshake, and is so no more. */
+void net_opening_begun(struct tls_conn *c);
+void net_opening_ended(struct tls_conn *c);
 
 /* --- net_conn.c --- */
 struct net_conn *conn_connect(struct net *net, const char *address, uint64_t node,
@@ -130,6 +135,8 @@ void conn_close(struct net_conn *conn);
 void conn_free(struct tls_conn *c);
 /* It cannot go on; `closed` is called before the loop goes on. Only inside net_enter. */
 void conn_fail(struct tls_conn *c, int code, const char *fmt, ...) attr_printf(3, 4);
+/* It ends for the sake of others, at once. */
+void conn_give_way(struct tls_conn *c);
 /* What is to be done after the handshake, and after the greeting. */
 void conn_handshake_over(struct tls_conn *c);
 void conn_opened(struct tls_conn *c);
