@@ -6,7 +6,7 @@
  * tasks. Then, in the prepare step of the next iteration, before the next poll: timers
  * fire, posted work and tasks run in rounds, and the idle hook submits the disk I/O that
  * the rounds collected and reaps what is done. Only when a round brings nothing new does
- * the loop sleep. So at depth 1 a request costs no system calls beyond its own.
+ * the loop sleep, after it has looked again for a while (spin.h).
  *
  *   poll -> watches -> [ timers -> ( work and tasks -> idle hook )* ] -> poll
  *
@@ -19,12 +19,14 @@
 #include "runtime/loop_uv.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/random.h>
 #include <time.h>
 #include <uv.h>
 
 #include "runtime/net_internal.h"
+#include "runtime/spin.h"
 
 #define ROUNDS_NS    (50 * NS_PER_US)
 /* Submitting takes longer than a round: what goes to other nodes leaves before it. */
@@ -45,6 +47,9 @@ struct real_loop {
     bool now_stale;
     uint64_t armed_ns; /* what timer is set for; UINT64_MAX: it is not */
     uint32_t watch_count;
+
+    struct spin spin;
+    bool has_found; /* something to do, since it was idle last */
 
     bool (*idle_hook)(void *arg);
     void *idle_arg;
@@ -141,6 +146,7 @@ static bool run_rounds(struct real_loop *r)
 {
     uint64_t end_ns = 0;
     for (;;) {
+        r->has_found |= !TAILQ_EMPTY(&r->loop.ready);
         bool more = loop_run_ready(&r->loop, UINT32_MAX);
         for (uint32_t i = 0; more && i < ROUNDS_BEFORE_IO; i++)
             more = loop_run_ready(&r->loop, UINT32_MAX);
@@ -187,12 +193,25 @@ static void keep_awake(uv_idle_t *idle)
     (void)idle;
 }
 
+/* Whether to look once more instead of sleeping. Others may want the processor. */
+static bool look_again(struct real_loop *r, uint64_t began_ns)
+{
+    if (r->has_found)
+        spin_found(&r->spin, began_ns);
+    r->has_found = false;
+    bool again = r->running && spin_idle(&r->spin, clock_ns(CLOCK_MONOTONIC));
+    if (again)
+        sched_yield();
+    return again;
+}
+
 static void before_poll(uv_prepare_t *prepare)
 {
     struct real_loop *r = prepare->data;
     r->now_stale = true;
+    uint64_t began_ns = now_ns(&r->loop);
     loop_fire_timers(&r->loop);
-    if (run_rounds(r))
+    if (run_rounds(r) || look_again(r, began_ns))
         uv_idle_start(&r->no_sleep, keep_awake);
     else
         uv_idle_stop(&r->no_sleep);
@@ -288,6 +307,7 @@ static void watch_event(uv_poll_t *poll, int status, int events)
 {
     struct watch *watch = poll->data;
     unsigned ready = 0;
+    watch->r->has_found = true;
     if (status < 0) {
         ready = watch->events;
         poll_start(watch);
