@@ -110,7 +110,10 @@ const struct cluster_node *control_find_node(const struct control_call *call,
 json_t *control_cluster_json(const struct control_call *call, char *ret_health,
                              size_t health_len);
 
-/* control_util.c. Fills the variables from what is left of the request; keys nobody asked
+/* control_util.c. A request of one line, which tasks can work on; NULL: it is no JSON
+ * object, or too deep. To be called on the loop's own stack: the parser recurses. */
+json_t *control_parse(const char *line, size_t len);
+/* Fills the variables from what is left of the request; keys nobody asked
  * for are an error, so that a misspelt option is not silently ignored. */
 int control_unpack(struct control_call *call, struct error *err, const char *format, ...);
 /* Bytes and counts are far below 2^63. */

@@ -185,9 +185,8 @@ static struct session *session_create(struct control_nodes *nodes,
 static void begin(struct control_nodes *nodes, struct rpc_request *request,
                   const struct reader *r)
 {
-    json_error_t jerr;
-    cleanup(json_decrefp) json_t *json = json_loadb((const char *)r->at, r->left,
-                                                    JSON_REJECT_DUPLICATES, &jerr);
+    cleanup(json_decrefp)
+        json_t *json = control_parse((const char *)r->at, r->left);
     const char *name = json_string_value(json_object_get(json, "op"));
     const struct control_op *op = name != NULL ? control_op_find(name) : NULL;
     struct session *s = NULL;

@@ -244,11 +244,10 @@ static void refuse_and_end(struct connection *c, int code, const char *text)
 
 static void request_start(struct connection *c, const char *line, size_t len)
 {
-    json_error_t jerr;
-    cleanup(json_decrefp)
-        json_t *request = json_loadb(line, len, JSON_REJECT_DUPLICATES, &jerr);
-    if (!json_is_object(request)) {
-        refuse_and_end(c, -EINVAL, "a request is one line with a JSON object");
+    cleanup(json_decrefp) json_t *request = control_parse(line, len);
+    if (request == NULL) {
+        refuse_and_end(c, -EINVAL,
+                       "a request is one line with a JSON object, not a deep one");
         return;
     }
     const char *name = json_string_value(json_object_get(request, "op"));

@@ -5,6 +5,38 @@
 #include <time.h>
 
 #include "tools/control_internal.h"
+#include "tools/control_wire.h"
+
+/* Of a line that is no JSON it says something; the parser refuses that. */
+static bool is_too_deep(const char *line, size_t len)
+{
+    uint32_t depth = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < len; i++) {
+        char c = line[i];
+        if (in_string && c == '\\')
+            i++; /* whatever follows ends nothing */
+        else if (c == '"')
+            in_string = !in_string;
+        else if (!in_string && (c == '[' || c == '{') && ++depth > CONTROL_DEPTH_MAX)
+            return true;
+        else if (!in_string && (c == ']' || c == '}') && depth > 0)
+            depth--;
+    }
+    return false;
+}
+
+json_t *control_parse(const char *line, size_t len)
+{
+    json_error_t jerr;
+    if (is_too_deep(line, len))
+        return NULL;
+    json_t *request = json_loadb(line, len, JSON_REJECT_DUPLICATES, &jerr);
+    if (json_is_object(request))
+        return request;
+    json_decref(request);
+    return NULL;
+}
 
 int control_unpack(struct control_call *call, struct error *err, const char *format, ...)
 {

@@ -8,6 +8,9 @@
 
 /* A request or one line of a reply, with its newline. */
 #define CONTROL_LINE_BYTES (64 * KIB)
+/* Objects and arrays inside each other. A task's stack has no room for the thousands that
+ * the JSON library takes, and frees in as many calls inside each other. */
+#define CONTROL_DEPTH_MAX 8U
 /* Nobody connects with more commands than this at once. */
 #define CONTROL_CONNECTIONS_MAX 64U
 /* Replies that wait for their reader; a handler with more to say waits. */

@@ -152,6 +152,11 @@ def ask(line):
 assert ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")[0]["error"]["code"] == "EINVAL"
 assert len(ask(b'GET / HTTP/1.1\r\n\r\n{"op":"status"}\n')) == 1 # and it is over
 assert ask(b"[" * 60000 + b"\n")[0]["error"]["code"] == "EINVAL"
+for depth in 9, 1000, 2000: # the daemon stays, too
+    array = b"[" * (depth - 1) + b"]" * (depth - 1)
+    assert ask(b'{"op":"status","x":' + array + b'}\n')[0]["error"]["code"] == "EINVAL"
+    objects = b'{"x":' * depth + b"1" + b"}" * depth
+    assert ask(objects + b"\n")[0]["error"]["code"] == "EINVAL"
 assert ask(b"x" * 70000)[0]["error"]["code"] == "EMSGSIZE"
 assert ask(b'{"op":"frob"}\n')[0]["error"]["code"] == "EOPNOTSUPP"
 assert ask(b'{"op":["status"]}\n')[0]["error"]["code"] == "EOPNOTSUPP"
