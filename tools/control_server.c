@@ -440,16 +440,23 @@ static void close_listeners(struct control_server *server)
     server->listener_count = 0;
 }
 
-async void control_server_stop(struct control_server *server)
+/* Of the connections without a request. */
+static void drop_imports(struct control_server *server)
 {
-    server->stopping = true;
-    close_listeners(server);
     struct connection *c, *next;
     LIST_FOREACH_SAFE (c, &server->connections, link, next)
         if (!c->busy && c->sink.import != NULL)
             connection_drop(c);
+}
+
+async void control_server_stop(struct control_server *server)
+{
+    server->stopping = true;
+    close_listeners(server);
+    drop_imports(server);
     control_nodes_stop(server->nodes);
-    while (server->busy_count > 0)
+    /* Some were beginning. */
+    for (drop_imports(server); server->busy_count > 0; drop_imports(server))
         waitlist_wait(&server->quiet);
 }
 
@@ -466,8 +473,7 @@ void control_server_destroy(struct control_server *server)
     close_listeners(server);
     struct connection *c, *next;
     LIST_FOREACH_SAFE (c, &server->connections, link, next) {
-        connection_send(c);
-        if (!c->sink.is_dead)
+        if (connection_send(c))
             connection_drop(c);
     }
     control_nodes_destroy(server->nodes);
