@@ -93,15 +93,18 @@ static void print_members(json_t *members)
     if (members == NULL)
         return;
     json_t *down = json_object_get(members, "nodes_down");
-    printf("cluster    %" PRIu64 " nodes, %zu not up; this is node %" PRIu64 "%s\n",
-           reply_number(members, "nodes"), json_array_size(down),
-           reply_number(members, "node"),
+    uint64_t not_up = reply_number(members, "nodes_not_up");
+    printf("cluster    %" PRIu64 " nodes, %" PRIu64
+           " not up; this is node %" PRIu64 "%s\n",
+           reply_number(members, "nodes"), not_up, reply_number(members, "node"),
            json_is_true(json_object_get(members, "majority"))
                ? ""
                : "; no majority in reach: this may be old");
     json_array_foreach(down, i, node)
         printf("  %-8s node %" PRIu64 " at %s\n", reply_string(node, "state"),
                reply_number(node, "node"), reply_string(node, "address"));
+    if (not_up > json_array_size(down))
+        printf("  and others; 'parallax node ls' lists all\n");
     printf("groups     %" PRIu64 ", %" PRIu64 " not whole, %" PRIu64
            " with too few copies\n",
            reply_number(members, "groups"), reply_number(members, "groups_not_whole"),

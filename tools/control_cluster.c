@@ -7,6 +7,7 @@
 #include "replication/membership.h"
 #include "replication/placement.h"
 #include "tools/control_internal.h"
+#include "tools/control_wire.h"
 
 #define RACE_TRIES 5U /* of a change that others may make at the same time */
 
@@ -462,7 +463,8 @@ json_t *control_cluster_json(const struct control_call *call, char *ret_health,
         h.nodes++;
         if (is_up(node))
             continue;
-        h.down++;
+        if (++h.down > CONTROL_DOWN_NAMED_MAX)
+            continue;
         json_array_append_new(down, json_pack("{s:o, s:s, s:s}", "node",
                                               control_number(node->id), "address",
                                               node->address, "state",
@@ -470,9 +472,10 @@ json_t *control_cluster_json(const struct control_call *call, char *ret_health,
     }
     count_groups(state, &h);
     describe_health(call, &h, ret_health, health_len);
-    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:o}", "node",
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:o}", "node",
                      control_number(host_node(call->services->host)), "nodes",
-                     control_number(h.nodes), "nodes_down", down, "groups",
+                     control_number(h.nodes), "nodes_not_up", control_number(h.down),
+                     "nodes_down", down, "groups",
                      control_number(h.groups), "groups_not_whole",
                      control_number(h.not_whole), "groups_few", control_number(h.few),
                      "groups_lost", control_number(h.lost), "majority", !call->is_stale,

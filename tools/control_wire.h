@@ -20,12 +20,17 @@
 #define CONTROL_IDLE_MS 60000U
 /* How long a disk's last NBD client may take to be gone when an import ends. */
 #define CONTROL_BUSY_MS 10000U
+/* Nodes that are down which `status` names; it is one line. */
+#define CONTROL_DOWN_NAMED_MAX 150U
 /* Clones made by one request. */
 #define CONTROL_CLONES_MAX 100000U
 /* Snapshots removed in one step of a request for many. */
 #define CONTROL_REMOVES_AT_ONCE 1000U
 
 static_assert(CONTROL_OUT_BYTES >= 2 * CONTROL_LINE_BYTES, "a line always finds room");
+static_assert(CONTROL_DOWN_NAMED_MAX * (2 * (uint64_t)DISK_NAME_MAX + 64) + 8192 <
+                  CONTROL_LINE_BYTES,
+              "a line has room for the nodes that are down");
 static_assert(8 * (uint64_t)DISK_NAME_MAX * 6 + 4096 < CONTROL_LINE_BYTES,
               "a line has room for several names, each byte escaped");
 
