@@ -65,10 +65,10 @@ static inline struct source *source_of_disk(struct sim_world *world,
     for (uint32_t at = 1; at < length;) {
         uint32_t count = min_u32((uint32_t)sim_world_random(world, 60), length - at - 1);
         for (uint32_t i = at + 1; i <= at + count; i++) {
-            for (uint32_t j = 0; j < BLOCK_SIZE; j += 8) {
-                uint64_t word = (s->nonce + i * 4096 + j) * 0x9e3779b97f4a7c15U;
-                memcpy(source_block(s, i) + j, &word, 8);
-            }
+            uint64_t word = (s->nonce + i) * 0x9e3779b97f4a7c15U;
+            memcpy(source_block(s, i), &word, sizeof word);
+            for (size_t n = sizeof word; n < BLOCK_SIZE; n *= 2)
+                memcpy(source_block(s, i) + n, source_block(s, i), n);
             s->crcs[i] = crc32c(source_block(s, i), BLOCK_SIZE);
             s->entries[i] = (struct entry){
                 .kind = ENTRY_DATA, .key = i, .count = 1, .crc = s->crcs[i]};
