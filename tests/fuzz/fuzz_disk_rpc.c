@@ -26,7 +26,6 @@ enum {
 #define OPS_MAX     48U
 #define OPEN_MAX    8U
 #define ANSWERS_MAX 8U
-#define SIZE        (1 * MIB - 512)
 #define ATTACKER    2U
 #define WAITS_NS    (300 * NS_PER_S) /* in all */
 

@@ -77,6 +77,13 @@ static inline void handle_prepare(void *arg, struct rpc_request *request)
     disk_serve_prepare(party->host, request);
 }
 
+static inline void handle_held(void *arg, struct rpc_request *request)
+{
+    struct party *party = arg;
+    if (!party_holds(party, request))
+        disk_serve_held(party->host, request);
+}
+
 /* One more byte than they should have, so that heads of a wrong length come through. */
 static const struct rpc_op op_read = {
     DISK_RPC_READ, "disk read", false, false, DISK_RPC_HEAD_MAX + 1, 0, handle_read};
@@ -85,8 +92,10 @@ static const struct rpc_op op_hand_over = {
     handle_hand_over};
 static const struct rpc_op op_prepare = {
     DISK_RPC_PREPARE, "prepare", true, false, DISK_RPC_HEAD_MAX + 1, 0, handle_prepare};
+static const struct rpc_op op_held = {
+    DISK_RPC_HELD, "held", false, false, DISK_RPC_HEAD_MAX + 1, 0, handle_held};
 static const struct rpc_op *const disk_ops[] = {&op_read, &op_hand_over, &op_prepare,
-                                                NULL};
+                                                &op_held, NULL};
 
 /* --- the directory: there is one member, and everybody reaches it --- */
 
