@@ -89,7 +89,10 @@ int net_set_credentials(struct net *net, const struct net_credentials *credentia
                         struct error *err);
 
 /* Listens on "HOST:PORT" ("[::]:PORT"; port 0: any free one). May be called for several
- * addresses. *ret_port: what it got, may be NULL. */
+ * addresses. *ret_port: what it got, may be NULL. HOST may be a name: then on all of its
+ * addresses that are of this machine; it is looked up while the caller waits, who must
+ * not be on a task. -EADDRNOTAVAIL, -EADDRINUSE, -EINVAL, -EHOSTUNREACH (no such name),
+ * ... */
 int net_listen(struct net *net, const char *address, uint16_t *ret_port,
                struct error *err);
 

@@ -17,6 +17,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "runtime/task.h"
+
 #define HOST_MAX 256U
 
 struct lookups {
@@ -188,6 +190,28 @@ static uint32_t take_addresses(const struct addrinfo *answer,
         count++;
     }
     return count;
+}
+
+int net_address_find(const char *text, union net_address *ret, uint32_t *ret_count,
+                     struct error *err)
+{
+    char host[HOST_MAX], port[8];
+    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *answer = NULL;
+    hints.ai_flags = AI_NUMERICSERV;
+    if (net_address_parse(text, ret)) {
+        *ret_count = 1;
+        return 0;
+    }
+    if (!split(text, host, port))
+        return err_set(err, -EINVAL, "not an address: HOST:PORT is wanted");
+    assert(task_current() == NULL);
+    int rc = getaddrinfo(host, port, &hints, &answer);
+    if (rc != 0)
+        return err_set(err, -EHOSTUNREACH, "no such host: %s", gai_strerror(rc));
+    *ret_count = take_addresses(answer, ret);
+    freeaddrinfo(answer);
+    return *ret_count > 0 ? 0 : err_set(err, -EHOSTUNREACH, "it has no address");
 }
 
 static void answered(void *arg, unsigned events)

@@ -25,6 +25,11 @@ static inline socklen_t net_address_len(const union net_address *address)
 
 /* True: the text was "NUMBER:PORT", with brackets around an IPv6 one. */
 bool net_address_parse(const char *text, union net_address *ret);
+/* The addresses of "NUMBER:PORT", or of "NAME:PORT": then it may take as long as the
+ * system takes, and must not be called on a task. *ret_count: 1 to NET_ADDRESSES_MAX.
+ * -EINVAL, -EHOSTUNREACH; the text is for behind the address. */
+int net_address_find(const char *text, union net_address *ret, uint32_t *ret_count,
+                     struct error *err);
 /* As "HOST:PORT". */
 void net_address_print(const union net_address *address, char *ret, size_t cap);
 

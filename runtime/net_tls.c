@@ -220,34 +220,62 @@ static uint16_t port_of(int fd)
     return ntohs(is_in ? bound.in.sin_port : bound.in6.sin6_port);
 }
 
+static int listen_at(struct tls_net *net, const union net_address *address,
+                     uint16_t *ret_port)
+{
+    struct tls_listener *listener = calloc(1, sizeof *listener);
+    if (listener == NULL)
+        return -ENOMEM;
+    listener->net = net;
+    listener->fd = -1;
+    int rc = listener_bind(listener, address);
+    if (rc < 0) {
+        listener_close(listener);
+        return rc;
+    }
+    SLIST_INSERT_HEAD(&net->listeners, listener, link);
+    net->listener_count++;
+    if (ret_port != NULL)
+        *ret_port = port_of(listener->fd);
+    return 0;
+}
+
+/* A name may have addresses that are not of this machine, or of a kind that it does not
+ * have, and the same one twice. One will do. */
+static int listen_at_some(struct tls_net *net, const union net_address *addresses,
+                          uint32_t count, uint16_t *ret_port)
+{
+    int result = -EADDRNOTAVAIL;
+    for (uint32_t i = 0; i < count; i++) {
+        bool is_same = false;
+        for (uint32_t j = 0; j < i; j++)
+            is_same |= memcmp(&addresses[i], &addresses[j], sizeof *addresses) == 0;
+        int rc = is_same ? -EADDRNOTAVAIL : listen_at(net, &addresses[i], ret_port);
+        if (rc == 0)
+            result = 0;
+        else if (rc != -EADDRNOTAVAIL && rc != -EAFNOSUPPORT)
+            return rc;
+    }
+    return result;
+}
+
 static int tls_listen(struct net *net, const char *address, uint16_t *ret_port,
                       struct error *err)
 {
     struct tls_net *tls = tls_net_of(net);
-    union net_address at;
+    union net_address found[NET_ADDRESSES_MAX];
+    struct error why = {0};
+    uint32_t count;
     if (tls_context_is_nobody(tls->context))
         return err_set(err, -PLX_EDENIED, "listen on %s: without a certificate", address);
-    if (tls->listener_count >= NET_LISTENERS_MAX)
+    int rc = net_address_find(address, found, &count, &why);
+    if (rc < 0)
+        return err_set(err, rc, "listen on %s: %s", address, why.text);
+    if (tls->listener_count + count > NET_LISTENERS_MAX)
         return err_set(err, -PLX_ELIMIT, "listen on %s: %s", address,
                        err_text(PLX_ELIMIT));
-    if (!net_address_parse(address, &at))
-        return err_set(err, -EINVAL, "listen on %s: a numeric HOST:PORT is wanted",
-                       address);
-    struct tls_listener *listener = calloc(1, sizeof *listener);
-    if (listener == NULL)
-        return err_set(err, -ENOMEM, "listen on %s: %s", address, err_text(ENOMEM));
-    listener->net = tls;
-    listener->fd = -1;
-    int rc = listener_bind(listener, &at);
-    if (rc < 0) {
-        listener_close(listener);
-        return err_set(err, rc, "listen on %s: %s", address, err_text(rc));
-    }
-    SLIST_INSERT_HEAD(&tls->listeners, listener, link);
-    tls->listener_count++;
-    if (ret_port != NULL)
-        *ret_port = port_of(listener->fd);
-    return 0;
+    rc = listen_at_some(tls, found, count, ret_port);
+    return rc == 0 ? 0 : err_set(err, rc, "listen on %s: %s", address, err_text(rc));
 }
 
 /* --- life --- */

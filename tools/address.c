@@ -253,11 +253,56 @@ int address_listen(const struct socket_address *address, int *ret_fd, struct err
     return r < 0 ? r : listen_on(address, ret_fd, err);
 }
 
+static int try_one(const struct socket_address *address, const struct addrinfo *ai)
+{
+    int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int r = fd < 0 ? -errno : bind_tcp(fd, ai, address, NULL);
+    if (r == 0 && listen(fd, BACKLOG) < 0)
+        r = -errno;
+    if (fd >= 0)
+        close(fd);
+    return r;
+}
+
+static bool is_number(const char *host)
+{
+    unsigned char ignored[sizeof(struct in6_addr)];
+    return inet_pton(AF_INET, host, ignored) == 1 ||
+           inet_pton(AF_INET6, host, ignored) == 1;
+}
+
+/* One that others connect to must be the same for them. /etc/hosts often has 127.0.1.1
+ * for the machine itself. */
+static int check_name(const struct socket_address *address, const struct addrinfo *list,
+                      struct error *err)
+{
+    bool all = true;
+    if (is_number(address->host) || strcmp(address->host, "localhost") == 0)
+        return 0;
+    for (const struct addrinfo *ai = list; ai != NULL; ai = ai->ai_next)
+        all = all && is_loopback(ai->ai_addr);
+    if (!all)
+        return 0;
+    return err_set(err, -EADDRNOTAVAIL,
+                   "%s: on this machine that name is a loopback address, which others "
+                   "cannot reach: give a number, or mend /etc/hosts",
+                   address->host);
+}
+
 int address_try(const struct socket_address *address, struct error *err)
 {
-    int fd;
-    int r = listen_on(address, &fd, err);
-    if (r == 0)
-        close(fd);
+    struct addrinfo *list;
+    int r = resolve(address, &list);
+    if (r < 0)
+        return err_set(err, r, "%s: no such host", address->host);
+    r = check_name(address, list, err);
+    if (r == 0) {
+        r = -EADDRNOTAVAIL;
+        for (struct addrinfo *ai = list; ai != NULL && r != 0; ai = ai->ai_next)
+            r = try_one(address, ai);
+        if (r < 0)
+            err_set(err, r, "%s: %s", address_text(address).text, err_text(r));
+    }
+    freeaddrinfo(list);
     return r;
 }

@@ -35,7 +35,9 @@ int address_connect(const struct socket_address *address, int *ret_fd);
  * nobody listens on is replaced; the new one can be used by its owner alone. */
 int address_listen(const struct socket_address *address, int *ret_fd, struct error *err);
 
-/* Could a program listen there? Of this machine, and free. Of TCP any address. */
+/* Could a program that others connect to listen there? Of this machine, and free. Of TCP
+ * any address; of a name one of its addresses, but not only loopback ones, unless it is
+ * "localhost". Must not be called on a task. */
 int address_try(const struct socket_address *address, struct error *err);
 
 /* -EADDRNOTAVAIL with a text if it is TCP and not loopback. */

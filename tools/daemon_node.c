@@ -189,7 +189,7 @@ static async void tell_capacity(struct daemon_node *node)
         log_warning(node->loop, "the new capacity: %s", result.text);
 }
 
-static int take_address(struct daemon_node *node, struct error *err)
+static async int take_address(struct daemon_node *node, struct error *err)
 {
     const char *listen = node->options.listen;
     int r = join_address_check(listen, err);

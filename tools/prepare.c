@@ -100,11 +100,26 @@ static int save(const struct prepare_options *options, const struct join_answer 
 }
 
 /* Others can only be told of an address that is one of this machine. */
-int prepare_try_address(const char *text, struct error *err)
-{
+struct trying {
     struct socket_address address;
-    int r = address_parse(text, &address, err);
-    return r < 0 ? r : address_try(&address, err);
+    int rc;
+    struct error *err;
+};
+
+static void try_run(void *arg)
+{
+    struct trying *trying = arg;
+    trying->rc = address_try(&trying->address, trying->err);
+}
+
+async int prepare_try_address(const char *text, struct error *err)
+{
+    struct trying trying = {.err = err};
+    int r = address_parse(text, &trying.address, err);
+    if (r < 0)
+        return r;
+    task_outside(try_run, &trying); /* a name is looked up on a stack for that */
+    return trying.rc;
 }
 
 /* --- init --- */

@@ -29,7 +29,7 @@ int prepare_addresses(const struct directory *dir, char *const *changes, uint32_
                       struct error *err);
 
 /* Could a daemon listen there? */
-int prepare_try_address(const char *text, struct error *err);
+async int prepare_try_address(const char *text, struct error *err);
 
 /* Makes the store of an empty folder; *ret_made false: there is one. capacity_bytes 0:
  * as directory_capacity says. */
