@@ -216,7 +216,7 @@ static async void serve_create(struct job *job)
     memcpy(&head, job->request->head, sizeof head);
     uint64_t disk = le64_get(head.disk), epoch = le64_get(head.epoch);
     uint32_t slabs = le32_get(head.slabs_hint);
-    if (slabs == 0 || slabs > EXTENT_SLABS) {
+    if (slabs == 0 || slabs > EXTENT_SLABS || address_group(job->extent) == 0) {
         job_end(job, -PLX_EFORMAT, NULL, 0, NULL);
         return;
     }
