@@ -123,6 +123,14 @@ uint64_t consensus_leader(const struct consensus *c); /* 0: none is known */
 bool consensus_is_leader(const struct consensus *c);
 uint64_t consensus_term(const struct consensus *c);
 uint64_t consensus_applied(const struct consensus *c);
+/* Where the log ends in this node's store, and how far what stands there is known to be
+ * committed. As long as the store is what it was, no later opening finds an end before
+ * that. */
+void consensus_stored(const struct consensus *c, uint64_t *ret_end,
+                      uint64_t *ret_committed);
+/* Where it ends in a store that is not open; 0: there is none. */
+async int consensus_stored_in(struct kv *kv, uint64_t node, uint64_t *ret_end,
+                              struct error *err);
 bool consensus_has_failed(const struct consensus *c);
 int consensus_failure(const struct consensus *c); /* 0: it has not; or why */
 

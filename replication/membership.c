@@ -304,7 +304,8 @@ static async int open_network(struct membership *m,
         return network.rc;
     for (uint32_t i = 0; i < options->peer_count; i++)
         membership_learn(m, options->peers[i].node, options->peers[i].address);
-    return membership_greet_all(m, err);
+    int rc = consensus_stored_in(options->kv, m->self.node, &m->log_end, err);
+    return rc == 0 ? membership_greet_all(m, err) : rc;
 }
 
 static async int open_parts(struct membership *m, struct error *err)

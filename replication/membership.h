@@ -63,7 +63,8 @@ struct membership_options {
 
 /* Listens, greets, and loads what the cluster's log says. The store is of the cluster of
  * `self`, and stays the caller's, as the kv. -PLX_EDENIED: the other nodes say that this
- * one was removed; -PLX_EEXISTS: that another process runs as this node. */
+ * one was removed, or had more of the log; -PLX_EEXISTS: that another process runs as
+ * this node. */
 async int membership_open(const struct membership_options *options,
                           struct membership **ret_membership, struct error *err);
 /* Waits until the state knows this node: at once, unless it has never had any.

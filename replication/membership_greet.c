@@ -14,6 +14,11 @@
  * copying a store, is found out by the first's answer, and is refused. The first is not
  * disturbed.
  *
+ * A greeting says how much of the cluster's log the node has, too. Whoever is greeted
+ * remembers what was committed of it: a node that comes back with less was started with
+ * an old copy of its store. It has forgotten whom it voted for, and commands that count
+ * as stored because it had them, so it may not take part.
+ *
  * What can fail: whoever does not answer has no objection. So this is no proof, but the
  * address is of one machine, and two that run at the same time have the same neighbours.
  */
@@ -33,19 +38,44 @@ static_assert(ELSEWHERE_ROUNDS * MEMBERSHIP_ROUND_MS > 2 * RPC_CONNECT_MS,
 struct greeting {
     struct uid store, instance;
     char address[DISK_NAME_MAX + 1];
+    bool has_log; /* older programs do not say: */
+    uint64_t end; /* of the log in its store, */
+    uint64_t committed;
 };
 
-static_assert(2 * sizeof(struct uid) + 2 + DISK_NAME_MAX <= GREETING_MAX, "it fits");
+static_assert(2 * sizeof(struct uid) + 2 + DISK_NAME_MAX + 2 * sizeof(le64) <=
+                  GREETING_MAX,
+              "it fits");
 
-static size_t greeting_encode(const struct membership *m, uint8_t ret[GREETING_MAX])
+static size_t put(uint8_t *bytes, size_t at, const void *from, size_t len)
 {
-    size_t len = strlen(m->address), at = 2 * sizeof(struct uid);
-    le16 len16 = le16_of((uint16_t)len);
-    memcpy(ret, &m->store, sizeof m->store);
-    memcpy(ret + sizeof m->store, &m->instance, sizeof m->instance);
-    memcpy(ret + at, &len16, sizeof len16);
-    memcpy(ret + at + sizeof len16, m->address, len);
-    return at + sizeof len16 + len;
+    memcpy(bytes + at, from, len);
+    return at + len;
+}
+
+static size_t greeting_encode(const struct greeting *g, uint8_t ret[GREETING_MAX])
+{
+    le16 len = le16_of((uint16_t)strlen(g->address));
+    le64 end = le64_of(g->end), committed = le64_of(g->committed);
+    size_t at = put(ret, 0, &g->store, sizeof g->store);
+    at = put(ret, at, &g->instance, sizeof g->instance);
+    at = put(ret, at, &len, sizeof len);
+    at = put(ret, at, g->address, strlen(g->address));
+    if (!g->has_log)
+        return at;
+    at = put(ret, at, &end, sizeof end);
+    return put(ret, at, &committed, sizeof committed);
+}
+
+/* What this node says. */
+static size_t greeting_write(const struct membership *m, uint8_t ret[GREETING_MAX])
+{
+    struct greeting own = {
+        .store = m->store, .instance = m->instance, .has_log = true, .end = m->log_end};
+    strcpy(own.address, m->address);
+    if (m->cluster != NULL)
+        consensus_stored(cluster_consensus(m->cluster), &own.end, &own.committed);
+    return greeting_encode(&own, ret);
 }
 
 static bool greeting_decode(const void *bytes, size_t len, struct greeting *ret)
@@ -54,6 +84,12 @@ static bool greeting_decode(const void *bytes, size_t len, struct greeting *ret)
     ret->store = read_uid(&r);
     ret->instance = read_uid(&r);
     read_string(&r, ret->address, sizeof ret->address);
+    ret->end = ret->committed = 0;
+    ret->has_log = !r.bad && r.left != 0;
+    if (ret->has_log) {
+        ret->end = read_u64(&r);
+        ret->committed = read_u64(&r);
+    }
     return !r.bad && r.left == 0 && join_address_check(ret->address, NULL) == 0;
 }
 
@@ -69,17 +105,19 @@ static struct greeted *greeted_find(struct membership *m, uint64_t node)
     return NULL;
 }
 
-static void greeted_note(struct membership *m, uint64_t node, struct uid instance)
+static void greeted_note(struct membership *m, uint64_t node,
+                         const struct greeting *greeting)
 {
     struct greeted *greeted = greeted_find(m, node);
     if (greeted == NULL) {
         greeted = malloc(sizeof *greeted);
         if (greeted == NULL)
             return; /* the next greeting is as good */
-        greeted->node = node;
+        *greeted = (struct greeted){.node = node};
         TAILQ_INSERT_TAIL(&m->greeted, greeted, link);
     }
-    greeted->instance = instance;
+    greeted->instance = greeting->instance;
+    greeted->committed = max_u64(greeted->committed, greeting->committed);
 }
 
 void membership_forget_greeted(struct membership *m)
@@ -113,6 +151,20 @@ static bool is_news(struct membership *m, uint64_t node, const struct greeting *
     const char *address = membership_address_of(m, node);
     return (before != NULL && !uid_equal(before->instance, greeting->instance)) ||
            (address != NULL && strcmp(address, greeting->address) != 0);
+}
+
+/* Had it more of the log? */
+static int check_log(struct membership *m, uint64_t node, const struct greeting *greeting,
+                     struct error *err)
+{
+    const struct greeted *before = greeted_find(m, node);
+    if (before == NULL || !greeting->has_log || greeting->end >= before->committed)
+        return 0;
+    return err_set(err, -PLX_EDENIED,
+                   "node %llu runs with an old copy of its store: it had the cluster's "
+                   "log up to %llu, and has it up to %llu",
+                   (unsigned long long)node, (unsigned long long)before->committed,
+                   (unsigned long long)greeting->end);
 }
 
 /* What the state has against it. */
@@ -149,15 +201,17 @@ static async void greeting_serve(struct membership_job *job)
         rc = err_set(&err, -PLX_EEXISTS,
                      "another process runs as node %llu, with a copy of its store",
                      (unsigned long long)node);
+    if (rc == 0)
+        rc = check_log(m, node, &greeting, &err);
     if (rc != 0) {
         membership_refuse(job->request, rc, &err);
         return;
     }
-    greeted_note(m, node, greeting.instance);
+    greeted_note(m, node, &greeting);
     membership_learn(m, node, greeting.address);
     if (is_new && m->cluster != NULL && !m->is_closing)
         membership_greet(m, node); /* there, and nobody else may have to say anything */
-    rpc_answer(job->request, 0, head, greeting_encode(m, head), NULL, 0);
+    rpc_answer(job->request, 0, head, greeting_write(m, head), NULL, 0);
 }
 
 void membership_serve_greeting(struct membership *m, struct rpc_request *request)
@@ -168,7 +222,7 @@ void membership_serve_greeting(struct membership *m, struct rpc_request *request
 void membership_serve_who(struct membership *m, struct rpc_request *request)
 {
     uint8_t head[GREETING_MAX];
-    rpc_answer(request, 0, head, greeting_encode(m, head), NULL, 0);
+    rpc_answer(request, 0, head, greeting_write(m, head), NULL, 0);
 }
 
 /* --- greeting --- */
@@ -213,7 +267,7 @@ static bool salute_start(struct membership *m, uint64_t node, uint32_t *waiting)
     salute->call = (struct rpc_call){.node = node,
                                      .op = MEMBERSHIP_GREETING_RPC,
                                      .head = head,
-                                     .head_len = (uint32_t)greeting_encode(m, head),
+                                     .head_len = (uint32_t)greeting_write(m, head),
                                      .timeout_ns = MEMBERSHIP_GREET_MS * NS_PER_MS,
                                      .done = salute_done};
     rpc_start(m->rpc, &salute->call);

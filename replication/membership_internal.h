@@ -30,6 +30,7 @@ typedef void serve_fn(struct membership *m, struct rpc_request *request);
 struct greeted {
     uint64_t node;
     struct uid instance;
+    uint64_t committed; /* that much of the log it had, or more */
     TAILQ_ENTRY(greeted) link;
 };
 
@@ -83,6 +84,7 @@ struct membership {
     struct known_node *known;
     uint32_t known_count;
     TAILQ_HEAD(, greeted) greeted;
+    uint64_t log_end;     /* in the store, before the cluster is opened */
     struct error verdict; /* of the others, while it opens */
     struct timer greet_round;
     uint32_t greet_next, greet_rounds;

@@ -233,6 +233,13 @@ async void consensus_settle(struct consensus *c)
 
 /* --- starting it --- */
 
+static void entries_free(struct raft_entry *entries, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        raft_free(entries[i].buf.base);
+    raft_free(entries);
+}
+
 static void set_up(struct consensus *c)
 {
     char address[RAFT_ADDRESS_MAX];
@@ -287,6 +294,21 @@ static async void start_raft(struct consensus *c)
         consensus_settle(c);
 }
 
+async int consensus_stored_in(struct kv *kv, uint64_t node, uint64_t *ret_end,
+                              struct error *err)
+{
+    struct raft_store store;
+    struct raft_entry *entries;
+    size_t count;
+    int rc = raft_store_load(&store, kv, node, &entries, &count, err);
+    if (rc != 0)
+        return rc;
+    *ret_end = store.next - 1;
+    entries_free(entries, count);
+    raft_store_done(&store);
+    return 0;
+}
+
 /* The machine at the snapshot. What follows it is applied when it is known to be
  * committed. */
 static async int load_machine(struct consensus *c, struct error *err)
@@ -299,9 +321,7 @@ static async int load_machine(struct consensus *c, struct error *err)
                              err);
     if (rc != 0)
         return rc;
-    for (size_t i = 0; i < count; i++)
-        raft_free(entries[i].buf.base);
-    raft_free(entries);
+    entries_free(entries, count);
     c->applied = c->decoded_to = store.snapshot.index;
     if (store.snapshot.index != 0) {
         rc = raft_store_read_snapshot(&store, &buf, err);
@@ -593,9 +613,7 @@ static void consensus_free(struct consensus *c)
         inbox_free(in);
     }
     assert(STAILQ_EMPTY(&c->io_requests) && TAILQ_EMPTY(&c->waitings));
-    for (size_t i = 0; i < c->loaded_count; i++)
-        raft_free(c->loaded[i].buf.base);
-    raft_free(c->loaded);
+    entries_free(c->loaded, c->loaded_count);
     members_done(&c->own_meta.members);
     raft_store_done(&c->store);
     free(c);
@@ -680,6 +698,14 @@ uint64_t consensus_term(const struct consensus *c)
 uint64_t consensus_applied(const struct consensus *c)
 {
     return c->applied;
+}
+
+void consensus_stored(const struct consensus *c, uint64_t *ret_end,
+                      uint64_t *ret_committed)
+{
+    *ret_end = c->store.next == 0 ? 0 : c->store.next - 1;
+    /* The machine may know of more, from a snapshot that is not stored yet. */
+    *ret_committed = min_u64(c->raft.commit_index, *ret_end);
 }
 
 bool consensus_has_failed(const struct consensus *c)

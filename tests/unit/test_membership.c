@@ -681,6 +681,34 @@ static void test_copied(uint64_t seed)
     cluster_end(2);
 }
 
+static async void open_old(struct place *p)
+{
+    DO_FAILS(try_open(p, &err), -PLX_EDENIED, "an old copy");
+}
+
+/* Node 2 is started with files of long ago: it has forgotten what it had agreed to, so it
+ * must not vote. With those that it had it goes on, also after it lost power. */
+static void test_old_copy(uint64_t seed)
+{
+    cluster_begin(seed, 2);
+    struct place *p = &places[2];
+    uint64_t until_ns = sim_world_now_ns(world) + 3 * MEMBERSHIP_ROUND_MS * NS_PER_MS;
+    while (sim_world_now_ns(world) < until_ns)
+        CHECK(sim_world_step(world));
+    place_end(p, SIM_POWER_CUT);
+    strcpy(p->kv_path, "host2/old-kv");
+    strcpy(p->store_path, "host2/old-store");
+    run_on(p, make_copy);
+    run_on(p, open_old);
+    strcpy(p->kv_path, "host2/kv");
+    strcpy(p->store_path, "host2/store");
+    run_on(p, open_node);
+    run_on(p, wait_known);
+    CHECK_EQ(upper_from_to(2, 1), 0);
+    CHECK_EQ(places[1].failures + places[2].failures, 0);
+    cluster_end(2);
+}
+
 /* A message of node 1 that comes again and again, as long as there is an rpc. */
 static struct rumour {
     struct work work;
@@ -913,6 +941,7 @@ int main(void)
         test_removed(seed, true);
         test_removed(seed, false);
         test_copied(seed);
+        test_old_copy(seed);
         test_closing(seed);
         test_one_moved(seed);
         for (uint32_t told = 2; told <= 3; told++)
