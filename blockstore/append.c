@@ -72,6 +72,8 @@ static void part_done(struct file_io *io)
     append->pending--;
     if (io->result == -ENOSPC)
         allocate_failed(store);
+    if (io->result >= 0 || e->open->cut == 0)
+        store_wrote(store, io->result);
     if (io->result < 0 && append->result == 0) {
         append->result = io->result;
         if (e->open->cut == 0) {

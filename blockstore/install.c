@@ -306,6 +306,7 @@ static async int write_places(struct store_install *in, uint32_t place, uint32_t
         assert(n > 0);
         int result = file_write(in->store->file, bytes, (uint64_t)n * BLOCK_SIZE,
                                 offset_bytes);
+        store_wrote(in->store, result);
         if (result == -ENOSPC)
             allocate_failed(in->store);
         if (result < 0)

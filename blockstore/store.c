@@ -10,8 +10,9 @@
  *
  * What can fail: everything that was read is checked, and what does not fit refuses the
  * store with one line that names the path and the cause; nothing was changed then. Once
- * open, a failed sync or metadata write takes the store out of service: reads go on,
- * everything else answers -PLX_EFAILED.
+ * open, a failed sync or metadata write takes the store out of service, and so do
+ * WRITE_FAILURES_MAX writes of data in a row: reads go on, everything else answers
+ * -PLX_EFAILED.
  *
  * On close all that the store does by itself (record writes, zero-filling) is waited
  * for. Extents that are open stay so in their records.
@@ -41,6 +42,15 @@ void store_fail(struct store *store, const char *what, int code)
     log_error(store->loop, "store %s: %s: %s; out of service until the next start",
               store->path, what, err_text(code));
     loop_post(store->loop, &store->fail);
+}
+
+void store_wrote(struct store *store, int result)
+{
+    if (result >= 0)
+        store->writes_failed = 0;
+    else if (result != -ENOSPC && result != -EDQUOT && result != -ENOMEM &&
+             ++store->writes_failed == WRITE_FAILURES_MAX)
+        store_fail(store, "writes", result);
 }
 
 static void answer_run(struct work *work)

@@ -7,8 +7,9 @@
  *
  * An open extent takes appends at its end only. A stop is durable before it is answered.
  * Opening a store stops every extent that was open, at its valid prefix, after a sync.
- * A failed sync or metadata write takes the store out of service: everything but reads
- * answers -PLX_EFAILED from then on.
+ * A failed sync or metadata write takes the store out of service, and so do writes of
+ * data that fail one after the other: everything but reads answers -PLX_EFAILED from then
+ * on.
  */
 #ifndef PARALLAX_BLOCKSTORE_STORE_H
 #define PARALLAX_BLOCKSTORE_STORE_H

@@ -24,6 +24,7 @@
 #define ZERO_POOL_SLABS  64U               /* filled ahead of use */
 #define IDLE_NS          (200 * NS_PER_MS) /* quiet for so long is idle */
 #define COMPACT_CHUNK_BYTES (256 * KIB)     /* read, and written, at once */
+#define WRITE_FAILURES_MAX 8U              /* in a row: the device takes nothing more */
 #define STORE_BYTES_MIN  (16 * MIB)
 #define EXTENT_TABLE_MIN 64U               /* buckets */
 
@@ -122,6 +123,7 @@ struct store {
     struct work *on_space; /* NULL: nobody asks */
     bool failed, is_closing;
     int failed_code;
+    uint32_t writes_failed; /* extents and copies since a write succeeded */
 
     SLIST_HEAD(, store_install) installs;
     uint32_t install_count;
@@ -183,6 +185,10 @@ struct store {
 /* store.c */
 /* Takes the store out of service; logs once. */
 void store_fail(struct store *store, const char *what, int code);
+/* A write of data has ended so; of an extent that stops for it only the first failed one
+ * is told. One that fails stops an extent, which another can replace; if none succeeds
+ * any more the store goes out of service, so that others have its copies instead. */
+void store_wrote(struct store *store, int result);
 /* Something that store_close waits for has ended. */
 void store_settled(struct store *store);
 

@@ -80,7 +80,7 @@ struct host_status {
      * leaves to the metadata. has_host: it is not a device. */
     uint64_t withheld_bytes, host_free_bytes, host_reserve_bytes;
     bool has_host;
-    bool failed;              /* out of service after a failed sync or metadata error */
+    bool failed;              /* out of service: syncs, metadata or writes fail */
     int failed_code;          /* why */
     char health[128];         /* "ok", or what is wrong */
     /* What the used space is: live (some disk or snapshot reaches it, or replay needs

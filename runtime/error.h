@@ -20,7 +20,7 @@
     X(NOTEND, 4103, "append is not at the end of the extent", EIO)                       \
     X(EPOCH, 4104, "an older lease epoch", ESHUTDOWN)                                    \
     X(OWNED, 4105, "disk is served by another owner", EBUSY)                             \
-    X(FAILED, 4106, "store is out of service after a failed sync", EIO)                  \
+    X(FAILED, 4106, "store is out of service", EIO)                                      \
     X(FULL, 4107, "no space in the store", ENOSPC)                                       \
     X(EXISTS, 4108, "name exists", EEXIST)                                               \
     X(MISSING, 4109, "no such name", ENOENT)                                             \

@@ -692,6 +692,30 @@ static void opening(void (*run)(struct body *body), bool is_made)
     machine_destroy(m);
 }
 
+/* One bad write stops its extent; when nothing can be written any more the store is out
+ * of service, and what was written before can be read. */
+static void device_fails(struct body *body)
+{
+    struct sim_faults *faults = sim_world_faults(m->world);
+    struct model_extent *first, *x;
+    (void)body;
+    CHECK_EQ(machine_create_extent(m, 1, &first), 0);
+    CHECK_EQ(machine_append_wait(m, first, 3), 0);
+    for (uint32_t i = 0; i < 3 * WRITE_FAILURES_MAX; i++) {
+        CHECK_EQ(machine_create_extent(m, 1, &x), 0);
+        faults->write_error_ppm = i % WRITE_FAILURES_MAX == 0 ? 0 : 1000000;
+        CHECK_EQ(machine_append_wait(m, x, 2), i % WRITE_FAILURES_MAX == 0 ? 0 : -EIO);
+        CHECK_EQ(machine_append_wait(m, x, 1),
+                 i % WRITE_FAILURES_MAX == 0 ? 0 : -PLX_ESTOPPED);
+    }
+    CHECK_EQ(machine_create_extent(m, 1, &x), 0);
+    CHECK_EQ(machine_append_wait(m, x, 2), -EIO);
+    CHECK_EQ(machine_create_extent(m, 1, &x), -PLX_EFAILED);
+    faults->write_error_ppm = 0;
+    CHECK_EQ(machine_sync_wait(m), -PLX_EFAILED);
+    check_blocks(m, first, first->submitted);
+}
+
 int main(void)
 {
     scenario(life, 32, false);
@@ -702,6 +726,7 @@ int main(void)
     scenario(one_operation, 32, true);
     scenario(group_commit, 32, true);
     scenario(full, 32, true);
+    scenario(device_fails, 100, true);
     scenario(zero_filled, 200, false);
     scenario(compacted, 32, true);
     scenario(reader_holds_space, 32, true);
