@@ -117,6 +117,7 @@ struct avoided {
     uint64_t failed_ns, until_ns;
     uint64_t time_ns, heard_ns; /* how long: at most, and with a new connection */
     bool is_silent;             /* it could not be reached */
+    bool is_starting;           /* it could, but does not serve yet */
     bool is_full;               /* that was all */
 };
 

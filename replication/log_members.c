@@ -29,14 +29,19 @@ static struct avoided *find_avoided(struct disk_log *log, uint64_t node)
     return NULL;
 }
 
-/* It was out of reach, and there has been a new connection to it for long enough. */
+/* It was out of reach, and there has been a new connection to it for long enough; or it
+ * was just starting, and has been connected since. */
 static bool is_heard_again(const struct disk_log *log, const struct avoided *avoided)
 {
     uint64_t since_ns;
-    return avoided->is_silent &&
-           log->directory->is_connected(log->directory, avoided->node, &since_ns) &&
-           since_ns > avoided->failed_ns &&
-           loop_now_ns(log->loop) - since_ns >= avoided->heard_ns;
+    if (!avoided->is_silent ||
+        !log->directory->is_connected(log->directory, avoided->node, &since_ns))
+        return false;
+    if (avoided->is_starting)
+        since_ns = max_u64(since_ns, avoided->failed_ns);
+    else if (since_ns <= avoided->failed_ns)
+        return false;
+    return loop_now_ns(log->loop) - since_ns >= avoided->heard_ns;
 }
 
 static bool is_avoided_now(const struct disk_log *log, const struct avoided *avoided)
@@ -58,7 +63,7 @@ static void set_times(const struct disk_log *log, const struct avoided *old,
     if (old == NULL || old->until_ns + old->time_ns <= ret->failed_ns)
         return;
     (void)log->directory->is_connected(log->directory, old->node, &since_ns);
-    bool was_back = since_ns > old->failed_ns;
+    bool was_back = since_ns > old->failed_ns && !ret->is_starting;
     bool goes_on = old->until_ns > ret->failed_ns && !was_back;
     ret->time_ns = goes_on ? old->time_ns : min_u64(2 * old->time_ns, AVOID_MAX_NS);
     ret->heard_ns = was_back ? min_u64(2 * old->heard_ns, AVOID_HEARD_MAX_NS)
@@ -74,6 +79,7 @@ static void avoid(struct disk_log *log, uint64_t node, int code)
         .node = node,
         .failed_ns = loop_now_ns(log->loop),
         .is_silent = log_is_silence(code) && (!is_avoided || old->is_silent),
+        .is_starting = code == -ESHUTDOWN,
         .is_full = code == -PLX_EFULL && (!is_avoided || old->is_full),
     };
     set_times(log, old, &now);
@@ -231,7 +237,7 @@ bool log_is_silence(int code)
 {
     return code == -ETIMEDOUT || code == -ECONNRESET || code == -ECONNREFUSED ||
            code == -EHOSTUNREACH || code == -ENETUNREACH || code == -ECANCELED ||
-           code == -PLX_ECANCELLED;
+           code == -ESHUTDOWN || code == -PLX_ECANCELLED;
 }
 
 async bool log_may_ask_again(struct disk_log *log, int code, uint64_t *until_ns)
