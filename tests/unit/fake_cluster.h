@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A cluster (replication/cluster.h) that is nothing but its state: a command takes a
- * moment, and then it is applied. It can be without a leader, and lose answers. A test
- * that includes this is linked without the real one.
+ * moment, and then it is applied. It can be without a leader, and lose answers. A node
+ * may hear of nothing any more, as if it stood still. A test that includes this is linked
+ * without the real one.
  */
 #ifndef PARALLAX_TESTS_UNIT_FAKE_CLUSTER_H
 #define PARALLAX_TESTS_UNIT_FAKE_CLUSTER_H
@@ -15,6 +16,7 @@ struct cluster {
     struct loop *loop;
     struct sim_world *world;
     struct cluster_state *state;
+    struct cluster *others; /* this is what a node that hears of nothing knows of them */
     uint64_t latency_ns;
     bool has_no_leader;
     uint32_t lose_percent; /* answers; the command may be carried out, or not, or late */
@@ -40,6 +42,22 @@ static inline void fake_cluster_destroy(struct cluster *cluster)
     CHECK(TAILQ_EMPTY(&cluster->watchers));
     cluster_state_destroy(cluster->state);
     free(cluster);
+}
+
+/* Whoever uses it hears of nothing from now on. What it submits is carried out by the
+ * others: that is what is returned. */
+static inline struct cluster *fake_cluster_leave(struct cluster *deaf)
+{
+    struct cluster *others = fake_cluster_create(deaf->loop, deaf->world);
+    struct writer bytes = {0};
+    struct error err;
+    cluster_state_encode(deaf->state, &bytes);
+    cluster_state_destroy(others->state);
+    others->state = deaf->state;
+    CHECK_EQ(cluster_state_decode(bytes.bytes, bytes.len, &deaf->state, &err), 0);
+    writer_done(&bytes);
+    deaf->others = others;
+    return others;
 }
 
 const struct cluster_state *cluster_state(const struct cluster *cluster)
@@ -119,6 +137,8 @@ async int cluster_submit(struct cluster *cluster, const struct cluster_command *
 {
     struct cluster_command numbered = *command;
     struct writer bytes = {0};
+    if (cluster->others != NULL)
+        return cluster_submit(cluster->others, command, ret_result);
     numbered.client = 0; /* in any order */
     cluster_command_encode(&numbered, &bytes);
     cluster->submits++;

@@ -35,7 +35,9 @@ struct fake_extent {
     uint32_t length;  /* stop or final length */
     bool is_absent, is_refusing; /* an I/O error stopped it before `length` */
     bool has_no_headers;
+    bool is_stopping; /* takes no more; what is in flight is waited for */
     bool is_scanned; /* stopped by a restart */
+    bool is_rotten;  /* which took less than there is */
     uint32_t inflight;
     struct fake_append *appends, **last;
 };
@@ -270,7 +272,7 @@ static inline int fake_accept(struct fake_member *member, struct fake_extent *e,
         blocks += append->slices[i].len / BLOCK_SIZE;
     if (member->is_broken)
         return -PLX_EFAILED;
-    if (e == NULL || e->state != EXTENT_OPEN || e->is_refusing)
+    if (e == NULL || e->state != EXTENT_OPEN || e->is_refusing || e->is_stopping)
         return -PLX_ESTOPPED;
     if (append->epoch != e->epoch)
         return -PLX_EEPOCH;
@@ -386,6 +388,7 @@ static inline async int fake_stop(struct replica *replica, struct address extent
         e = fake_add(member->medium, extent, 0);
         e->state = EXTENT_STOPPED;
     }
+    e->is_stopping = true;
     while (e->inflight > 0)
         waitlist_wait(&member->quiet);
     task_sleep_ns(fake_latency(member));
@@ -420,6 +423,8 @@ static inline async int fake_finalize(struct replica *replica, struct address ex
     int rc = fake_stop(replica, extent, &stopped, &restart_scanned);
     if (rc != 0)
         return rc;
+    if (e->is_rotten && stopped < length)
+        return -PLX_ENOTHERE;
     CHECK(stopped >= length);
     e->state = EXTENT_FINAL;
     e->length = length;
