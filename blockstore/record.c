@@ -204,7 +204,8 @@ int record_decode(const uint8_t *key, size_t key_len, const void *value, size_t 
         .length = le32_get(f.length),
         .durable = le32_get(f.known_synced),
         .create_flags = le32_get(f.create_flags),
-        .restart_scanned = (flags & RECORD_RESTART_SCANNED) != 0,
+        .restart_scanned = (flags & RECORD_RESTART_SCANNED) != 0 &&
+                           !planted(PLANT_SCAN_FORGOTTEN),
     };
     uint8_t own_key[EXTENT_KEY_BYTES];
     extent_key(ret->address, own_key);

@@ -94,7 +94,8 @@ static int check_request(const struct store_service *service,
     if (service->is_closing)
         return -ESHUTDOWN;
     memcpy(&target, request->head, sizeof target);
-    if (!uid_equal(target.incarnation, service->incarnation))
+    if (!uid_equal(target.incarnation, service->incarnation) &&
+        !planted(PLANT_OTHER_STORE))
         return -PLX_EMISSING;
     return le64_get(target.extent) % EXTENT_BLOCKS == 0 ? 0 : -PLX_EFORMAT;
 }
@@ -163,7 +164,7 @@ static void serve_sync(struct job *job)
     struct extent_info info;
     memcpy(&head, job->request->head, sizeof head);
     int rc = store_extent_info(store, job->extent, &info);
-    if (rc == 0 && info.state != EXTENT_OPEN)
+    if (rc == 0 && info.state != EXTENT_OPEN && !planted(PLANT_SYNC_STOPPED))
         rc = -PLX_ESTOPPED;
     if (rc == 0 && info.epoch != le64_get(head.epoch))
         rc = -PLX_EEPOCH;

@@ -406,7 +406,7 @@ static async int attempt_run(struct disk *disk, struct merge_plan *todo,
         rc = list_the_rest(disk, &attempt, todo);
     if (rc == 0 && !planted(PLANT_NODES_UNFLUSHED))
         rc = disk_flush_wait(disk);
-    if (rc == 0 && disk->checkpoint_abandoned)
+    if (rc == 0 && disk->checkpoint_abandoned && !planted(PLANT_MOVED_COMMITTED))
         rc = -EAGAIN;
     if (rc == 0 && planted(PLANT_TRIM_BEFORE_CHECKPOINT))
         trimmer_trim_early(disk, &attempt.list.named);

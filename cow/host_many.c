@@ -77,6 +77,8 @@ static bool wants_owner(const struct cluster_disk *disk)
 {
     if (disk->flags & (DISK_IMPORTING | DISK_TRASHED))
         return false;
+    if (planted(PLANT_ABANDONED_LEFT))
+        return disk->flags & DISK_MOVING;
     return (disk->flags & DISK_MOVING) || (disk->owner && has_open_extent(disk));
 }
 

@@ -334,6 +334,8 @@ static async int carry_out(struct cluster *cluster, struct submission *submissio
         if (rc == -PLX_EFAILED || is_final)
             return rc;
         submission->may_exist |= rc == -PLX_EUNKNOWN || rc == -PLX_ECANCELLED;
+        if (submission->may_exist && planted(PLANT_UNKNOWN_REFUSED))
+            return -PLX_ENOLEADER;
         if (is_at_end(cluster, submission, patience))
             return submission->may_exist ? -PLX_EUNKNOWN : rc;
         metric_add(cluster->repeats, 1);

@@ -234,6 +234,8 @@ int apply_group_set(struct apply *apply)
     for (unsigned i = 0; i < command->member_count; i++) {
         const struct group_member *member = member_find(group, command->members[i]);
         members[i].node = command->members[i];
+        if (member == NULL && planted(PLANT_REJOINS_WHOLE))
+            continue;
         members[i].missing_since = member == NULL ? missing : member->missing_since;
     }
     memcpy(group->members, members, sizeof members);
@@ -278,7 +280,7 @@ int apply_group_whole(struct apply *apply)
                             node, (unsigned long long)member->missing_since);
     const struct cluster_disk *disk = open_without(apply->state, group->id,
                                                    command->node);
-    if (disk != NULL)
+    if (disk != NULL && !planted(PLANT_WHOLE_EARLY))
         return apply_refuse(apply, -PLX_EPRECONDITION,
                             "group %u: disk %s writes to it without node %llu", group->id,
                             disk->name, node);

@@ -369,6 +369,14 @@ static void append_done(struct replica_append *append)
     log_advance(log);
 }
 
+/* What was acknowledged must find room. */
+static bool may_use_reserve(const struct batch *batch)
+{
+    if (planted(PLANT_AGAIN_NO_RESERVE))
+        return batch->use_reserve && !batch->is_again;
+    return batch->use_reserve || batch->is_again;
+}
+
 void batch_submit(struct batch *batch)
 {
     struct disk_log *log = batch->log;
@@ -389,7 +397,7 @@ void batch_submit(struct batch *batch)
                              .block = batch->block,
                              .slices = batch->slices,
                              .slice_count = batch->slice_count,
-                             .use_reserve = batch->use_reserve || batch->is_again}};
+                             .use_reserve = may_use_reserve(batch)}};
         tail->members[i]->ops->append(tail->members[i], &op->append);
     }
 }

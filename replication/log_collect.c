@@ -123,6 +123,14 @@ static int scan_header(void *arg, const struct header *head, const struct entry 
 
 /* --- asking a member --- */
 
+/* A planted bug: the one that was opened ahead last, as if it had to be empty. */
+static bool is_passed_over(const struct collection *collection,
+                           const struct collected *extent)
+{
+    return planted(PLANT_LAST_UNSTOPPED) &&
+           extent == &collection->collected[collection->count - 1];
+}
+
 /* 0: it has answered; else it is out of reach, or cannot tell. */
 static async int ask(struct asker *asker, const struct collected *extent,
                      struct answer *answer)
@@ -133,7 +141,7 @@ static async int ask(struct asker *asker, const struct collected *extent,
     uint32_t length = 0;
     bool restart_scanned = false;
     int rc = 0;
-    if (!extent->is_final)
+    if (!extent->is_final && !is_passed_over(asker->collection, extent))
         rc = member->ops->stop(member, extent->extent, &length, &restart_scanned);
     if (rc == 0 && asker->collection->is_closed) /* the member may be gone by now */
         rc = -PLX_ECANCELLED;
@@ -229,6 +237,8 @@ static bool is_enough(const struct collected *extent, uint64_t now_ns, uint64_t 
         return true;
     if (extent->is_final)
         return false;
+    if (planted(PLANT_SCANNED_ENOUGH) && sound > 0)
+        return true;
     if (extent->live_ns != 0)
         return now_ns - extent->live_ns >= TAKE_OVER_SHORT_NS;
     return sound >= 2 && now_ns - begun_ns >= TAKE_OVER_LONG_NS;
@@ -310,7 +320,8 @@ static void note_lost(struct take_over *over, struct collection *collection)
         for (uint32_t j = 0; j < extent->member_count; j++) {
             const struct cluster_node *node =
                 cluster_node_by_id(state, extent->members[j]);
-            extent->answers[j].is_lost = node == NULL || (node->flags & NODE_GONE);
+            extent->answers[j].is_lost = (node == NULL || (node->flags & NODE_GONE)) &&
+                                         !planted(PLANT_LOST_WANTED);
         }
     }
 }

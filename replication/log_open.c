@@ -204,6 +204,8 @@ static async int take_lease(struct take_over *over)
 
 static uint64_t known_flushed(const struct cluster_disk *disk)
 {
+    if (planted(PLANT_FLUSHED_FORGOTTEN))
+        return 0;
     uint64_t known = max_u64(disk->flushed, disk->checkpoint.last);
     known = max_u64(known, max_u64(disk->checkpoint.covers, disk->newest_marker));
     for (uint32_t i = 0; i < disk->extent_count; i++) {

@@ -119,7 +119,7 @@ static async int sweep_begin(struct recovery *r, uint16_t group, struct sweep *s
         return -PLX_EEXISTS;           /* nothing to do any more */
     address_list_done(&r->taken_over); /* the last sweep looks at all of them */
     s->missing_since = self->missing_since;
-    s->waiting = count_waiting(r, group);
+    s->waiting = planted(PLANT_WHOLE_EARLY) ? 0 : count_waiting(r, group);
     s->is_incomplete = !recovery_sources(r, group, s->sources, &s->source_count);
     return sweep_list_local(s);
 }

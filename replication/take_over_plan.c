@@ -6,8 +6,10 @@ static uint64_t number_limit(const struct take_over_plan *plan,
                              const struct plan_extent *extent)
 {
     uint64_t limit = UINT64_MAX;
+    if (planted(PLANT_VOID_REPLAYED))
+        return limit;
     for (uint32_t i = 0; i < plan->cut_count; i++) {
-        if (extent->epoch <= plan->cuts[i].epoch && !planted(PLANT_VOID_REPLAYED))
+        if (extent->epoch <= plan->cuts[i].epoch)
             limit = min_u64(limit, plan->cuts[i].number);
     }
     return extent->is_final ? min_u64(limit, extent->last_number) : limit;
@@ -67,6 +69,8 @@ static bool copy_is_sound(const struct take_over_plan *plan,
                           const struct plan_extent *extent, const struct plan_copy *copy,
                           uint64_t must, uint64_t reach)
 {
+    if (planted(PLANT_DAMAGED_COUNTS))
+        return true;
     if (copy->is_broken || (extent->is_final && copy->end < extent->length))
         return false;
     if (copy->last != 0 && !extent->is_final && !extent->is_rolled && must <= reach)
@@ -154,6 +158,19 @@ static const struct plan_extent *holder_of(const struct take_over_plan *plan,
     return NULL;
 }
 
+/* Behind a gap nothing counts. */
+static uint64_t next_number(const struct take_over_plan *plan)
+{
+    uint64_t next = plan->last + 1;
+    if (!planted(PLANT_GAP_PASSED) || holder_of(plan, next) != NULL)
+        return next;
+    for (uint32_t i = 0; i < plan->extent_count; i++) {
+        if (plan->extents[i].first > next)
+            return plan->extents[i].first;
+    }
+    return next;
+}
+
 static bool lies_elsewhere(const struct take_over_plan *plan,
                            const struct plan_extent *holder, uint64_t number)
 {
@@ -184,8 +201,8 @@ static void find_end(struct take_over_plan *plan)
     const struct plan_extent *holder;
     bool stays = true;
     plan->last = plan->flushed = plan->covers;
-    while ((holder = holder_of(plan, plan->last + 1)) != NULL) {
-        plan->last++;
+    while ((holder = holder_of(plan, next_number(plan))) != NULL) {
+        plan->last = next_number(plan);
         stays = stays && may_stay(plan, holder, plan->last);
         if (stays)
             plan->flushed = plan->last;

@@ -38,6 +38,24 @@
     X(SLOW_ANYWHERE, "a slow member makes a roll that does not get rid of it")           \
     X(LENGTH_EARLY, "a length is committed before what lay above it is flushed")         \
     X(LEASE_UNWATCHED, "a log goes on although its lease is another's")                  \
+    X(DAMAGED_COUNTS, "a copy that ends below what was flushed counts")                  \
+    X(FLUSHED_FORGOTTEN, "a take-over forgets what commands say was flushed")            \
+    X(SCANNED_ENOUGH, "one copy that a restart cut short is enough for a take-over")     \
+    X(SCAN_FORGOTTEN, "a second restart forgets that the first one cut an extent short") \
+    X(GAP_PASSED, "a take-over goes on behind a gap in the numbers")                     \
+    X(LAST_UNSTOPPED, "a take-over does not stop the extent that was listed last")       \
+    X(LOST_WANTED, "a take-over waits for members that were declared lost")              \
+    X(AGAIN_NO_RESERVE, "what is written again finds no room in a full store")           \
+    X(SYNC_STOPPED, "a member that was restarted answers a sync")                        \
+    X(ABSENT_FORGOTTEN, "the stop of an extent that is not there is forgotten")          \
+    X(FORMER_COMMANDS, "a command of a former owner is carried out")                     \
+    X(UNKNOWN_REFUSED, "a command whose outcome is lost counts as refused")              \
+    X(MOVED_COMMITTED, "a root is committed whose nodes a forced roll moved")            \
+    X(TRIM_UNNOTED, "what is trimmed while its copy comes in is forgotten")              \
+    X(REJOINS_WHOLE, "a node that is chosen again counts as whole")                      \
+    X(WHOLE_EARLY, "a member is whole though an open extent is not on it")               \
+    X(ABANDONED_LEFT, "nobody ends the log of a disk whose host is lost")                \
+    X(OTHER_STORE, "another store answers under an old name")                            \
     X(RANGE_UNLOCKED, "two changes of parts of one block run together")                  \
     X(RANK_FROM_LIVE, "a block's place is its rank among the live ones")                 \
     X(TRIM_BEFORE_CHECKPOINT, "blocks are trimmed before the checkpoint is committed")   \

@@ -20,7 +20,7 @@ cluster_seeds_max=1000
 declare -A by_unit_test=(
     [RANK_FROM_LIVE]=test_store
     [RECYCLED_HEADER]=test_store_crash
-    [VOID_REPLAYED]=test_take_over
+    [VOID_REPLAYED]=test_log_protocol
     [SHORT_COPY_WHOLE]=test_recovery_random
     [MERGE_FORGOTTEN]=test_recovery_random
     [NEWER_DROPPED]=test_recovery_random
@@ -30,7 +30,24 @@ declare -A by_unit_test=(
     [LENGTH_EARLY]=test_disk_log
     [READ_AFTER_LEASE]=test_hand_over
     [APPEND_CREATES]=test_replica_remote
+    [SYNC_STOPPED]=test_replica_remote
+    [SCAN_FORGOTTEN]=test_replica_remote
+    [OTHER_STORE]=test_replica_remote
+    [ABSENT_FORGOTTEN]=test_membership
     [UNFLUSHED_STAYS]=test_disk_log
+    [RETAINED_EARLY]=test_log_protocol
+    [DAMAGED_COUNTS]=test_log_protocol
+    [FLUSHED_FORGOTTEN]=test_log_protocol
+    [SCANNED_ENOUGH]=test_log_protocol
+    [GAP_PASSED]=test_log_protocol
+    [LAST_UNSTOPPED]=test_log_protocol
+    [LOST_WANTED]=test_log_protocol
+    [AGAIN_NO_RESERVE]=test_log_protocol
+    [FORMER_COMMANDS]=test_log_protocol
+    [UNKNOWN_REFUSED]=test_outage
+    [TRIM_UNNOTED]=test_install
+    [REJOINS_WHOLE]=test_cluster_groups
+    [WHOLE_EARLY]=test_recovery
     [COPY_DROPPED]=test_recovery
     [LEAVES_EARLY]=test_placement
 )
@@ -41,7 +58,8 @@ declare -A by_cluster=(
     [ACK_MISSING]=385
     [SHORTEST_PREFIX]=29
     [EPOCH_REUSED]=51
-    [STALE_WHOLE]=6
+    [STALE_WHOLE]=2
+    [ABANDONED_LEFT]=23
 )
 
 T=$(mktemp -d "${TMPDIR:-/tmp}/parallax-plants.XXXXXX")
@@ -103,6 +121,13 @@ find_by_cluster()
     fi
 }
 
+# passes TEST: without a bug. Once is enough for all that it finds.
+passes()
+{
+    [ -e "$T/$1.passes" ] && return 0
+    "$build/tests/unit/$1" >"$T/$1.$BASHPID.out" 2>&1 && touch "$T/$1.passes"
+}
+
 find_one()
 {
     local name=$1 test=${by_unit_test[$1]-} seed
@@ -114,7 +139,7 @@ find_one()
         if PARALLAX_PLANT=$name "$build/tests/unit/$test" >"$T/$name.out" 2>&1; then
             echo "NOT FOUND $name: $test passes"
             touch "$T/failed"
-        elif ! "$build/tests/unit/$test" >"$T/$name.out" 2>&1; then
+        elif ! passes "$test"; then
             echo "$test fails without $name"
             touch "$T/failed"
         else

@@ -13,7 +13,7 @@
 #include "replication/recovery_internal.h"
 #include "tests/unit/extent_source.h"
 
-#define NODES_MAX    5U
+#define NODES_MAX    6U
 #define COMMANDS_MAX 4000U
 #define EXTENTS_MAX  400U
 #define GROUP        1U
@@ -655,6 +655,7 @@ static inline void wait_whole(uint64_t limit_ns)
  * the others if `whole`. */
 static inline void cluster_make(uint64_t seed, uint32_t nodes, uint32_t members)
 {
+    CHECK(nodes <= NODES_MAX);
     make_ops();
     c = calloc(1, sizeof *c);
     c->world = sim_world_create(seed);

@@ -306,6 +306,70 @@ static void moved(void)
     end_all();
 }
 
+static void apply_everywhere(void)
+{
+    for (uint64_t id = 1; id <= c->node_count; id++)
+        if (c->nodes[id].is_up)
+            node_apply_to(&c->nodes[id], c->command_count);
+}
+
+/* Its group got another member in its place, and was whole; then it is chosen again. */
+static void chosen_again(void)
+{
+    uint64_t without[] = {1, 2, 4}, again[] = {1, 2, 3, 4};
+    cluster_make(1, 4, 3);
+    struct model_copy *known = write_extent(ALL3, 300), *dies = write_extent(ALL3, 40);
+    trim_headers(known, ALL3);
+    trim_headers(dies, ALL3);
+    go_down(3);
+    CHECK(group_set(without, 3));
+    wait_whole(60 * NS_PER_S);
+    CHECK(is_whole(4));
+    trim(known, 0x16, 3);
+    trim(dies, 0x16, 1);
+    CHECK_EQ(count_live(dies), 0);
+    write_extent(0x16, 200);
+    CHECK(group_set(again, 4));
+    CHECK(!is_whole(3));
+    come_back(3); /* with what it had then */
+    wait_whole(60 * NS_PER_S);
+    compare_all();
+    end_all();
+}
+
+/* Members go one after the other, and others take their places, while nobody has the disk
+ * in hand whose extents they are. One has no length: it is nowhere else until it does. */
+static void one_by_one(void)
+{
+    cluster_make(1, 6, 3);
+    struct model_copy *x = write_extent(ALL3, 300);
+    struct model_copy *open = open_extent(ALL3, 60);
+    trim(x, ALL3, 3);
+    for (uint64_t id = 1; id <= 3; id++)
+        write_on(open, id);
+    for (uint64_t gone = 1; gone <= 3; gone++) {
+        uint64_t with[] = {gone, gone + 1, gone + 2, gone + 3};
+        CHECK(group_set(with, 4));
+        CHECK(!group_set(with + 1, 3));
+        if (gone == 1) {
+            run_for(60 * NS_PER_S);
+            CHECK(!is_whole(4));
+            CHECK(!group_set(with + 1, 3));
+            commit_length(open, 60, false);
+            for (uint64_t id = 1; id <= 3; id++)
+                CHECK(finalize_on(open, id));
+        }
+        wait_whole(60 * NS_PER_S);
+        CHECK(group_set(with + 1, 3));
+        if (gone == 1)
+            commit_length(open, 60, true);
+        apply_everywhere();
+        run_for(10 * NS_PER_S);
+    }
+    compare_all(); /* those that have left have nothing any more */
+    end_all();
+}
+
 /* --- rot --- */
 
 static void rot(uint64_t node, const struct model_copy *x, uint32_t block)
@@ -678,13 +742,6 @@ static void came_late(void)
     end_all();
 }
 
-static void apply_everywhere(void)
-{
-    for (uint64_t id = 1; id <= c->node_count; id++)
-        if (c->nodes[id].is_up)
-            node_apply_to(&c->nodes[id], c->command_count);
-}
-
 /* An extent ended, and left the list, while a node of its write set was not counted; it
  * became whole by a sweep that had seen the extent open. */
 static void ended_unheard(void)
@@ -795,6 +852,8 @@ int main(void)
     away();
     cut_off();
     moved();
+    chosen_again();
+    one_by_one();
     rotten(false);
     rotten(true);
     source_lost();

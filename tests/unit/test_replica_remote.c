@@ -449,6 +449,12 @@ static async void restarted(struct test *t)
     const struct replica_ops *far = t->replica->ops;
     CHECK_EQ(far->stop(t->replica, EXTENT(1), &length, &scanned), 0);
     CHECK(scanned && length >= synced && length <= t->end);
+    restart_far(t, SIM_KILL); /* once more, and it does not forget that */
+    CHECK(append_some(t, EXTENT(1), 1, 1) < 0);
+    CHECK_EQ(sync_extent(t, EXTENT(1)), -PLX_ESTOPPED);
+    scanned = false;
+    CHECK_EQ(far->stop(t->replica, EXTENT(1), &length, &scanned), 0);
+    CHECK(scanned && length >= synced && length <= t->end);
 }
 
 /* Everything ends, whatever becomes of the way between them. */
