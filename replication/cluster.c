@@ -155,6 +155,13 @@ static int machine_apply(void *arg, uint64_t index, const void *bytes, size_t le
     return 0;
 }
 
+static int machine_check(void *arg, const void *bytes, size_t len)
+{
+    struct decoded_command decoded;
+    (void)arg;
+    return cluster_command_decode(bytes, len, &decoded);
+}
+
 static void machine_encode(void *arg, struct writer *ret)
 {
     struct cluster *cluster = arg;
@@ -522,7 +529,8 @@ async int cluster_open(const struct cluster_options *options,
         .loop = options->loop,
         .kv = options->kv,
         .node = options->node,
-        .machine = {cluster, machine_apply, machine_encode, machine_decode},
+        .machine = {cluster, machine_apply, machine_encode, machine_decode,
+                    machine_check},
         .link = options->link,
         .tuning = options->tuning,
         .failed = consensus_failed,

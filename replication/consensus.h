@@ -45,6 +45,10 @@ struct consensus_machine {
     void (*encode)(void *arg, struct writer *ret);
     /* Replaces the state; on failure the old one stays. Foreign bytes. */
     int (*decode)(void *arg, const void *bytes, size_t len, struct error *err);
+    /* Not 0: `apply` would fail for these bytes, which another node sent, whatever the
+     * state is. They are not put into the log, where nobody could go on behind them. May
+     * be NULL. */
+    int (*check)(void *arg, const void *bytes, size_t len);
 };
 
 /* How messages go out. They may be lost, late, out of order, or come twice. The sender

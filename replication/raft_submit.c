@@ -244,11 +244,27 @@ async void submit_run(struct consensus *c)
         run_barriers(c);
 }
 
+/* In the log a command that nobody can carry out would be the end of all nodes. */
+static bool is_sound(struct consensus *c, uint64_t from, const struct message *message)
+{
+    const struct consensus_machine *machine = &c->options.machine;
+    const struct forward *forward = &message->forward;
+    if (message->kind == MESSAGE_BARRIER || machine->check == NULL)
+        return true;
+    int rc = machine->check(machine->arg, forward->bytes, forward->len);
+    if (rc != 0)
+        log_warning(c->loop, "consensus: a command from node %llu: %s",
+                    (unsigned long long)from, err_text(rc));
+    return rc == 0;
+}
+
 /* A leader was asked. */
 static void take_forwarded(struct consensus *c, uint64_t from,
                            const struct message *message)
 {
     const struct forward *forward = &message->forward;
+    if (!is_sound(c, from, message))
+        return; /* as if it was lost */
     struct waiting *w = calloc(1, sizeof *w);
     struct writer command = {0};
     if (w == NULL || c->waiting_count >= CONSENSUS_WAITING_MAX) {

@@ -372,7 +372,7 @@ static inline void node_main(struct task_call *call)
     struct consensus_options options = {
         .loop = n->loop,
         .node = n->id,
-        .machine = {n, counter_apply, counter_encode, counter_decode},
+        .machine = {n, counter_apply, counter_encode, counter_decode, NULL},
         .link = {n, cluster_send},
         .tuning = n->cluster->tuning,
         .failed = node_failed,

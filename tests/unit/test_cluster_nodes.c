@@ -152,6 +152,30 @@ static void test_no_majority(uint64_t seed)
     peers_destroy(all);
 }
 
+/* A node that sends what is no command, or none that is known yet, harms nobody. */
+static void test_nonsense(uint64_t seed)
+{
+    struct peers *all = three(seed);
+    struct peer *leader = peers_leader(all), *other = other_than(all, leader);
+    struct writer submit = {0};
+    write_u8(&submit, 1); /* doc/format-consensus.md */
+    write_u8(&submit, 7);
+    write_u64(&submit, 1);
+    write_u64(&submit, 1);
+    for (uint32_t i = 0; i < 8; i++) {
+        consensus_received(cluster_consensus(leader->cluster), other->id, submit.bytes,
+                           submit.len);
+        write_u8(&submit, 255);
+    }
+    writer_done(&submit);
+    CHECK_EQ(create(leader, 1), 0);
+    CHECK_EQ(create(other, 2), 0);
+    for (uint32_t i = 1; i <= 3; i++)
+        CHECK(!all->peers[i].has_failed);
+    peers_agree(all);
+    peers_destroy(all);
+}
+
 /* Those who can wait for ever leave nothing for others, who must not. */
 static void test_crowd(uint64_t seed)
 {
@@ -446,7 +470,7 @@ int main(int argc, char **argv)
     static void (*const STORIES[])(uint64_t seed) = {
         test_growth,  test_leader_dies, test_no_majority,   test_crowd,
         test_answer_in_snapshot,        test_waiting,       test_close,
-        test_storage_fails,             test_life,
+        test_storage_fails,             test_nonsense,      test_life,
     };
     for (size_t i = 0; i < ARRAY_LEN(STORIES); i++) {
         uint64_t last = seeds_of(STORIES[i] == test_life ? LIVES : SEEDS), first = 1;

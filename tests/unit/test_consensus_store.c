@@ -59,7 +59,7 @@ static async int open_sum(struct body *body, struct kv *kv, uint64_t node,
         .loop = body->loop,
         .kv = kv,
         .node = node,
-        .machine = {sum, sum_apply, sum_encode, sum_decode},
+        .machine = {sum, sum_apply, sum_encode, sum_decode, NULL},
         .link = {NULL, no_send},
         .tuning = {.snapshot_entries = 10, .trailing_entries = 3, .piece_bytes = 1000},
     };
