@@ -76,13 +76,35 @@ async int superblock_store(struct file *file, const struct superblock *sb)
     return 0;
 }
 
+/* What a copy says of its format, if a newer program wrote it. */
+struct newer {
+    uint32_t version;
+    uint64_t features; /* those that are not known here */
+};
+
+static void note_newer(const void *block, struct newer *ret)
+{
+    const struct superblock_format *f = block;
+    ret->version = le32_get(f->version);
+    ret->features = le64_get(f->incompatible) & ~SUPERBLOCK_INCOMPATIBLE_KNOWN;
+}
+
+static int refuse_newer(const char *path, const struct newer *newer, struct error *err)
+{
+    return err_set(err, -PLX_ENEWER,
+                   "%s: store of format %u, features %#llx, written by a newer version "
+                   "of this program; this one knows format %u and none of these features",
+                   path, newer->version, (unsigned long long)newer->features,
+                   SUPERBLOCK_VERSION);
+}
+
 /* What to say when no copy is good. */
-static int refuse(const char *path, const int results[COPIES], struct error *err)
+static int refuse(const char *path, const int results[COPIES], const struct newer *newer,
+                  struct error *err)
 {
     for (uint32_t i = 0; i < COPIES; i++) {
         if (results[i] == -PLX_ENEWER)
-            return err_set(err, -PLX_ENEWER,
-                           "%s: store written by a newer version of this program", path);
+            return refuse_newer(path, newer, err);
     }
     for (uint32_t i = 0; i < COPIES; i++) {
         if (results[i] == -PLX_ECHECKSUM)
@@ -106,19 +128,22 @@ async int superblock_load(struct file *file, const char *path, struct superblock
         return err_set(err, -ENOMEM, "%s: out of memory", path);
     struct superblock copies[COPIES];
     int results[COPIES];
+    struct newer newer = {0};
     const struct superblock *best = NULL;
     for (uint32_t i = 0; i < COPIES; i++) {
         results[i] = file_read(file, block, BLOCK_SIZE, copy_offset_bytes[i]);
         if (results[i] == 0)
             results[i] = superblock_decode(block, &copies[i]);
+        if (results[i] == -PLX_ENEWER)
+            note_newer(block, &newer);
         if (results[i] == 0 && (best == NULL || copies[i].generation > best->generation))
             best = &copies[i];
     }
     if (best == NULL)
-        return refuse(path, results, err);
+        return refuse(path, results, &newer, err);
     /* A newer program has begun to convert it. */
     if (results[0] == -PLX_ENEWER || results[1] == -PLX_ENEWER)
-        return refuse(path, results, err);
+        return refuse(path, results, &newer, err);
     *ret = *best;
     return 0;
 }

@@ -120,7 +120,10 @@ static int record_open(const void *key, size_t key_len, const void *value, size_
     if (crc != record_crc(key, key_len, version, r.at, r.left))
         return err_set(err, -PLX_EDAMAGED, "consensus: %s: checksum mismatch", what);
     if (version == 0 || version > RECORD_VERSION)
-        return err_set(err, -PLX_ENEWER, "consensus: %s: version %u", what, version);
+        return err_set(err, -PLX_ENEWER,
+                       "consensus: %s: version %u: a newer program wrote it; this one "
+                       "knows %u",
+                       what, version, RECORD_VERSION);
     *ret = r;
     return 0;
 }

@@ -169,6 +169,18 @@ static bool read_peers(json_t *peers, struct identity *ret)
     return true;
 }
 
+/* Whatever else is in it. 0: it says nothing of it. */
+static int version_of(const char *text)
+{
+    json_error_t jerr;
+    int version = 0;
+    json_t *all = json_loads(text, JSON_REJECT_DUPLICATES, &jerr);
+    if (json_unpack(all, "{s:i}", "version", &version) != 0)
+        version = 0;
+    json_decref(all);
+    return version;
+}
+
 static bool identity_parse(const char *text, struct identity *ret)
 {
     json_error_t jerr;
@@ -208,11 +220,13 @@ int identity_load(const struct directory *dir, struct identity *ret, bool *ret_f
     *ret_found = r == 0;
     if (r == -ENOENT)
         return 0;
+    if (r == 0 && version_of(text) > VERSION)
+        r = err_set(err, -PLX_ENEWER,
+                    "%s/" FOLDER "/identity: version %d: a newer program wrote it; this "
+                    "one knows %d",
+                    dir->path, version_of(text), VERSION);
     if (r == 0 && !identity_parse(text, ret))
-        r = err_set(err, -PLX_EFORMAT,
-                    "%s/" FOLDER "/identity is damaged, or of a newer "
-                    "version",
-                    dir->path);
+        r = err_set(err, -PLX_EFORMAT, "%s/" FOLDER "/identity is damaged", dir->path);
     if (r == 0)
         r = need_file(dir, "ca.pem", &ret->authority, err);
     if (r == 0)
