@@ -408,22 +408,41 @@ static bool knows_self(const struct membership *m)
     return cluster_node_by_id(cluster_state(m->cluster), m->self.node) != NULL;
 }
 
+/* It reaches others, but none of them has come to it. */
+static bool is_not_met(const struct membership *m)
+{
+    bool reaches_any = false;
+    for (uint32_t i = 0; i < m->known_count; i++)
+        reaches_any |= rpc_is_connected(m->rpc, m->known[i].node);
+    return reaches_any && TAILQ_EMPTY(&m->greeted);
+}
+
+static int not_followed(const struct membership *m, struct error *err)
+{
+    char text[300] = "none is known";
+    for (uint32_t i = 0, len = 0; i < m->known_count && len < sizeof text; i++)
+        len += (uint32_t)snprintf(
+            text + len, sizeof text - len, "%snode %llu at %s %s", i > 0 ? ", " : "",
+            (unsigned long long)m->known[i].node, m->known[i].address,
+            rpc_is_connected(m->rpc, m->known[i].node) ? "answers" : "does not");
+    if (is_not_met(m))
+        return err_set(err, -ETIMEDOUT,
+                       "no node has connected to this one at %s: can they reach that "
+                       "address? if not, give another one with --listen; %s",
+                       m->address, text);
+    return err_set(err, -ETIMEDOUT, "the cluster's leader has not sent its log yet: %s",
+                   text);
+}
+
 async int membership_wait(struct membership *m, uint64_t timeout_ns, struct error *err)
 {
     uint64_t until_ns = loop_now_ns(m->loop) + timeout_ns;
-    char text[300] = "none is known";
+    uint64_t meet_ns = loop_now_ns(m->loop) + MEMBERSHIP_MEET_MS * NS_PER_MS;
     while (!knows_self(m) && !m->has_failed) {
-        if (loop_now_ns(m->loop) < until_ns) {
-            task_sleep_ns(50 * NS_PER_MS);
-            continue;
-        }
-        for (uint32_t i = 0, len = 0; i < m->known_count && len < sizeof text; i++)
-            len += (uint32_t)snprintf(
-                text + len, sizeof text - len, "%snode %llu at %s %s", i > 0 ? ", " : "",
-                (unsigned long long)m->known[i].node, m->known[i].address,
-                rpc_is_connected(m->rpc, m->known[i].node) ? "answers" : "does not");
-        return err_set(err, -ETIMEDOUT,
-                       "the cluster's leader has not sent its log yet: %s", text);
+        uint64_t now_ns = loop_now_ns(m->loop);
+        if (now_ns >= until_ns || (now_ns >= meet_ns && is_not_met(m)))
+            return not_followed(m, err);
+        task_sleep_ns(50 * NS_PER_MS);
     }
     if (m->has_failed)
         return err_set(err, -PLX_EFAILED, "%s", err_text(-PLX_EFAILED));

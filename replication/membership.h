@@ -26,6 +26,7 @@
 #define MEMBERSHIP_GREETING_MAX 256U  /* bytes of a greeting */
 #define MEMBERSHIP_GREET_MS     2000U /* at the start, for all peers together */
 #define MEMBERSHIP_ROUND_MS     2000U /* each time one node is greeted */
+#define MEMBERSHIP_MEET_MS      10000U /* for others to connect to a new node */
 #define MEMBERSHIP_ADMIT_MS     5000U /* a member may be behind the log by so much */
 #define MEMBERSHIP_UPPER_MAX    16U   /* operations of the layers above */
 #define CERTIFICATE_DAYS        365U  /* renewed when a third of it is left */

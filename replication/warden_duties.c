@@ -157,7 +157,10 @@ static void describe_node(const struct warden *w, const struct cluster_node *nod
                        (is_silent && known->bad_ns >= WARDEN_BAD_MS * NS_PER_MS));
     }
     const struct node_report *report = warden_find_report(w, node->id);
-    ret->hears = report != NULL && report->hears <= w->report_count ? report->hears : 0;
+    /* More than there are is nonsense. Not more than have reported: one that has just
+     * joined, or that only others reach, has not, and is heard. */
+    uint32_t node_count = cluster_state(w->options.cluster)->node_count;
+    ret->hears = report != NULL && report->hears <= node_count ? report->hears : 0;
     ret->may_not = node->id == w->failed_voter &&
                    loop_now_ns(w->loop) - w->failed_ns < WARDEN_RETRY_MS * NS_PER_MS;
 }
