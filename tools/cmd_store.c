@@ -8,6 +8,9 @@
 #include "tools/request.h"
 #include "tools/size.h"
 
+/* A node with less free than this part gets no more groups, and is named. */
+#define FULL_PART 10U
+
 /* --- status --- */
 
 static void print_size(json_t *object, const char *key, const char *label,
@@ -120,16 +123,31 @@ static void print_members(json_t *members)
                            reply_number(node, "bytes_per_s"));
         printf("\n");
     }
+    json_array_foreach(json_object_get(members, "full"), i, node)
+    {
+        if (reply_number(node, "node") == reply_number(members, "node"))
+            continue; /* the warning says it */
+        printf("  full     node %" PRIu64 ": %s free", reply_number(node, "node"),
+               size_text(reply_number(node, "free_bytes")).text);
+        printf(" of %s\n", size_text(reply_number(node, "capacity_bytes")).text);
+    }
 }
 
-/* What other nodes do to become whole, from the leader, if there is one. */
-static void add_recovering(const struct cli *cli, json_t *status)
+static bool is_full(json_t *report)
+{
+    uint64_t capacity = reply_number(report, "capacity_bytes");
+    return capacity > 0 && reply_number(report, "free_bytes") < capacity / FULL_PART;
+}
+
+/* What other nodes do to become whole, and which are full, from the leader, if there is
+ * one. */
+static void add_reports(const struct cli *cli, json_t *status)
 {
     struct error ignored = {0};
     cleanup(client_destroyp) struct client *client = NULL;
     cleanup(json_decrefp) json_t *reports = NULL;
     json_t *members = json_object_get(status, "members"), *report;
-    json_t *recovering = json_array();
+    json_t *recovering = json_array(), *full = json_array();
     size_t i;
     if (json_is_true(json_object_get(members, "majority")) &&
         client_create(cli->connect, &client, &ignored) == 0)
@@ -138,11 +156,15 @@ static void add_recovering(const struct cli *cli, json_t *status)
     {
         if (reply_number(report, "recovering_groups") > 0)
             json_array_append(recovering, report);
+        if (is_full(report))
+            json_array_append(full, report);
     }
-    if (json_is_object(members))
-        json_object_set_new(members, "recovering", recovering);
-    else
-        json_decref(recovering);
+    if (json_is_object(members)) {
+        json_object_set(members, "recovering", recovering);
+        json_object_set(members, "full", full);
+    }
+    json_decref(recovering);
+    json_decref(full);
 }
 
 static void print_status(json_t *s)
@@ -172,7 +194,7 @@ int cmd_status(const struct cli *cli)
     int r = request_run(cli, json_pack("{s:s}", "op", "status"), &status);
     if (r != EXIT_OK)
         return r;
-    add_recovering(cli, status);
+    add_reports(cli, status);
     if (cli->json)
         return print_json(status);
     print_status(status);

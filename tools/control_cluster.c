@@ -165,9 +165,12 @@ async int op_node_reports(struct control_call *call, struct error *err)
             continue;
         r = control_send_item(
             call,
-            json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "node", control_number(last),
-                      "heard_ms", control_number(report.heard_ns / NS_PER_MS),
-                      "used_bytes", control_number(report.usage.used_bytes),
+            json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "node",
+                      control_number(last), "heard_ms",
+                      control_number(report.heard_ns / NS_PER_MS), "capacity_bytes",
+                      control_number(report.usage.capacity_bytes), "used_bytes",
+                      control_number(report.usage.used_bytes), "free_bytes",
+                      control_number(report.usage.free_bytes),
                       "recovering_groups",
                       control_number(report.usage.recovering_groups), "bytes_left",
                       control_number(report.usage.recovery_left_bytes), "bytes_per_s",
