@@ -58,6 +58,7 @@ struct command;
 
 /* The command line. Strings are of argv. */
 struct cli {
+    char **argv; /* all of it, as getopt has ordered it */
     const struct command *command;
     const char *connect; /* -c, else $PARALLAX, else NULL */
     uint64_t options;    /* which were given */
@@ -97,8 +98,8 @@ int cli_fail_error(const struct cli *cli, int code, const struct error *err);
 int cli_split_snapshot(const char *text, char **ret_disk, char **ret_snapshot,
                        struct error *err);
 
-/* Becomes the daemon's program: returns only if that cannot be run. */
-int cli_exec_daemon(const struct cli *cli, char *const argv[]);
+/* Becomes another of our programs: returns only if that cannot be run. */
+int cli_exec(const struct cli *cli, const char *program, char *const argv[]);
 
 int cmd_up(const struct cli *cli);
 int cmd_down(const struct cli *cli);

@@ -40,7 +40,7 @@ static int run_daemon(const struct cli *cli, struct arguments *a)
         a->argv[a->count++] = "--witness";
     a->argv[a->count++] = "--";
     a->argv[a->count++] = cli->args[0];
-    return cli_exec_daemon(cli, (char *const *)(uintptr_t)a->argv);
+    return cli_exec(cli, "parallaxd", (char *const *)(uintptr_t)a->argv);
 }
 
 int cmd_cluster_init(const struct cli *cli)
@@ -71,7 +71,7 @@ int cmd_cluster_addresses(const struct cli *cli)
     struct arguments a = {.argv = {"parallaxd", "--cluster-addresses", "--"}, .count = 3};
     for (int i = 0; i < cli->arg_count; i++)
         a.argv[a.count++] = cli->args[i];
-    return cli_exec_daemon(cli, (char *const *)(uintptr_t)a.argv);
+    return cli_exec(cli, "parallaxd", (char *const *)(uintptr_t)a.argv);
 }
 
 int cmd_cluster_token(const struct cli *cli)

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Commands about the daemon: up and down. */
-#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <sys/pidfd.h>
@@ -10,25 +9,6 @@
 #include "tools/client.h"
 
 /* --- up --- */
-
-/* The daemon that belongs to this program: beside it, else wherever PATH has one. */
-int cli_exec_daemon(const struct cli *cli, char *const argv[])
-{
-    char path[PATH_MAX];
-    ssize_t len = readlink("/proc/self/exe", path, sizeof path - sizeof "/parallaxd");
-    char *slash = NULL;
-    if (len > 0) {
-        path[len] = '\0';
-        slash = strrchr(path, '/');
-    }
-    if (slash != NULL) {
-        strcpy(slash, "/parallaxd");
-        execv(path, argv);
-    }
-    execvp("parallaxd", argv);
-    return cli_fail(cli, EXIT_FAILED, "cannot run parallaxd: %s; is it installed?",
-                    strerror(errno));
-}
 
 int cmd_up(const struct cli *cli)
 {
@@ -51,7 +31,7 @@ int cmd_up(const struct cli *cli)
         argv[argc++] = "--detach";
     argv[argc++] = "--";
     argv[argc++] = cli->args[0];
-    return cli_exec_daemon(cli, (char *const *)(uintptr_t)argv);
+    return cli_exec(cli, "parallaxd", (char *const *)(uintptr_t)argv);
 }
 
 /* --- down --- */

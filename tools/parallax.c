@@ -487,7 +487,7 @@ static int fail_unknown(const struct cli *cli, const char *const *words, int cou
 
 int main(int argc, char **argv)
 {
-    struct parsed p = {.cli.connect = getenv("PARALLAX")};
+    struct parsed p = {.cli = {.argv = argv, .connect = getenv("PARALLAX")}};
     struct cli *cli = &p.cli;
     argv[0] = (char *)"parallax"; /* what getopt's messages begin with */
     if (!parse_options(&p, argc, argv))
