@@ -55,11 +55,11 @@ declare -A by_unit_test=(
 # By histories of whole clusters: the seed that found it last. If it does not any more,
 # all from 1 on are tried.
 declare -A by_cluster=(
-    [ACK_MISSING]=385
-    [SHORTEST_PREFIX]=29
-    [EPOCH_REUSED]=51
+    [ACK_MISSING]=92
+    [SHORTEST_PREFIX]=49
+    [EPOCH_REUSED]=369
     [STALE_WHOLE]=2
-    [ABANDONED_LEFT]=23
+    [ABANDONED_LEFT]=21
 )
 
 T=$(mktemp -d "${TMPDIR:-/tmp}/parallax-plants.XXXXXX")
