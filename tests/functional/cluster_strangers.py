@@ -22,6 +22,7 @@ from judge import Judge
 
 BLOCKS = 1024
 GROWTH_MAX = 48 << 20  # of a daemon, over what it had with the guest
+PATIENCE = 50          # less than the minute that one without a certificate may stay
 SILENT = 300           # connections to each host
 FRAME = struct.Struct("<IHHII")
 MAGIC, HELLO, MESSAGE = 0x314d4c50, 1, 3
@@ -32,8 +33,8 @@ def port(host):
     return int(sys.argv[1]) + host
 
 
-def connect(host, seconds=20):
-    return socket.create_connection(("127.0.0.1", port(host)), timeout=seconds)
+def connect(host):
+    return socket.create_connection(("127.0.0.1", port(host)), timeout=PATIENCE)
 
 
 def memory(host, key):
@@ -121,9 +122,8 @@ def client_hello():
 
 # --- connections that are refused at once ---
 
-def is_refused(s, data, seconds=15):
+def is_refused(s, data):
     """The host ends the connection, however much more there is to come."""
-    s.settimeout(seconds)
     try:
         s.sendall(data)
         while receive_any(s):
@@ -269,7 +269,8 @@ def main():
     for host in (1, 2):
         growth = memory(host, "VmHWM") - before[host]
         say(f"host {host} had {before[host] >> 20} MiB and took {growth >> 20} more")
-        assert growth < GROWTH_MAX
+        # The address sanitizer keeps what was freed.
+        assert growth < GROWTH_MAX or "asan" in os.environ["PARALLAX_BUILD"]
     say(f"longest write {judge.stall:.1f} s, closed: {[s.closed for s in silent]}")
     assert judge.verify() == 0
     judge.detach()
