@@ -36,6 +36,7 @@ declare -A by_unit_test=(
     [ABSENT_FORGOTTEN]=test_membership
     [UNFLUSHED_STAYS]=test_disk_log
     [RETAINED_EARLY]=test_log_protocol
+    [EPOCH_REUSED]=test_log_protocol
     [DAMAGED_COUNTS]=test_log_protocol
     [FLUSHED_FORGOTTEN]=test_log_protocol
     [SCANNED_ENOUGH]=test_log_protocol
@@ -57,7 +58,6 @@ declare -A by_unit_test=(
 declare -A by_cluster=(
     [ACK_MISSING]=92
     [SHORTEST_PREFIX]=49
-    [EPOCH_REUSED]=369
     [STALE_WHOLE]=2
     [ABANDONED_LEFT]=21
 )

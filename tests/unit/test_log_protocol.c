@@ -242,6 +242,36 @@ static async void roll_half_done(struct test *t)
     CHECK(t->replayed >= t->committed);
 }
 
+/* Nobody hears what became of half of the commands. Some are carried out late, when the
+ * next owner is there, or the one after it. */
+static async void outcomes_lost(struct test *t)
+{
+    int rc = -PLX_EUNKNOWN;
+    CHECK_EQ(open_on(t, OWNER, false), 0);
+    load_for(t, 20 * NS_PER_MS);
+    roll(t);
+    t->cluster->lose_percent = 50;
+    roll(t);
+    for (uint32_t i = 0; i < 3; i++) {
+        owner_dies(t);
+        for (uint32_t tries = 0; tries < 100; tries++) {
+            uint64_t node = sim_world_random(t->world, 2) == 0 ? OWNER : 1;
+            rc = open_on(t, node, true);
+            if (rc == 0)
+                break;
+            task_sleep_ns(sim_world_random(t->world, 2 * NS_PER_S));
+        }
+        CHECK_EQ(rc, 0);
+        CHECK_EQ(t->replayed, t->committed);
+        CHECK_EQ(t->replayed_count, t->replayed);
+        append(t);
+        CHECK_SOON(t->outstanding == 0, 60 * NS_PER_S);
+        if (t->failures > 0) /* a lease that was asked for before came late */
+            CHECK_EQ(t->failure, -PLX_EEPOCH);
+    }
+    CHECK(t->cluster->losses > 0);
+}
+
 /* --- after a checkpoint --- */
 
 /* All that was written has left the list; what comes next is numbered on. */
@@ -418,6 +448,7 @@ static const struct story STORIES[] = {
     {"restarted twice", restarted_twice},
     {"others in reach", others_in_reach},
     {"a roll half done", roll_half_done},
+    {"outcomes lost", outcomes_lost},
     {"nothing since the checkpoint", nothing_since},
     {"weeks later", weeks_later},
     {"a slow owner", slow_owner},
