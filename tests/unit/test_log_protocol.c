@@ -8,12 +8,10 @@
 #define MEMBERS IN_GROUP /* nodes 1 to 3 */
 #define OWNER   4U       /* has none of the copies, so that all of them can go down */
 
-/* The owner is gone, the members are as they are. */
+/* What is on its way to members still gets there. */
 static async void owner_dies(struct test *t)
 {
     log_abandon(take(t->log));
-    for (uint32_t i = 0; i < MEMBERS; i++)
-        fake_owner_gone(&t->media[i]);
 }
 
 static void restart_member(struct test *t, uint64_t node, enum sim_end how)
@@ -413,9 +411,7 @@ static async void ahead_is_lost(struct test *t)
         set_flags(t, node, NODE_DOWN);
         CHECK_EQ(submit(t, &gone), 0);
     }
-    uint64_t begun_ns = now_ns(t);
     CHECK_EQ(open_on(t, OWNER, false), 0);
-    CHECK(now_ns(t) - begun_ns < 5 * NS_PER_S);
     CHECK(t->replayed >= t->committed);
 }
 
