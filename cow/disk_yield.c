@@ -65,7 +65,9 @@ static int may_serve(struct host *host, const struct disk *disk,
         return -EINVAL;
     if (!disk)
         return -PLX_ENOTHERE;
-    if (disk_is_elsewhere(disk) || !disk->log || disk->state == DISK_OPENING)
+    /* One that closes is gone before a read has ended; one that is handed over is not. */
+    if (disk_is_elsewhere(disk) || !disk->log || disk->state == DISK_OPENING ||
+        (disk->state == DISK_CLOSING && !disk->is_yielding))
         return -EAGAIN;
     if (disk->down)
         return disk->down;

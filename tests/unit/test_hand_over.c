@@ -34,6 +34,24 @@ static async int write_byte_as(struct disk *disk, uint32_t opened, uint64_t offs
     return write_as(disk, opened, offset, BYTES, data);
 }
 
+static async int call_raw(struct hosts *h, uint16_t op, const void *head, uint32_t len)
+{
+    struct rpc_call call = {.node = 1,
+                            .op = op,
+                            .head = head,
+                            .head_len = len,
+                            .timeout_ns = 10 * NS_PER_S};
+    return rpc_wait(h->parties[2].rpc, &call, NULL, NULL);
+}
+
+static async int read_raw(struct hosts *h, uint64_t disk, uint64_t offset, uint32_t len)
+{
+    struct disk_rpc_read head = {.disk = le64_of(disk),
+                                 .offset_bytes = le64_of(offset),
+                                 .len_bytes = le32_of(len)};
+    return call_raw(h, DISK_RPC_READ, &head, sizeof head);
+}
+
 /* A disk that host 1 owns and has a client of. */
 static async struct disk *make(struct hosts *h)
 {
@@ -158,6 +176,23 @@ static async void run_owner_closes(struct hosts *h)
     check_byte(there, 0, 1);
     CHECK_EQ(owner_of(h, "web"), 2);
     disk_close(there);
+}
+
+/* What is read there keeps the disk open here, unless it is closing: it would be gone
+ * before the read has ended. */
+static async void run_read_while_it_closes(struct hosts *h)
+{
+    struct disk *here = make(h);
+    uint64_t id = disk_state(h, "web")->id;
+    CHECK_EQ(read_raw(h, id, 0, BYTES), 0);
+    here->state = DISK_CLOSING;
+    CHECK_EQ(read_raw(h, id, 0, BYTES), -EAGAIN);
+    here->is_yielding = true; /* but if it goes to another host */
+    CHECK_EQ(read_raw(h, id, 0, BYTES), 0);
+    here->is_yielding = false;
+    here->state = DISK_OPEN;
+    CHECK_EQ(read_raw(h, id, 0, BYTES), 0);
+    disk_close(here);
 }
 
 static async void check_refused(struct hosts *h, uint64_t node)
@@ -886,24 +921,6 @@ static void test_failures(void)
 
 /* --- foreign bytes --- */
 
-static async int call_raw(struct hosts *h, uint16_t op, const void *head, uint32_t len)
-{
-    struct rpc_call call = {.node = 1,
-                            .op = op,
-                            .head = head,
-                            .head_len = len,
-                            .timeout_ns = 10 * NS_PER_S};
-    return rpc_wait(h->parties[2].rpc, &call, NULL, NULL);
-}
-
-static async int read_raw(struct hosts *h, uint64_t disk, uint64_t offset, uint32_t len)
-{
-    struct disk_rpc_read head = {.disk = le64_of(disk),
-                                 .offset_bytes = le64_of(offset),
-                                 .len_bytes = le32_of(len)};
-    return call_raw(h, DISK_RPC_READ, &head, sizeof head);
-}
-
 static async int ask_raw(struct hosts *h, uint64_t disk, uint64_t epoch, uint8_t kind)
 {
     struct disk_rpc_hand_over head = {
@@ -960,6 +977,7 @@ int main(int argc, char **argv)
         {"first change", run_first_change},
         {"unowned", run_unowned},
         {"owner closes", run_owner_closes},
+        {"read while it closes", run_read_while_it_closes},
         {"second attach", run_second_attach},
         {"idle elsewhere", run_idle_elsewhere},
         {"in flight", run_in_flight},
