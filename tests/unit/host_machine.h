@@ -336,4 +336,25 @@ static inline async int write_as(struct disk *disk, uint32_t opened, uint64_t of
     return op_wait(&op, NULL);
 }
 
+/* What host 2 asks of host 1, well-formed or not. */
+static inline async int call_raw(struct hosts *h, uint16_t op, const void *head,
+                                 uint32_t len)
+{
+    struct rpc_call call = {.node = 1,
+                            .op = op,
+                            .head = head,
+                            .head_len = len,
+                            .timeout_ns = 10 * NS_PER_S};
+    return rpc_wait(h->parties[2].rpc, &call, NULL, NULL);
+}
+
+static inline async int read_raw(struct hosts *h, uint64_t disk, uint64_t offset,
+                                 uint32_t len)
+{
+    struct disk_rpc_read head = {.disk = le64_of(disk),
+                                 .offset_bytes = le64_of(offset),
+                                 .len_bytes = le32_of(len)};
+    return call_raw(h, DISK_RPC_READ, &head, sizeof head);
+}
+
 #endif

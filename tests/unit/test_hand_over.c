@@ -34,24 +34,6 @@ static async int write_byte_as(struct disk *disk, uint32_t opened, uint64_t offs
     return write_as(disk, opened, offset, BYTES, data);
 }
 
-static async int call_raw(struct hosts *h, uint16_t op, const void *head, uint32_t len)
-{
-    struct rpc_call call = {.node = 1,
-                            .op = op,
-                            .head = head,
-                            .head_len = len,
-                            .timeout_ns = 10 * NS_PER_S};
-    return rpc_wait(h->parties[2].rpc, &call, NULL, NULL);
-}
-
-static async int read_raw(struct hosts *h, uint64_t disk, uint64_t offset, uint32_t len)
-{
-    struct disk_rpc_read head = {.disk = le64_of(disk),
-                                 .offset_bytes = le64_of(offset),
-                                 .len_bytes = le32_of(len)};
-    return call_raw(h, DISK_RPC_READ, &head, sizeof head);
-}
-
 /* A disk that host 1 owns and has a client of. */
 static async struct disk *make(struct hosts *h)
 {
