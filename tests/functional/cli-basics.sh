@@ -130,7 +130,7 @@ pid=$(daemon_pid "$PARALLAX")
 parallax down
 is_gone "$pid" || fail "down left a daemon"
 [ ! -e "$PARALLAX/parallaxd.pid" ] || fail "down left parallaxd.pid"
-port=$((20000 + $$ % 10000))
+port=$(first_port)
 start_up "$T/store" --nbd "unix:$T/other.sock" --control "127.0.0.1:$port"
 same "disks after a restart" 7 "$(json .disks parallax status --json)"
 [ -S "$T/other.sock" ] || fail "--nbd"

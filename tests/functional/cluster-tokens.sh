@@ -9,7 +9,7 @@
 . "$(dirname "$0")/lib.sh"
 requires nbdcopy
 
-port=$((20000 + $$ % 20000))
+port=$(first_port)
 first=127.0.0.1:$port
 
 # join NAME PORT TOKEN [OPTION]...: node NAME, without starting it
@@ -30,8 +30,8 @@ expect_error 'is of no cluster but its own' parallax cluster token
 expect_error 'in use by parallaxd' parallax cluster init "$T/one" --listen "$first"
 parallax down
 expect_error 'a node.s address is HOST:PORT' parallax cluster init "$T/one" --listen here
-expect_error 'they can reach' parallax cluster init "$T/one" --listen 0.0.0.0:$port
-expect_error 'cannot|Cannot' parallax cluster init "$T/one" --listen 192.0.2.1:$port
+expect_error 'they can reach' parallax cluster init "$T/one" --listen "0.0.0.0:$port"
+expect_error 'cannot|Cannot' parallax cluster init "$T/one" --listen "192.0.2.1:$port"
 expect_error 'needs --listen' parallax cluster init "$T/one"
 parallax cluster init "$T/one" --listen "$first" --domain rack-1
 expect_error 'is node 1 of cluster' parallax cluster init "$T/one" --listen "$first"
