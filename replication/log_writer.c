@@ -8,10 +8,11 @@
  * that batches grow under load and a lone write leaves at once. When every member has the
  * first batch in flight its pieces are reported and it is retained until it is flushed.
  *
- * What can fail: a member answers an append with an error. No space: nothing was written,
- * the guest's records fail and the log goes on. Epoch over or store out of service: the
- * log gives up. Anything else is a forced roll. When too much is retained or no extent is
- * ready the queue waits, visibly, and a sync or the opener is started.
+ * What can fail: a member answers an append with an error. If all of them have no space
+ * nothing was written, the guest's records fail and the log goes on. Epoch over or store
+ * out of service: the log gives up. Anything else is a forced roll. When too much is
+ * retained or no extent is ready the queue waits, visibly, and a sync or the opener is
+ * started.
  *
  * On close the queue runs empty first (log_close.c).
  */
@@ -129,12 +130,27 @@ static bool all_answered_from(struct batch *batch)
     return true;
 }
 
-static bool nobody_has_from(struct batch *batch)
+/* Says the member that it did not even begin to write it? Any other error may come after
+ * that, and an answer that is lost says nothing. Behind one that found no space nothing
+ * is at the end of the extent. */
+static bool is_refused_by(const struct batch *batch, uint32_t member, bool is_first)
 {
-    const struct tail_extent *current = batch->log->current;
-    for (; batch != NULL; batch = TAILQ_NEXT(batch, link)) {
-        if (batch->acks > 0 || batch->tail != current)
+    int code = batch->ops[member].append.result;
+    return code == -PLX_EFULL || (code == -PLX_ENOTEND && !is_first);
+}
+
+/* All have answered, from this one on. */
+static bool nobody_has_from(struct batch *first)
+{
+    const struct tail_extent *current = first->log->current;
+    for (const struct batch *batch = first; batch != NULL;
+         batch = TAILQ_NEXT(batch, link)) {
+        if (batch->tail != current)
             return false;
+        for (uint32_t i = 0; i < current->member_count; i++) {
+            if (!is_refused_by(batch, i, batch == first))
+                return false;
+        }
     }
     return true;
 }

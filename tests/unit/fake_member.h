@@ -59,6 +59,7 @@ struct fake_member {
     int64_t fail_nth;  /* the nth append or sync from now fails; -1: off */
     bool has_failed, is_broken;
     bool is_silent;    /* out of reach */
+    bool is_mute;      /* while it is, it does all it is asked */
     bool is_known;     /* that is known to those who choose */
     bool is_here;      /* what was begun cannot be given up */
     uint64_t timeout_ns; /* of requests to it while it is silent */
@@ -299,7 +300,7 @@ static inline void fake_append(struct replica *replica, struct replica_append *a
     append->call = io;
     fake_keep_header(io, &append->store.slices[0]);
     bool is_lost = member->is_silent && sim_world_random(member->world, 2) == 0;
-    if (is_lost)
+    if (is_lost && !member->is_mute)
         io->result = -ETIMEDOUT;
     bool refuses_at_once = io->result != 0 && sim_world_random(member->world, 2) == 0;
     if (io->result == 0) {

@@ -47,6 +47,8 @@ struct test {
     uint64_t last_ns, stall_ns; /* of a commit; the longest time without any */
     uint64_t replayed;
     uint64_t replayed_count; /* numbers that were replayed, or that a root covers */
+    uint64_t watched_key;
+    uint32_t watched_crc;    /* of that block, as it was replayed last */
 };
 
 static inline uint64_t now_ns(const struct test *t)
@@ -290,10 +292,15 @@ static inline void on_down(struct log_callbacks *self, int code)
 static inline int on_replay(void *arg, const struct log_piece *piece)
 {
     struct test *t = arg;
-    if (!piece->is_spare && piece->number > t->replayed) {
+    if (piece->is_spare)
+        return 0;
+    if (piece->number > t->replayed) {
         t->replayed = piece->number;
         t->replayed_count++;
     }
+    if (piece->crcs != NULL && piece->key <= t->watched_key &&
+        t->watched_key < piece->key + piece->count)
+        t->watched_crc = piece->crcs[t->watched_key - piece->key];
     return 0;
 }
 
@@ -321,22 +328,30 @@ static inline async int open_on(struct test *t, uint64_t node, bool force)
     return log_replay(t->log, on_replay, t, &t->err);
 }
 
-static inline void append_to(struct test *t, struct disk_log *log)
+/* A block that is all the same byte. Those of different generations share no batch. */
+static inline void append_block(struct test *t, struct disk_log *log, uint64_t key,
+                                int byte, uint32_t generation)
 {
     struct test_record *mine = calloc(1, sizeof *mine);
     struct buffer *buffer = buffer_create(t->pool, BLOCK_SIZE);
     CHECK(mine != NULL && buffer != NULL);
-    memset(buffer->data, (int)(t->appended % 256), BLOCK_SIZE);
+    memset(buffer->data, byte, BLOCK_SIZE);
     mine->t = t;
     mine->record = (struct log_record){.kind = ENTRY_DATA,
-                                       .key = t->appended++ % 1000,
+                                       .key = key,
                                        .count = 1,
-                                       .generation = 1,
+                                       .generation = generation,
                                        .data = {.buffer = buffer, .len = BLOCK_SIZE},
                                        .callbacks = &t->callbacks};
     if (t->outstanding++ == 0)
         t->last_ns = now_ns(t);
     log_append(log, &mine->record);
+}
+
+static inline void append_to(struct test *t, struct disk_log *log)
+{
+    append_block(t, log, t->appended % 1000, (int)(t->appended % 256), 1);
+    t->appended++;
 }
 
 static inline void append(struct test *t)
