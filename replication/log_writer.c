@@ -211,20 +211,28 @@ static bool batch_failed(struct disk_log *log, struct batch *batch)
     return false;
 }
 
+/* Without its roll record nothing in the extent counts. True: that is seen to. */
+static bool roll_record_failed(struct disk_log *log, struct tail_extent *tail)
+{
+    if (tail == NULL || tail->roll_result == 0)
+        return false;
+    if (tail_failure_is_final(tail, tail->roll_result))
+        log_go_down(log, tail->roll_result);
+    else
+        log_roll_forced(log, tail->roll_result);
+    return true;
+}
+
 /* False: nothing new may be sent until more answers are in. */
 static bool settle_failures(struct disk_log *log)
 {
-    struct tail_extent *tail = log->current;
-    if (tail != NULL && tail->roll_result != 0) {
-        if (tail_failure_is_final(tail, tail->roll_result))
-            log_go_down(log, tail->roll_result);
-        else
-            log_roll_forced(log, tail->roll_result);
+    if (roll_record_failed(log, log->current))
         return log->down == 0;
-    }
     struct batch *batch;
     TAILQ_FOREACH(batch, &log->inflight, link)
     {
+        if (roll_record_failed(log, batch->tail)) /* it may have ended since */
+            return log->down == 0;
         if (batch->result != 0)
             return !batch_failed(log, batch) && log->down == 0;
     }

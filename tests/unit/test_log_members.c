@@ -183,6 +183,44 @@ static async void slow_and_needed(struct test *t)
     member_returns(t, 2);
 }
 
+/* Fills the pool but for so many bytes, with the smallest buffer last. */
+static uint32_t hog(struct test *t, uint64_t left, struct buffer *ret_hogs[128])
+{
+    uint32_t count = 0;
+    uint64_t limit = buffer_pool_limit_bytes(t->pool);
+    for (uint64_t size = BUFFER_BYTES_MAX; size >= BLOCK_SIZE; size /= 4)
+        while (buffer_pool_used_bytes(t->pool) + size + left <= limit)
+            ret_hogs[count++] = buffer_create(t->pool, size);
+    return count;
+}
+
+/* Of a roll record nobody hears, and of what comes behind it one does; by then the extent
+ * has ended. What is in it goes elsewhere. */
+static async void roll_unheard(struct test *t)
+{
+    struct buffer *hogs[128];
+    t->min_copies = 3;
+    CHECK_EQ(open_on(t, 1, false), 0);
+    for (uint32_t i = 0; i < 2; i++) { /* then more than one is opened ahead */
+        load_for(t, 20 * NS_PER_MS);
+        CHECK_EQ(flush(t), 0);
+        CHECK_SOON(!address_is_null(log_end_extent(t->log)), NS_PER_S);
+    }
+    silence_member(t, 2, false);
+    member_of(t, 2)->is_mute = true;
+    member_of(t, 2)->timeout_ns = 100 * NS_PER_MS;
+    uint32_t count = hog(t, 2 * BLOCK_SIZE, hogs); /* a block, and the roll record */
+    append(t);
+    task_sleep_ns(10 * NS_PER_MS);
+    member_returns(t, 2);
+    while (count > 0)
+        buffer_put(hogs[--count]);
+    CHECK_SOON(!address_is_null(log_end_extent(t->log)), 80 * NS_PER_MS);
+    CHECK_EQ(t->outstanding, 1);
+    CHECK_SOON(t->outstanding == 0, 5 * NS_PER_S);
+    CHECK(t->failures == 0 && t->downs == 0);
+}
+
 /* A member that does not answer a create costs a second, once. */
 static async void silent_create(struct test *t)
 {
@@ -501,6 +539,7 @@ static const struct story STORIES[] = {
     {"silent member", silent_member},
     {"slow sync", slow_sync},
     {"slow and needed", slow_and_needed},
+    {"a roll unheard", roll_unheard},
     {"silent create", silent_create},
     {"silent in a create", silent_in_create},
     {"too few", too_few},
