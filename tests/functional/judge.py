@@ -66,6 +66,7 @@ class Judge:
         self.errors = []            # of the client's requests
         self.wrong = None           # the first finding
         self.requests = self.acknowledged = 0
+        self.flush_every = 0.3      # seconds
         self.begin_stall()
 
     # --- the client's life ---
@@ -131,7 +132,7 @@ class Judge:
             then = now
             if now >= flush_at and not self.halt:
                 self.flush_begin()
-                flush_at = now + 0.3
+                flush_at = now + self.flush_every
             while not self.halt and self.inflight < DEPTH and budget >= 1:
                 self.request_begin()
                 budget -= 1
@@ -255,7 +256,7 @@ class Judge:
                 write = self.floor[block]
                 newest = max(newest, order)
                 if lost is not None and lost[block] > write:
-                    gone = self.orders[block, write + 1]
+                    gone = self.orders[block, self.next_write(block, write)]
                     if gone < first_lost:
                         first_lost, first_block = gone, block
                 self.void[block].update(range(write + 1, self.sent[block] + 1))
@@ -263,6 +264,13 @@ class Judge:
         assert newest < first_lost + DEPTH, \
             f"block {first_block} lost write {first_lost}, but {newest} is there"
         return sum(max(had - has, 0) for had, has in zip(lost or [], self.floor))
+
+    def next_write(self, block, write):
+        """The one after it that may have happened, if only in somebody's memory."""
+        write += 1
+        while write in self.void[block]:
+            write += 1
+        return write
 
     def write_once(self, block=None):
         """One write, waited for: how long it took."""

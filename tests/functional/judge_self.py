@@ -77,3 +77,20 @@ judge.flush()
 judge.power_was_lost()
 other.pwrite(bytes(BLOCK), 0)
 finds("is back at write 0", judge)
+
+# A write that never came to be is not what was lost first.
+judge = Judge(BLOCKS, 3)
+judge.attach(URI)
+judge.write_once(0)
+for b in range(1, BLOCKS):
+    other.pwrite(bytes(BLOCK), b * BLOCK)
+judge.sent[0] = 2
+judge.order = judge.orders[0, 2] = 2
+for b in range(1, BLOCKS):
+    judge.write_once(b)
+assert judge.verify() == 0
+judge.flush()
+judge.write_once(0)
+judge.power_was_lost()
+other.pwrite(content(0, 1, judge.orders[0, 1]), 0)
+assert judge.verify() > 0
