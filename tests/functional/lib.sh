@@ -269,3 +269,34 @@ uri()
 {
     echo "nbd+unix:///$1?socket=${2:-$PARALLAX}/nbd.sock"
 }
+
+# --- power ---
+
+# What power.py needs. Builds the program of its disks.
+requires_power()
+{
+    requires_root
+    requires cc pkg-config losetup mkfs.ext4 fusermount3
+    requires_device /dev/fuse
+    requires_device /dev/loop-control
+    pkg-config --exists fuse3 || skip "libfuse3-dev is not installed"
+    /usr/bin/python3 -c "import nbd" 2>/dev/null || skip "python3-libnbd is not installed"
+    export POWER_DISK=$T/power_disk
+    # shellcheck disable=SC2046 # several words
+    cc -D_GNU_SOURCE -O2 -Wall -Wextra -Werror $(pkg-config --cflags fuse3) \
+        -o "$POWER_DISK" "$TESTS/power_disk.c" $(pkg-config --libs fuse3)
+}
+
+# Makes the folder DIR, for a host whose power can be cut.
+power_on()
+{
+    unchecked "$1" # it is not there any more when others are checked
+    cleanup_fn /usr/bin/python3 "$TESTS/power.py" off "$1"
+    /usr/bin/python3 "$TESTS/power.py" on "$1"
+}
+
+# Hosts lose power, and what they did not sync, and have it again; none is started.
+power_cycle()
+{
+    /usr/bin/python3 "$TESTS/power.py" cycle "$@"
+}

@@ -1,0 +1,21 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# timeout: 120
+#
+# The power of a host is cut again and again while a guest writes and flushes, and
+# snapshots, clones and disks come and go: the disk is what it was at one moment since the
+# last flush, the rest is as it was answered. First, the disks that do this are tested.
+# By hand: ROUNDS=N, SEED=N; POWER_LIES=1 for disks that sync nothing: it must fail.
+
+. "$(dirname "$0")/lib.sh"
+requires_power
+
+seed=${SEED:-$RANDOM}
+echo "SEED=$seed"
+cleanup_fn /usr/bin/python3 "$TESTS/power.py" off "$T/self"
+/usr/bin/python3 "$TESTS/power_self.py" "$T/self" || fail "the disks are none"
+
+power_on "$T/1"
+start_up "$T/1" --capacity 1G
+T=$T /usr/bin/python3 "$TESTS/power_cuts.py" 1 "${ROUNDS:-10}" "$seed" ||
+    fail "repeat with SEED=$seed (timing differs)"
