@@ -244,6 +244,8 @@ struct host {
     struct work relief;
     struct reclaim *reclaim;           /* cow/reclaim.h */
     struct usage_cache *usage_cache;   /* usage.c; NULL until it is used */
+    struct timer stop_timer;           /* looks at what waits, once it is to stop */
+    uint64_t stop_ns;                  /* since then; 0: it is not */
     bool closing;     /* opens no disk any more */
     bool is_stopping; /* before that: waits for no command whose outcome is not known */
     uint64_t guest_ops;                /* ever submitted by front ends */

@@ -285,6 +285,7 @@ static async int open_parts(struct host *host, const struct host_options *option
 
 static async void host_free(struct host *host)
 {
+    timer_stop(host->loop, &host->stop_timer);
     loop_post_cancel(host->loop, &host->relief);
     space_done(host);
     disk_table_unwatch(host);
@@ -351,9 +352,41 @@ async int host_open(struct loop *loop, const struct host_options *options,
     return 0;
 }
 
+/* --- the end --- */
+
+/* A log that does not get on waits for members of other hosts, or for space there. */
+static void stop_look(struct timer *timer)
+{
+    struct host *host = container_of(timer, struct host, stop_timer);
+    uint64_t stops_ns = loop_now_ns(host->loop) - host->stop_ns;
+    struct disk *disk;
+
+    RB_FOREACH (disk, disk_tree, &host->disks) {
+        struct log_status status = {.waiting_ns = 0};
+        if (disk->log && !disk->down)
+            log_status(disk->log, &status);
+        if (min_u64(status.waiting_ns, stops_ns) < HOST_STOP_WAIT_MS * NS_PER_MS)
+            continue;
+        log_warning(host->loop, "disk %s: not waited for any more: %s", disk->name,
+                    status.text);
+        log_give_up(disk->log, -ESHUTDOWN);
+    }
+    timer_start(host->loop, timer, NS_PER_S);
+}
+
+void host_stop_soon(struct host *host)
+{
+    if (host->stop_ns)
+        return;
+    host->stop_ns = loop_now_ns(host->loop);
+    host->stop_timer.fire = stop_look;
+    timer_start(host->loop, &host->stop_timer, NS_PER_S);
+}
+
 async void host_close(struct host *host)
 {
     host->is_stopping = true;
+    host_stop_soon(host);
     background_close(host);
     host_many_stop(host);
     reclaim_stop(host);

@@ -58,6 +58,11 @@ async int host_create(struct loop *loop, const struct host_options *options,
 /* Opens the store (restart scan of extents that were open) and the cluster state. */
 async int host_open(struct loop *loop, const struct host_options *options,
                     struct host **ret_host, struct error *err);
+/* It will be closed when its front ends have let go of their disks. From now on nothing
+ * waits for other hosts without end: what does not get on for HOST_STOP_WAIT_MS fails.
+ * What was acknowledged is found by the next one who opens the disk. */
+#define HOST_STOP_WAIT_MS 15000U
+void host_stop_soon(struct host *host);
 /* Checkpoints and closes all disks, then the store. Every disk_open must have had its
  * disk_close. */
 async void host_close(struct host *host);

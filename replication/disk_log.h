@@ -176,6 +176,10 @@ async void log_finals_committed(struct disk_log *log, bool committed);
 bool log_is_settling(const struct disk_log *log);
 bool log_awaits_command(const struct disk_log *log);
 
+/* Everything that waits, and all that comes, fails with code; then it is `down`. What was
+ * acknowledged is on its members. */
+void log_give_up(struct disk_log *log, int code);
+
 /* Waits for what is in flight, flushes, stops and finalizes all extents and commits
  * LEASE_CLOSE. The log is gone after it, whatever the result. */
 async int log_close(struct disk_log *log, struct error *err);

@@ -310,6 +310,11 @@ void log_go_down(struct disk_log *log, int code)
     log_kick(log);
 }
 
+void log_give_up(struct disk_log *log, int code)
+{
+    log_go_down(log, code);
+}
+
 /* --- sending --- */
 
 /* They are as small as they were sealed. */

@@ -8,6 +8,7 @@
  * connections, what is in flight ends, disks and store are closed. A second signal ends
  * the process at once, which loses nothing that was acknowledged. So does a stop that has
  * nobody left to agree with for STOP_ALONE_MS, as when all hosts are stopped together.
+ * What waits for members that do not come fails after a while (host_stop_soon).
  *
  * What fails before the daemon is ready is one line on standard error. A detached daemon
  * sends it through a pipe to the process that started it, which prints it and fails. What
@@ -205,6 +206,8 @@ static void stop_start(struct daemon *d)
     if (!d->running || d->stopping)
         return;
     d->stopping = true;
+    if (d->host != NULL)
+        host_stop_soon(d->host);
     d->task = (struct task_call){
         .main = stop_main, .name = "daemon stop", .system = true};
     task_start(d->loop, &d->task);

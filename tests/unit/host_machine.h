@@ -26,6 +26,7 @@ struct party {
     struct replica_directory directory;
     uint64_t node;
     enum party_mood mood;
+    bool lacks_members; /* for a new extent: the others are out of reach for now */
     struct rpc_request *held[HELD_MAX];
     uint32_t held_count, handed_over, prepared;
 };
@@ -125,7 +126,9 @@ static inline struct chosen member_choose(struct replica_directory *directory,
     struct party *party = container_of(directory, struct party, directory);
     const struct cluster_group *group =
         cluster_group_by_id(cluster_state(party->all->cluster), 1);
-    (void)disk, (void)avoid, (void)avoid_count;
+    (void)disk, (void)avoid;
+    if (party->lacks_members && avoid_count == 0)
+        return (struct chosen){.count = 0};
     return (struct chosen){.members = {member_find(directory, 1)},
                            .count = 1,
                            .group = 1,
