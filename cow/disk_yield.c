@@ -322,6 +322,10 @@ void disk_serve_hand_over(struct host *host, struct rpc_request *request)
         refuse(request, -EINVAL);
         return;
     }
+    if (host->closing) { /* it waits for none that comes now */
+        refuse(request, -ESHUTDOWN);
+        return;
+    }
     if (host->hand_overs >= HAND_OVERS_MAX || !(job = calloc(1, sizeof *job))) {
         refuse(request, -PLX_ELIMIT);
         return;

@@ -14,6 +14,8 @@
 #include "cow/schedule.h"
 #include "cow/scrub.h"
 
+#define BUFFERS_WAIT_NS (10 * NS_PER_S)
+#define BUFFERS_LOOK_NS (10 * NS_PER_MS)
 #define THIN_SHARE 5U /* less room than this part of what can be stored is said */
 
 static void set_defaults(struct host_options *options)
@@ -283,6 +285,25 @@ static async int open_parts(struct host *host, const struct host_options *option
     return rc < 0 ? err_set(err, rc, "%s", err_text(rc)) : 0;
 }
 
+/* What other hosts were sent lies in buffers of this one until it has left, or until its
+ * connection is given up, which is sooner. */
+static async void await_buffers(struct host *host)
+{
+    uint64_t until_ns = loop_now_ns(host->loop) + BUFFERS_WAIT_NS;
+
+    while ((buffer_pool_used_bytes(host->front_buffers) > 0 ||
+            buffer_pool_used_bytes(host->log_buffers) > 0) &&
+           host->rpc && loop_now_ns(host->loop) < until_ns)
+        task_sleep_ns(BUFFERS_LOOK_NS);
+}
+
+/* One that still has buffers out, of a peer that does not read, stays as it is. */
+static void end_pool(const struct host *host, struct buffer_pool *pool)
+{
+    if (!host->rpc || buffer_pool_used_bytes(pool) == 0)
+        buffer_pool_destroy(pool);
+}
+
 static async void host_free(struct host *host)
 {
     timer_stop(host->loop, &host->stop_timer);
@@ -301,8 +322,9 @@ static async void host_free(struct host *host)
         store_close(host->store);
     if (host->kv && !host->parts_are_borrowed)
         kv_close(host->kv);
-    buffer_pool_destroy(host->front_buffers);
-    buffer_pool_destroy(host->log_buffers);
+    await_buffers(host);
+    end_pool(host, host->front_buffers);
+    end_pool(host, host->log_buffers);
     reclaim_destroy(host);
     free(host->usage_cache);
     free(host);

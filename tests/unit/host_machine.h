@@ -66,7 +66,9 @@ static inline void handle_hand_over(void *arg, struct rpc_request *request)
     if (party_holds(party, request))
         return;
     party->handed_over++;
+    uint32_t before = party->host->hand_overs;
     disk_serve_hand_over(party->host, request);
+    CHECK(!party->host->closing || party->host->hand_overs == before);
 }
 
 static inline void handle_prepare(void *arg, struct rpc_request *request)

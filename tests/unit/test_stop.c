@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A host that is to stop while its writes wait for members that do not come: it ends, and
- * what was acknowledged is found by the next one. */
+/* A host that is to stop while its writes wait for members that do not come, or while
+ * what another host read is on its way: it ends, and what was acknowledged is found by
+ * the next one. */
 #include "tests/unit/host_machine.h"
 
 #define SIZE  (2 * MIB)
@@ -84,10 +85,75 @@ static async void run_checkpoint_waits(struct hosts *h)
     check_byte(h, 1);
 }
 
+/* The answer still lies in memory of the host's. */
+static async void run_read_on_its_way(struct hosts *h)
+{
+    struct sim_faults *faults = sim_world_faults(h->world);
+    uint64_t min_ns = faults->net_latency_min_ns, max_ns = faults->net_latency_max_ns;
+    uint8_t data[BYTES];
+    struct op ops[SIZE / MIB];
+    DO(disk_create(h->parties[1].host, "web", SIZE, &err));
+    struct disk *here = attach_to(h, 1, "web", DISK_READ_WRITE);
+    CHECK_EQ(write_byte(here, 1), 0);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    CHECK_EQ(read_bytes_at(there, 0, BYTES, data), 0); /* there is a connection now */
+    faults->net_latency_min_ns = faults->net_latency_max_ns = 400 * NS_PER_MS;
+    for (uint32_t i = 0; i < ARRAY_LEN(ops); i++)
+        op_start(&ops[i], there, DISK_READ, 0, i * MIB, MIB, NULL);
+    task_sleep_ns(410 * NS_PER_MS);
+    disk_close(here);
+    reopen(h);
+    for (uint32_t i = 0; i < ARRAY_LEN(ops); i++)
+        CHECK_EQ(op_wait(&ops[i], NULL), 0);
+    faults->net_latency_min_ns = min_ns;
+    faults->net_latency_max_ns = max_ns;
+    disk_close(there);
+}
+
+struct closing {
+    struct task_call call;
+    struct hosts *h;
+    struct event over;
+};
+
+static void closing_main(struct task_call *call)
+{
+    struct closing *closing = container_of(call, struct closing, call);
+    host_close(closing->h->parties[1].host);
+    event_set(&closing->over);
+}
+
+/* Nothing is begun for another host that nobody would wait for. */
+static async void run_asked_while_closing(struct hosts *h)
+{
+    struct closing closing = {.call = {.main = closing_main, .name = "close"}, .h = h};
+    struct party *party = &h->parties[1];
+    DO(disk_create(party->host, "web", SIZE, &err));
+    struct disk *disk = attach_to(h, 1, "web", DISK_READ_WRITE);
+    CHECK_EQ(write_byte(disk, 1), 0);
+    struct disk_rpc_hand_over head = {.disk = le64_of(disk_state(h, "web")->id),
+                                      .epoch = le64_of(disk_state(h, "web")->epoch),
+                                      .kind = HAND_OVER_INCOMING};
+    event_init(&closing.over);
+    task_start(h->loop, &closing.call);
+    task_sleep_ns(100 * NS_PER_MS);
+    CHECK(party->host->closing); /* and waits for the client */
+    CHECK_EQ(call_raw(h, DISK_RPC_HAND_OVER, &head, sizeof head), -ESHUTDOWN);
+    CHECK_EQ(party->handed_over, 1);
+    disk_close(disk);
+    event_wait(&closing.over);
+    party_open_host(h, 1);
+    check_byte(h, 1);
+}
+
 int main(int argc, char **argv)
 {
     static void (*const STORIES[])(struct hosts *h) = {
-        run_write_waits, run_checkpoint_waits};
+        run_write_waits,
+        run_checkpoint_waits,
+        run_read_on_its_way,
+        run_asked_while_closing,
+    };
     for (size_t i = 0; i < ARRAY_LEN(STORIES); i++) {
         uint64_t first = 1, last = seeds_of(SEEDS);
         if (argc > 1) /* one seed, all stories */
