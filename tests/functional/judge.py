@@ -67,6 +67,7 @@ class Judge:
         self.wrong = None           # the first finding
         self.requests = self.acknowledged = 0
         self.flush_every = 0.3      # seconds
+        self.fua = 0.0              # share of writes that are flushed by themselves
         self.begin_stall()
 
     # --- the client's life ---
@@ -184,6 +185,7 @@ class Judge:
         self.orders[block, write] = self.order
         self.pending.add(block)
         begun = self.since[block] = time.monotonic()
+        flags = nbd.CMD_FLAG_FUA if self.fua and self.random.random() < self.fua else 0
 
         def done(ok):
             now = time.monotonic()
@@ -197,9 +199,11 @@ class Judge:
                     f"block {block}: write {write} did not happen, and is acknowledged"
                 self.acknowledged += 1
                 self.floor[block] = max(self.floor[block], write)
+                if flags:
+                    self.synced[block] = max(self.synced[block], write)
 
         data = nbd.Buffer.from_bytearray(bytearray(content(block, write, self.order)))
-        self.begin(lambda f: self.handle.aio_pwrite(data, block * BLOCK, f), done)
+        self.begin(lambda f: self.handle.aio_pwrite(data, block * BLOCK, f, flags), done)
 
     def read_begin(self, block):
         floor = self.floor[block]

@@ -287,12 +287,12 @@ requires_power()
         -o "$POWER_DISK" "$TESTS/power_disk.c" $(pkg-config --libs fuse3)
 }
 
-# Makes the folder DIR, for a host whose power can be cut.
+# Makes the folder DIR, for a host whose power can be cut; with `device` a block device.
 power_on()
 {
     unchecked "$1" # it is not there any more when others are checked
     cleanup_fn /usr/bin/python3 "$TESTS/power.py" off "$1"
-    /usr/bin/python3 "$TESTS/power.py" on "$1"
+    /usr/bin/python3 "$TESTS/power.py" on "$@"
 }
 
 # Hosts lose power, and what they did not sync, and have it again; none is started.

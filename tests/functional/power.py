@@ -3,7 +3,8 @@
 """Folders whose disks lose what was never synced when their power is cut.
 
     power.py on FOLDER          mounts it: an ext4 of its own, made the first time, on a
-                                loop device on power_disk.c
+                                loop device on power_disk.c; with `device` FOLDER is a
+                                link to that device, with nothing on it
     power.py off FOLDER         ends its daemon with SIGKILL, and all of that
     power.py cycle FOLDER...    a cut that loses all that was not synced; then it is on
 
@@ -57,22 +58,25 @@ def read(path):
 
 # --- its disk ---
 
-def make(folder):
-    os.makedirs(folder)
+def make(folder, kind):
     os.makedirs(beside(folder, "files"))
     medium = beside(folder, "medium")
     write(medium, "")
     os.truncate(medium, SIZE)
+    if kind == "device":
+        os.symlink("nowhere", folder)
+        return
+    os.makedirs(folder)
     # A torn superblock is not ours to survive, but would not pass its checksum. Nothing
     # is left to be initialized when it is mounted.
     run("mkfs.ext4", "-q", "-F", "-b", "4096", "-N", "4096", "-J", "size=16", "-m", "0",
         "-O", "^metadata_csum,^resize_inode", "-E", "lazy_itable_init=0", medium)
 
 
-def on(folder, lies="POWER_LIES" in os.environ):
+def on(folder, kind="ext4", lies="POWER_LIES" in os.environ):
     is_new = not os.path.exists(beside(folder))
     if is_new:
-        make(folder)
+        make(folder, kind)
     with open(beside(folder, "log"), "ab") as log:
         disk = subprocess.Popen([os.environ["POWER_DISK"], beside(folder, "medium"),
                                  beside(folder, "files"), *["lies"] * lies],
@@ -90,6 +94,10 @@ def on(folder, lies="POWER_LIES" in os.environ):
         time.sleep(0.1)
     write(beside(folder, "loop"), loop)
     assert read(f"/sys/block/{os.path.basename(loop)}/loop/dio") == "1"
+    if os.path.islink(folder):
+        os.unlink(folder)
+        os.symlink(loop, folder)
+        return
     run("mount", "-t", "ext4", "-o", "noatime", loop, folder)
     if is_new:
         os.rmdir(os.path.join(folder, "lost+found"))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The power of hosts is cut; see power.sh and cluster-power.sh.
 
-    power_cuts.py HOSTS ROUNDS SEED"""
+    power_cuts.py ROUNDS SEED HOST..."""
 
 import json
 import os
@@ -15,21 +15,25 @@ import nbd
 
 import power
 import cluster_hosts
-from cluster_hosts import T, leader, parallax, say, start, status, uri, wait_for
+from cluster_hosts import T, leader, parallax, say, start, status, wait_for
 from judge import BLOCK, DEPTH, Judge, parse
 
-COUNT, ROUNDS, SEED = (int(argument) for argument in sys.argv[1:])
-HOSTS = list(range(1, COUNT + 1))
+ROUNDS, SEED = int(sys.argv[1]), int(sys.argv[2])
+HOSTS = sys.argv[3:]
 BLOCKS = 1024
 DISK = "web"
 KEPT = 8  # snapshots, clones and disks of each kind, about
 NOWHERE, THERE, TRASH = "nowhere", "there", "in the trash"
 
 
+def uri(host, disk):
+    return status(host)["nbd"][0].replace("///", f"///{disk}")
+
+
 def wait_until_healthy():
-    if COUNT > 1:
+    if len(HOSTS) > 1:
         return cluster_hosts.wait_until_healthy(*HOSTS)
-    return wait_for("health is ok", 10, lambda: status(1)["health"] == "ok")
+    return wait_for("health is ok", 10, lambda: status(HOSTS[0])["health"] == "ok")
 
 
 class Snapshot:
@@ -155,7 +159,7 @@ class Story:
         self.random = random.Random(SEED)
         self.judge = Judge(BLOCKS, SEED)
         self.administrator = Administrator(self.judge, random.Random(SEED + 1))
-        self.serving, self.lost = 1, 0
+        self.serving, self.lost = HOSTS[0], 0
 
     def cut(self, *hosts):
         lost = power.cut([f"{T}/{host}" for host in hosts], self.random)
@@ -194,6 +198,7 @@ class Story:
     def begin(self):
         """Commands let everything be synced now and then, so not always."""
         self.judge.flush_every = self.random.choice((0.05, 0.3, 2))
+        self.judge.fua = self.random.choice((0, 0, 0.001, 0.1))
         self.judge.start()
         self.administrator.start(self.serving)
         if self.random.random() < 0.5:
@@ -222,18 +227,33 @@ class Story:
     # --- the cases ---
 
     def everywhere(self):
+        """Or of too many: of all but one that does not serve."""
+        gone = HOSTS
+        if len(HOSTS) > 1 and self.random.random() < 0.3:
+            gone = [self.serving, self.others()[0]]
         self.begin()
-        say(f"everywhere: {self.cut(*HOSTS)}")
-        self.end(*HOSTS)
+        say(f"cut: {', '.join(gone)}: {self.cut(*gone)}")
+        self.end(*gone)
         begun = time.monotonic()
-        self.come_back(*HOSTS)
+        self.come_back(*gone)
         self.judge.power_was_lost()
         self.attach(self.random.choice(HOSTS))
         attached = time.monotonic() - begun
-        gone = self.verify()
+        lost = self.verify()
         wait_until_healthy()
-        say(f"everywhere: attached {attached:.1f} s after it is back, healthy after "
-            f"{time.monotonic() - begun:.1f} s; {gone} writes are gone, none was flushed")
+        say(f"attached {attached:.1f} s after all are back, healthy after "
+            f"{time.monotonic() - begun:.1f} s; {lost} writes are gone, none was flushed")
+
+    def stopped(self):
+        """What an orderly end left is safe."""
+        self.begin()
+        self.end()
+        self.judge.detach()
+        parallax(self.serving, "down")
+        say(f"stopped, then cut: {self.cut(self.serving)}")
+        self.come_back(self.serving)
+        self.attach(self.serving)
+        assert self.verify() == 0
 
     def copy(self):
         """Of a host that does not serve the disk."""
@@ -289,14 +309,15 @@ class Story:
 def main():
     wait_until_healthy()
     story = Story()
-    parallax(1, "disk", "create", DISK, "16M")
+    parallax(story.serving, "disk", "create", DISK, "16M")
     story.cut(*HOSTS)
     story.come_back(*HOSTS)
     wait_until_healthy()
-    story.attach(1)
-    cases = [story.everywhere]
-    if COUNT > 1:
-        cases += [story.copy, story.owner, story.all_others]
+    story.attach(story.serving)
+    if len(HOSTS) > 1:
+        cases = [story.everywhere, story.copy, story.owner, story.all_others]
+    else:
+        cases = [story.everywhere] * 4 + [story.stopped]
     for _ in range(ROUNDS):
         story.random.shuffle(cases)
         for case in cases:

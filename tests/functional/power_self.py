@@ -34,7 +34,7 @@ def old_and_new(percent, lies=False):
     for name in "synced", "unsynced":
         put(name, 1, True)
     power.off(FOLDER)
-    power.on(FOLDER, lies)
+    power.on(FOLDER, lies=lies)
     put("synced", 2, True)
     put("unsynced", 2, False)
     lost, = power.cut([FOLDER], random, percent)
