@@ -122,13 +122,20 @@ def unmount(path):
     wait_for(f"{path} is not busy", lambda: not os.path.ismount(path) or is_unmounted())
 
 
+def has_loop(folder):
+    """Once it is given back, another test may have the device."""
+    with contextlib.suppress(FileNotFoundError):
+        name = os.path.basename(read(beside(folder, "loop")))
+        backing = read(f"/sys/block/{name}/loop/backing_file")
+        return backing == os.path.realpath(beside(folder, "files/disk"))
+    return False
+
+
 def take_down(folder):
     unmount(folder)
-    if os.path.exists(beside(folder, "loop")):
-        loop = read(beside(folder, "loop"))
-        run("losetup", "--detach", loop)
-        wait_for(f"{loop} is free", lambda: not run("losetup", loop, check=False))
-        os.unlink(beside(folder, "loop"))
+    if has_loop(folder):
+        run("losetup", "--detach", read(beside(folder, "loop")))
+        wait_for("the loop device is given back", lambda: not has_loop(folder))
     if os.path.ismount(beside(folder, "files")):
         pid = int(read(beside(folder, "pid")))
         unmount(beside(folder, "files"))
