@@ -182,7 +182,7 @@ static int plan(struct compaction *c)
 {
     struct extent *e = c->ins->extent;
     struct section *s = &c->section;
-    if (!compact_is_fit(e))
+    if (s->known != NULL ? !compact_may_be(e) : !compact_is_fit(e))
         return -PLX_EPRECONDITION;
     c->serial = e->serial;
     plan_layout(c, e);
@@ -211,13 +211,15 @@ static async int copy_one(struct compaction *c, const struct inspected *in)
 {
     const struct extent *e = c->ins->extent;
     bool is_bad = in->was_bad;
-    if (in->is_header && in->code != 0) {
+    if (in->is_header && in->code != 0 && c->section.known == NULL) {
         unfit(c, "header", in->block, in->code);
         return -PLX_EDAMAGED;
     }
     if (!bitmap_get(c->layout, in->block))
         return 0;
     bool is_live = extent_is_live(e, in->block, 1);
+    if (is_live && !in->is_known && c->section.known != NULL)
+        return -PLX_EDAMAGED;
     if (in->code == -PLX_ECHECKSUM && is_live && !is_bad) {
         is_bad = true;
         log_warning(c->store->loop, "store %s: extent %llx block %u: %s, moved as it is",
@@ -252,7 +254,8 @@ static async int copy(struct compaction *c)
     uint64_t paced = 0;
     int more;
     struct inspected in;
-    if (c->ins->digest_code != 0 && c->ins->extent->layout != NULL) {
+    if (c->ins->digest_code != 0 && c->ins->extent->layout != NULL &&
+        c->section.known == NULL) {
         unfit(c, "digest", 0, c->ins->digest_code);
         return -PLX_EDAMAGED;
     }
@@ -335,6 +338,7 @@ static async int change_locked(struct compaction *c, struct extent *e)
     e->layout = layout;
     e->live_map = live_map;
     e->serial = ++c->store->extents.serials;
+    e->is_unfit = false;
     extent_count(&c->store->extents, e, c->stored, e->live);
     runs_done(&c->to); /* they are the extent's now */
     readers_drain(c->store, e);
@@ -399,6 +403,8 @@ static struct compaction *compaction_create(struct store *store,
     c->section = *section;
     waitlist_init(&c->written);
     c->ins = inspect_create(store, section->address);
+    if (c->ins != NULL)
+        c->ins->known = section->known;
     c->entries = malloc(EXTENT_BLOCKS * sizeof *c->entries);
     bool has_all = c->ins != NULL && c->entries != NULL;
     for (uint32_t i = 0; i < CHUNKS; i++) {

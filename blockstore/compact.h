@@ -11,12 +11,19 @@ struct section {
     struct address address;
     uint32_t from, to; /* pieces of its blocks */
     bool digest;       /* and its digest, also if that could stay */
+    const struct digest_entry_format *known; /* as in struct inspect: then damage of
+                                                headers and digest is no hindrance */
 };
 
-/* Whether it may be moved at all. */
+/* Whether it may be moved at all: */
+static inline bool compact_may_be(const struct extent *e)
+{
+    return e->state == EXTENT_FINAL && e->headers == NULL && e->live > 0;
+}
+/* and without help. */
 static inline bool compact_is_fit(const struct extent *e)
 {
-    return e->state == EXTENT_FINAL && e->headers == NULL && !e->is_unfit && e->live > 0;
+    return compact_may_be(e) && !e->is_unfit;
 }
 
 /* Moves the live blocks of a section to other pieces, densely, and frees the old ones;

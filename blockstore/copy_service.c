@@ -273,6 +273,18 @@ static void add_block(struct fetch *f, const struct inspected *in)
         payload_add(&f->payload, in->bytes, BLOCK_SIZE);
 }
 
+/* What is asked for here is read, and so it is noticed. */
+static void notice(const struct fetch *f, const struct inspect *ins,
+                   const struct inspected *in)
+{
+    const struct copy_service_options *options = &f->service->options;
+    bool is_bad = in->code != 0 &&
+                  (in->is_header || extent_is_live(ins->extent, in->block, 1));
+    bool has_digest = ins->extent->layout == NULL || ins->digest_code == 0;
+    if (options->bad != NULL && (is_bad || !has_digest))
+        options->bad(options->arg, f->extent);
+}
+
 /* From where the cursor is. */
 static async int read_blocks(struct fetch *f, struct inspect *ins)
 {
@@ -284,6 +296,7 @@ static async int read_blocks(struct fetch *f, struct inspect *ins)
             return more;
         if (ins->extent->state != EXTENT_FINAL)
             return -PLX_EPRECONDITION;
+        notice(f, ins, &in);
         if (in.block >= f->from && extent_is_live(ins->extent, in.block, 1))
             add_block(f, &in);
     }

@@ -27,6 +27,8 @@ struct copy_service_options {
     bool (*is_whole)(void *arg, uint16_t group);
     /* So many bytes were read: makes room for guests. NULL: does not. */
     async void (*rest)(void *arg, uint64_t bytes);
+    /* Something in this extent is not what it should be. Must not suspend. NULL ok. */
+    void (*bad)(void *arg, struct address extent);
     void *arg;
 };
 

@@ -234,7 +234,8 @@ static async int next_by_headers(struct inspect *ins, struct inspected *ret)
     if (code == 0)
         code = header_take(ins, ret->block, bytes);
     ins->is_lost = code != 0;
-    ret->is_header = !was_lost || code == 0;
+    ret->is_header = !was_lost || code == 0 ||
+                     (e->headers != NULL && bitmap_get(e->headers, ret->block));
     if (ret->is_header) {
         ret->code = code;
         ret->bytes = bytes;
@@ -274,6 +275,8 @@ static async int next_one(struct inspect *ins, struct inspected *ret)
     int result = has_layout ? next_by_digest(ins, ret) : next_by_headers(ins, ret);
     if (result <= 0 || ret->is_header)
         return result;
+    if (!ret->is_known && ins->known != NULL)
+        ret->is_known = digest_entry_decode(&ins->known[ret->block], &ret->entry);
     if (ret->block < ins->from || ret->block >= ins->to ||
         !extent_is_live(e, ret->block, 1))
         return 1;

@@ -28,6 +28,10 @@ struct inspect {
     struct digest_entry_format *digest;
     uint32_t digest_count, digest_at;
     int digest_code; /* what is wrong with it */
+
+    const struct digest_entry_format *known; /* by block, kind 0: nothing. What others say
+                                              * of blocks of which nothing is known here;
+                                              * NULL: they were not asked */
 };
 
 struct inspected {

@@ -247,20 +247,6 @@ void store_install_bury(struct store_install *install, uint32_t block)
     bitmap_set(install->dead, block);
 }
 
-/* Whether the bytes are the header that stands there. What it follows is not looked at:
- * who sent it has walked there. */
-static bool is_header_of(const struct store_install *in, uint32_t block,
-                         const uint8_t *bytes)
-{
-    const struct extent *e = in->copy;
-    struct header head;
-    int result = block == 0 ? roll_decode(bytes, &head, NULL)
-                            : header_decode(bytes, &head, NULL);
-    return result == 0 && uid_equal(head.cluster, in->store->super.cluster) &&
-           head.disk == e->disk && address_equal(head.extent, e->address) &&
-           head.epoch == e->epoch && head.nonce == e->nonce && head.block == block;
-}
-
 static int check_block(const struct store_install *in, const struct install_block *b,
                        const uint8_t *bytes)
 {
@@ -271,7 +257,7 @@ static int check_block(const struct store_install *in, const struct install_bloc
     if (b->is_bad)
         return 0;
     if (headers != NULL && bitmap_get(headers, b->block))
-        return is_header_of(in, b->block, bytes) ? 0 : -PLX_ECHECKSUM;
+        return is_header_at(in->store, in->copy, b->block, bytes) ? 0 : -PLX_ECHECKSUM;
     return !b->is_known || crc32c(bytes, BLOCK_SIZE) == b->entry.crc ? 0 : -PLX_ECHECKSUM;
 }
 

@@ -136,6 +136,8 @@ static async bool header_was_flushed(struct store *store, struct job *job,
         return false;
     }
     bitmap_set(e->headers, block);
+    if (block == 0 && beyond.end > 1) /* the first batch is behind the roll record */
+        bitmap_set(e->headers, 1);
     e->length = beyond.end;
     log_warning(store->loop,
                 "store %s: extent %llx of disk %llu: the header in block %u, which was "

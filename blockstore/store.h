@@ -270,6 +270,9 @@ struct verify_callbacks {
                    int code);
     /* Every 256 KiB or so, on the task; may suspend for long. Not 0: ends it. NULL ok. */
     async int (*progress)(void *arg, uint64_t bytes);
+    /* A live block of which nothing is known, readable or not; or one that is a header,
+     * sound or not, and was not known to be one. NULL ok. */
+    void (*unknown)(void *arg, uint32_t block);
     void *arg;
 };
 async int store_verify_extent(struct store *store, struct address extent,
@@ -293,5 +296,22 @@ async int store_list_entries(struct store *store, struct address extent,
  * the file. */
 async int store_mend_block(struct store *store, struct address address, const void *bytes,
                            uint32_t crc);
+/* The same for a live header of a final extent: the bytes must be the one that stands
+ * there. If it was not known to be a header, it is from now on, and dies with the others.
+ * -PLX_EEXISTS: what is there is sound, and known; -PLX_ECHECKSUM: the bytes are another
+ * header, or none; -PLX_EPRECONDITION: it is not final; else as above. */
+async int store_mend_header(struct store *store, struct address address,
+                            const void *bytes);
+/* The headers of an extent, as store_live_map. -PLX_EMISSING; -PLX_EDEAD: they
+ * are dead. */
+int store_headers_map(const struct store *store, struct address extent, uint8_t *ret_map);
+/* Moves a final extent, whose headers are dead, as compaction does, with a new digest:
+ * what its headers or its digest do not say any more comes from `known`, by block, kind 0
+ * for nothing. -PLX_EDAMAGED: of some block nothing is known after all, or it cannot be
+ * read; -PLX_EMISSING; -PLX_EPRECONDITION: its headers are live, or it has changed;
+ * -PLX_EFULL, -ENOMEM, -PLX_EFAILED. */
+struct digest_entry_format;
+async int store_describe_again(struct store *store, struct address extent,
+                               const struct digest_entry_format *known);
 
 #endif

@@ -314,6 +314,10 @@ void sync_mark_dirty(struct store *store, struct extent *e);
 void sync_forget(struct store *store, struct extent_open *open);
 async int sync_wait(struct store *store);
 async int sync_always_wait(struct store *store);
+/* mend.c: whether the bytes are the header that stands there. What it follows is not
+ * looked at: who has them has walked there. */
+bool is_header_at(const struct store *store, const struct extent *e, uint32_t block,
+                  const void *bytes);
 
 /* zero_fill.c */
 int zero_fill_init(struct store *store);

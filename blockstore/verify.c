@@ -19,11 +19,22 @@ struct verification {
     uint64_t paced;
 };
 
+/* A live block of which nothing is known, or that is a header and not known to be one. */
+static bool is_unknown(const struct extent *e, const struct inspected *in)
+{
+    bool is_known = in->is_header
+                        ? e->headers != NULL && bitmap_get(e->headers, in->block)
+                        : in->is_known;
+    return !is_known && extent_is_live(e, in->block, 1);
+}
+
 /* Dead blocks need not be right. Headers are needed even when they are dead: as long as
  * they are there, they are all that says what the others should be. */
 static int report(struct verification *v, const struct inspected *in)
 {
     struct extent *e = v->ins->extent;
+    if (v->cb->unknown != NULL && is_unknown(e, in))
+        v->cb->unknown(v->cb->arg, in->block);
     if (in->code == 0 || (!in->is_header && !extent_is_live(e, in->block, 1)))
         return 0;
     return v->cb->finding(v->cb->arg, address_plus(v->ins->address, in->block),

@@ -503,7 +503,8 @@ static inline async int no_pause(void *arg)
 static inline int machine_compact(struct machine *m, struct model_extent *x,
                                   uint32_t from, uint32_t to, bool digest)
 {
-    struct section section = {x->address, from, to, digest};
+    struct section section = {
+        .address = x->address, .from = from, .to = to, .digest = digest};
     return compact_section(m->store, &section, no_pause, NULL);
 }
 

@@ -77,7 +77,9 @@ static void check_copy(void)
 
 static int compact(bool digest)
 {
-    struct section section = {source->address, 0, EXTENT_PIECES, digest};
+    struct section section = {.address = source->address,
+                              .to = EXTENT_PIECES,
+                              .digest = digest};
     return compact_section(m->store, &section, no_pause, NULL);
 }
 
