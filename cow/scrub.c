@@ -96,6 +96,14 @@ static int on_damage(void *arg, struct address at, const struct entry *entry, in
     return 0;
 }
 
+static void on_unknown(void *arg, uint32_t block)
+{
+    struct scrub_reader *reader = arg;
+
+    (void)block;
+    reader->unknown_count++;
+}
+
 static async int on_read(void *arg, uint64_t bytes)
 {
     struct scrub_reader *reader = arg;
@@ -121,17 +129,19 @@ static async int scrub_extent(struct scrub_reader *reader, const struct extent_i
 {
     struct scrub *scrub = reader->scrub;
     struct verify_callbacks callbacks = {
-        .finding = on_damage, .progress = on_read, .arg = reader,
+        .finding = on_damage, .progress = on_read, .unknown = on_unknown, .arg = reader,
     };
     struct scrub_state *state = &scrub->state;
 
-    reader->damage_count = 0;
+    reader->damage_count = reader->unknown_count = 0;
     int rc = store_verify_extent(scrub->host->store, info->extent, &callbacks);
     reader->read_bytes = 0;
     if (scrub->closing)
         return -PLX_ECANCELLED; /* it is read again, so its damage is not lost */
     if (rc == -ENOMEM)
         return rc;
+    if (reader->damage_count + reader->unknown_count > 0)
+        copies_mend_extent(scrub->host->copies, info->extent);
     state->done_bytes += (uint64_t)info->stored * BLOCK_SIZE;
     state->total_bytes = max_u64(state->total_bytes, state->done_bytes);
     uint32_t told = min_u32(reader->damage_count, ARRAY_LEN(reader->damage));

@@ -44,6 +44,7 @@ struct scrub_reader {
     uint64_t read_bytes;          /* of it */
     struct scrub_damage damage[SCRUB_LINES_MAX]; /* found in it */
     uint32_t damage_count;        /* what did not fit is only counted */
+    uint32_t unknown_count;       /* blocks that could not be checked */
 };
 
 struct scrub {

@@ -302,8 +302,7 @@ static async void describe(struct scrub *scrub, uint64_t disk,
     if (is_in_a_map(damage))
         say_who(scrub, family, damage, &line);
     if (!copies_only_here(scrub->host->copies, damage->at))
-        say(&line, damage->has_entry ? "; it is written again if another copy is sound"
-                                     : "; other copies may be sound");
+        say(&line, "; it is written again if another copy is sound");
     else if (damage->has_entry && damage->entry.kind == ENTRY_NODE)
         say(&line, "; check --repair makes it again from the headers of its log, while "
                    "these exist");

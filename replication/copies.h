@@ -93,6 +93,13 @@ void copies_on_bad(struct copies *copies,
  * member has it sound. Reads do that by themselves. */
 void copies_mend(struct copies *copies, struct address address, uint32_t crc);
 
+/* Something in an extent of this node's store is not what it should be, maybe a header,
+ * or a block of which nobody here knows what it should be: what has to be done about it
+ * is recovery's. Without one nothing is done. */
+void copies_mend_extent(struct copies *copies, struct address extent);
+void copies_on_damage(struct copies *copies, void (*fn)(void *arg, struct address extent),
+                      void *arg);
+
 /*
  * --- what is done to all copies ---
  *

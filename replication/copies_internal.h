@@ -43,6 +43,8 @@ struct copies {
                                            that is alone */
     void (*bad_fn)(void *arg, const struct copies_bad *bad);
     void *bad_arg;
+    void (*damage_fn)(void *arg, struct address extent);
+    void *damage_arg;
     uint64_t said_bad_ns;
     uint32_t mend_count;
     struct mend mends[MENDS_MAX]; /* the first one is at work */

@@ -121,6 +121,19 @@ void copies_mend(struct copies *copies, struct address address, uint32_t crc)
     task_start(copies->loop, &copies->mend_task);
 }
 
+void copies_mend_extent(struct copies *copies, struct address extent)
+{
+    if (copies->damage_fn != NULL && !copies->is_stopping)
+        copies->damage_fn(copies->damage_arg, extent);
+}
+
+void copies_on_damage(struct copies *copies, void (*fn)(void *arg, struct address extent),
+                      void *arg)
+{
+    copies->damage_fn = fn;
+    copies->damage_arg = arg;
+}
+
 async void copies_stop(struct copies *copies)
 {
     copies->is_stopping = true;

@@ -35,6 +35,18 @@ static bool is_whole(void *arg, uint16_t group)
     return recovery_may_serve(cluster_state(m->cluster), m->self.node, group);
 }
 
+static void served_bad(void *arg, struct address extent)
+{
+    const struct way *way = arg;
+    if (way->membership->recovery != NULL)
+        recovery_mend(way->membership->recovery, extent, false);
+}
+
+static void found_bad(void *arg, struct address extent)
+{
+    recovery_mend(arg, extent, true);
+}
+
 /* A witness has no store to speak of. And a store that said that it is full is asked for
  * nothing any more: it would never find out that there is room again. */
 static void usage_of(void *arg, struct warden_usage *ret)
@@ -65,6 +77,7 @@ int membership_duties_create(struct membership *m)
         .buffers = m->buffers,
         .is_whole = is_whole,
         .rest = make_room,
+        .bad = served_bad,
         .arg = &m->sending,
     };
     const struct recovery_options recovery = {
@@ -89,6 +102,8 @@ int membership_duties_create(struct membership *m)
     int rc = copy_service_create(&service, &m->copy_service);
     if (rc == 0)
         rc = recovery_create(&recovery, &m->recovery);
+    if (rc == 0)
+        copies_on_damage(m->copies, found_bad, m->recovery);
     return rc == 0 ? warden_create(&warden, &m->warden) : rc;
 }
 
@@ -101,6 +116,8 @@ async void membership_duties_stop(struct membership *m)
 {
     if (m->warden != NULL)
         warden_stop(m->warden);
+    if (m->copies != NULL)
+        copies_on_damage(m->copies, NULL, NULL);
     if (m->recovery != NULL)
         recovery_stop(m->recovery);
     if (m->copy_service != NULL)

@@ -370,6 +370,7 @@ void recovery_wake(struct recovery *r)
 {
     r->is_woken = true;
     waitlist_wake_all(&r->changed);
+    recovery_mend_wake(r);
 }
 
 /* --- the whole --- */
@@ -393,10 +394,14 @@ int recovery_create(const struct recovery_options *options,
     waitlist_init(&r->changed);
     LIST_INIT(&r->calls);
     STAILQ_INIT(&r->settling);
+    TAILQ_INIT(&r->mends);
+    waitlist_init(&r->mends_changed);
     r->extents_copied = metric_counter(options->loop, "parallax_recovery_extents_total",
                                        "Extents copied from other nodes");
     r->bytes_copied = metric_counter(options->loop, "parallax_recovery_bytes_total",
                                      "Bytes copied from other nodes");
+    r->extents_mended = metric_counter(options->loop, "parallax_mended_extents_total",
+                                       "Damaged extents made as other copies are");
     *ret_recovery = r;
     return 0;
 }
@@ -419,8 +424,9 @@ async void recovery_stop(struct recovery *r)
         cluster_off_apply(r->options.cluster, &r->watcher);
     r->is_stopping = true;
     waitlist_wake_all(&r->changed);
+    waitlist_wake_all(&r->mends_changed);
     source_cancel_all(r);
-    while (r->is_running)
+    while (r->is_running || r->mends_run)
         waitlist_wait(&r->changed);
 }
 
@@ -428,7 +434,8 @@ void recovery_destroy(struct recovery *r)
 {
     if (r == NULL)
         return;
-    assert(!r->is_running && LIST_EMPTY(&r->calls));
+    assert(!r->is_running && !r->mends_run && LIST_EMPTY(&r->calls));
+    recovery_mend_forget(r);
     while (!STAILQ_EMPTY(&r->settling))
         forget_settling(r, STAILQ_FIRST(&r->settling));
     address_list_done(&r->taken_over);

@@ -59,6 +59,13 @@ async void recovery_stop(struct recovery *recovery);
 void recovery_destroy(struct recovery *recovery);
 /* The state has changed, or a node can be reached again. */
 void recovery_wake(struct recovery *recovery);
+/* Something in an extent here is not what it should be: a block, a header, or what tells
+ * of its blocks. It is compared with its other copies, and written again from those that
+ * are sound: as soon as there is one in reach. is_looked_for: by a scrub, which wants it
+ * tried now, also if it was in vain the last time. */
+void recovery_mend(struct recovery *recovery, struct address extent, bool is_looked_for);
+/* So many wait for it, but for those that others are known not to have. */
+uint32_t recovery_mends_left(const struct recovery *recovery);
 void recovery_set_limit(struct recovery *recovery, uint64_t limit_bytes_s);
 
 struct recovery_status {

@@ -9,10 +9,11 @@
  * after it had answered.
  *
  * What can fail: a member stops answering, and the next one goes on where it was. A block
- * that a member has, but rotten, is asked of all others, whole or not; only when none of
- * them has it, and all have answered, it comes as it is, marked as bad, so that one block
- * does not keep all others from having another copy. Whatever else fails leaves nothing,
- * and is tried again with the next sweep.
+ * that a member has, but rotten, or without knowing its checksum, is asked of all others,
+ * whole or not; only when none of them has it, and all have answered, it comes as it is,
+ * marked as bad if it is, so that one block does not keep all others from having a
+ * copy; recovery_mend.c comes back to it. Whatever else fails leaves nothing, and is
+ * tried again with the next sweep.
  *
  * When recovery stops, calls fail and the copy is given up.
  */
@@ -31,6 +32,8 @@ struct copying {
     bool is_asked;             /* if it is on its way */
     uint32_t source;           /* that is asked now */
     uint32_t failures;         /* in a row */
+    uint32_t pass;             /* over what is missing */
+    bool is_imperfect;         /* some block is not as it should be */
     uint64_t copied_bytes;
     uint8_t *zeros; /* a block that nobody can read */
 };
@@ -102,6 +105,12 @@ static bool is_needed(const struct copying *c, uint32_t block)
     return store_install_missing(c->install, block) == block;
 }
 
+/* Of a block behind a rotten header only another member may know what it should be. */
+static bool is_sound(const struct copy_block *block)
+{
+    return block->has_bytes && !block->is_bad && (block->is_known || block->is_header);
+}
+
 /* What came, as far as it is needed. */
 static async int put_answer(struct copying *c)
 {
@@ -110,8 +119,8 @@ static async int put_answer(struct copying *c)
     int rc = 0;
     for (uint32_t i = 0; i < blocks->count && rc == 0;) {
         uint32_t n = 0;
-        while (i + n < blocks->count && blocks->at[i + n].has_bytes &&
-               !blocks->at[i + n].is_bad && is_needed(c, blocks->at[i + n].block))
+        while (i + n < blocks->count && is_sound(&blocks->at[i + n]) &&
+               is_needed(c, blocks->at[i + n].block))
             n++;
         if (n > 0)
             rc = put_row(c, i, n, bytes);
@@ -146,9 +155,20 @@ static async int next_source(struct copying *c, int rc)
     return rc;
 }
 
+/* At first all is missing; later here and there something. */
+static uint32_t how_many(const struct copying *c, uint32_t from)
+{
+    uint32_t n = 1;
+    if (c->pass == 0)
+        return COPY_RPC_FETCH_MAX;
+    while (n < COPY_RPC_FETCH_MAX && from + n < EXTENT_BLOCKS && is_needed(c, from + n))
+        n++;
+    return n;
+}
+
 static void ask_ahead(struct copying *c, uint32_t from)
 {
-    source_fetch_begin(c->r, source_now(c), &c->plan.extent, from, COPY_RPC_FETCH_MAX,
+    source_fetch_begin(c->r, source_now(c), &c->plan.extent, from, how_many(c, from),
                        false, &c->ahead);
     c->is_asked = true;
 }
@@ -228,6 +248,26 @@ static async int ask_for_one(struct copying *c, const struct recovery_source *so
     return rc;
 }
 
+/* As it is: whoever sent it may know by now that it is sound, or mended it. */
+static async int put_as_it_is(struct copying *c, const uint8_t *bytes)
+{
+    const struct copy_block *from = &c->blocks.at[0];
+    struct install_block block = block_of(from, from->is_bad || !from->has_bytes);
+    int rc = block.is_bad ? -PLX_ECHECKSUM
+                          : store_install_put(c->install, &block, 1, bytes);
+    if (rc == 0)
+        c->is_imperfect = c->is_imperfect || !is_sound(from);
+    if (rc != -PLX_ECHECKSUM)
+        return rc;
+    block.is_bad = true;
+    c->is_imperfect = true;
+    c->r->status.lost_blocks++;
+    log_error(c->r->options.loop,
+              "recovery: extent %llx block %u is damaged on every member in reach",
+              (unsigned long long)c->plan.extent.extent.v, from->block);
+    return store_install_put(c->install, &block, 1, from->has_bytes ? bytes : c->zeros);
+}
+
 /* It is as rotten as everywhere, so that readers see the same. */
 static async int put_bad(struct copying *c, uint32_t block)
 {
@@ -235,16 +275,8 @@ static async int put_bad(struct copying *c, uint32_t block)
                           &c->blocks, &c->payload);
     if (rc != 0)
         return rc;
-    if (c->blocks.count == 1 && c->blocks.at[0].block == block) {
-        struct install_block bad = block_of(&c->blocks.at[0], true);
-        bool has_bytes = c->blocks.at[0].has_bytes;
-        rc = store_install_put(c->install, &bad, 1,
-                               has_bytes ? slice_data(c->payload) : c->zeros);
-        c->r->status.lost_blocks++;
-        log_error(c->r->options.loop,
-                  "recovery: extent %llx block %u is damaged on every member",
-                  (unsigned long long)c->plan.extent.extent.v, block);
-    }
+    if (c->blocks.count == 1 && c->blocks.at[0].block == block)
+        rc = put_as_it_is(c, c->blocks.at[0].has_bytes ? slice_data(c->payload) : NULL);
     answer_drop(c);
     return rc;
 }
@@ -300,7 +332,8 @@ static int plan(struct copying *c)
     return store_install_plan(c->install, &install);
 }
 
-static async int copy_blocks(struct copying *c)
+/* All that is missing, from one member as long as it answers. */
+static async int copy_missing(struct copying *c)
 {
     uint32_t from = store_install_missing(c->install, 0);
     int rc = 0;
@@ -309,6 +342,17 @@ static async int copy_blocks(struct copying *c)
         rc = copy_some(c, &from);
     if (c->is_asked && next_answer(c, from) == 0)
         answer_drop(c);
+    return rc;
+}
+
+/* What one whole member has not sound the next one may have. */
+static async int copy_blocks(struct copying *c)
+{
+    int rc = 0;
+    for (c->pass = 0; rc == 0 && c->pass < c->sweep->source_count; c->pass++) {
+        c->source += c->pass > 0;
+        rc = copy_missing(c);
+    }
     return rc == 0 ? copy_rest(c) : rc;
 }
 
@@ -391,6 +435,8 @@ async int recovery_copy(struct copier *copier)
         memset(c->zeros, 0, BLOCK_SIZE);
         rc = copy(c);
     }
+    if (rc == 0 && c->is_imperfect)
+        recovery_mend(r, copier->extent.extent, true);
     if (rc == 0) {
         r->status.extents_done++;
         metric_add(r->extents_copied, 1);

@@ -119,6 +119,23 @@ async int recovery_merge(struct recovery *r, const struct recovery_source *sourc
 async int sweep_list_local(struct sweep *s);
 void sweep_end(struct sweep *s);
 
+/* --- recovery_mend.c: copies here that are not what they should be --- */
+
+/* At most so many are waited for; others are found again. */
+#define RECOVERY_MENDS_MAX 256U
+struct mend_extent {
+    struct address extent;
+    uint64_t due_ns, pause_ns; /* when it is tried again; the last pause */
+    uint64_t asked;            /* who could be asked the last time */
+    bool is_again;             /* it was found once more while it was worked on */
+    bool is_vain;              /* nobody who could be asked had it sound */
+    TAILQ_ENTRY(mend_extent) link;
+};
+/* Somebody may be in reach who was not. */
+void recovery_mend_wake(struct recovery *r);
+/* Its task has ended. */
+void recovery_mend_forget(struct recovery *r);
+
 /* --- recovery_end.c: copies that nobody makes whole --- */
 
 /* Deletes what is here of a group that this node has left. */
@@ -163,7 +180,13 @@ struct recovery {
     struct address_list taken_over; /* for the group that is being made whole: they are
                                      * here as on others; some more than once */
     STAILQ_HEAD(, settling) settling;
-    struct metric *extents_copied, *bytes_copied;
+    TAILQ_HEAD(, mend_extent) mends; /* the first one is worked on, if is_mending */
+    uint32_t mend_count;
+    bool mends_run, is_mending;
+    struct task_call mend_task;
+    struct timer mend_timer;
+    struct waitlist mends_changed;
+    struct metric *extents_copied, *bytes_copied, *extents_mended;
 };
 
 static inline const struct cluster_state *recovery_state(const struct recovery *r)

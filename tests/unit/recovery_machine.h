@@ -178,6 +178,13 @@ static inline async void note_served(void *arg, uint64_t bytes)
     node->served_bytes += bytes;
 }
 
+static inline void note_bad(void *arg, struct address extent)
+{
+    struct node *node = arg;
+    if (node->recovery != NULL)
+        recovery_mend(node->recovery, extent, false);
+}
+
 static inline async int admit_none(void *arg, struct address extent, uint64_t disk,
                                    uint64_t epoch, uint64_t index)
 {
@@ -282,6 +289,7 @@ static inline void boot_main(struct task_call *call)
                                           .buffers = node->pool,
                                           .is_whole = may_serve,
                                           .rest = note_served,
+                                          .bad = note_bad,
                                           .arg = node};
     struct store_service_options service = {.store = node->store,
                                             .loop = node->loop,

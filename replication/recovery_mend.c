@@ -1,0 +1,546 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Copies here that are not what they should be: a header rotted, or a digest, or a block
+ * that could only be copied as bad.
+ *
+ * Happy path: somebody found damage, and the extent waits in a list. A task takes over
+ * what died on the other whole members, reads the copy here, and asks one of them after
+ * the other for what is not sound:
+ * - a header, as long as headers are live: it is written again to its place;
+ * - when they are dead, what they, or the digest, said of the blocks: with that the
+ *   extent is compacted;
+ * - a block whose checksum is known: it is written again to its place.
+ * Then all of it is read once more.
+ *
+ * What is written over was read before, and did not verify; what is written is what must
+ * be there, by its checksum, or by its names and the extent's nonce. What dies is dead on
+ * a whole member. So another copy is never made worse by what is wrong here, nor this one
+ * by what is wrong elsewhere; and whatever ends it half-way leaves a copy that is bad in
+ * fewer places.
+ *
+ * What can fail: a member does not answer, and it is tried again after a pause. Or those
+ * that can be asked have nothing sound: then it waits for others to be whole, and up, and
+ * is tried once a day besides. What waits is forgotten when the process ends, and some if
+ * there is too much; the next scrub finds it again.
+ *
+ * An extent that all others have deleted stays: after a loss of data each member may have
+ * what is nowhere else.
+ *
+ * When recovery stops, calls fail and the task ends.
+ */
+#include "blockstore/digest.h"
+#include "blockstore/layout.h"
+#include "replication/recovery_internal.h"
+
+#define PAUSE_MIN_NS  (2 * NS_PER_S)
+#define PAUSE_MAX_NS  (60 * NS_PER_S)
+#define PAUSE_VAIN_NS (24 * 3600 * NS_PER_S) /* nobody has it sound */
+#define ROUNDS_MAX    16U
+#define BAD_MAX      256U /* of known checksum, in one round */
+
+struct mending {
+    struct recovery *r;
+    struct address extent;
+    struct recovery_source sources[REPLICAS_MAX];
+    uint32_t source_count;
+    bool has_asked; /* they have answered, all of them */
+
+    /* what was found here */
+    bool has_headers, is_misdescribed; /* a header or the digest is bad, or missing */
+    uint32_t unknown_count, bad_count;
+    uint8_t bad_headers[BITMAP_BYTES];
+    uint8_t unknown[BITMAP_BYTES];
+    struct bad_block {
+        uint32_t block, crc;
+        bool is_mended;
+    } bad[BAD_MAX];
+
+    uint32_t mended; /* of them all */
+    struct digest_entry_format *known; /* of unknown ones, by block */
+    struct copy_description d;
+    struct copy_blocks blocks;
+    uint8_t *bytes; /* a block */
+};
+
+/* --- what is here --- */
+
+static int found(void *arg, struct address address, const struct entry *entry, int code)
+{
+    struct mending *m = arg;
+    uint32_t block = address_block(address);
+    (void)code;
+    if (entry == NULL) {
+        m->is_misdescribed = true;
+        bitmap_set(m->bad_headers, block);
+    } else if (m->bad_count < BAD_MAX) {
+        m->bad[m->bad_count++] = (struct bad_block){.block = block, .crc = entry->crc};
+    }
+    return 0;
+}
+
+static void found_unknown(void *arg, uint32_t block)
+{
+    struct mending *m = arg;
+    m->is_misdescribed = true;
+    bitmap_set(m->unknown, block);
+    m->unknown_count++;
+}
+
+/* Guests first. */
+static async int rest(void *arg, uint64_t bytes)
+{
+    const struct recovery *r = ((struct mending *)arg)->r;
+    if (r->options.rest != NULL)
+        r->options.rest(r->options.rest_arg, bytes);
+    else
+        task_yield();
+    return r->is_stopping ? -PLX_ECANCELLED : 0;
+}
+
+/* 1: it is sound. */
+static async int look(struct mending *m)
+{
+    const struct verify_callbacks callbacks = {
+        .finding = found, .progress = rest, .unknown = found_unknown, .arg = m};
+    struct extent_info info;
+    m->is_misdescribed = false;
+    m->unknown_count = m->bad_count = 0;
+    memset(m->bad_headers, 0, sizeof m->bad_headers);
+    memset(m->unknown, 0, sizeof m->unknown);
+    int rc = store_verify_extent(m->r->options.store, m->extent, &callbacks);
+    if (rc == 0)
+        rc = store_extent_info(m->r->options.store, m->extent, &info);
+    if (rc != 0)
+        return rc;
+    m->has_headers = info.has_headers;
+    return !m->is_misdescribed && m->bad_count == 0;
+}
+
+struct own_read {
+    struct store_read read;
+    struct iovec iov;
+    struct event over;
+};
+
+static void own_read_done(struct store_read *read)
+{
+    event_set(&container_of(read, struct own_read, read)->over);
+}
+
+/* Into m->bytes. */
+static async int read_here(struct mending *m, uint32_t block)
+{
+    struct own_read mine = {.iov = {m->bytes, BLOCK_SIZE}};
+    event_init(&mine.over);
+    mine.read = (struct store_read){.address = address_plus(m->extent, block),
+                                    .count = 1,
+                                    .iov = &mine.iov,
+                                    .iov_count = 1,
+                                    .done = own_read_done};
+    store_read(m->r->options.store, &mine.read);
+    event_wait(&mine.over);
+    return mine.read.result;
+}
+
+static async bool is_sound_here(struct mending *m, uint32_t block, uint32_t crc)
+{
+    return read_here(m, block) == 0 && crc32c(m->bytes, BLOCK_SIZE) == crc;
+}
+
+/* A sound header that was not known to be one needs nobody else. */
+static async int recognize_headers(struct mending *m)
+{
+    int rc = 0;
+    for (uint32_t block = 0; rc == 0 && block < EXTENT_BLOCKS; block++) {
+        if (!bitmap_get(m->unknown, block) || read_here(m, block) != 0)
+            continue;
+        int known = store_mend_header(m->r->options.store,
+                                      address_plus(m->extent, block), m->bytes);
+        m->mended += known == 0;
+        rc = known == -PLX_EFAILED || known == -PLX_EMISSING ? known : 0;
+    }
+    return rc;
+}
+
+/* --- from one member --- */
+
+/* Blocks from one on; the payload is the caller's. */
+static async int fetch(struct mending *m, const struct recovery_source *source,
+                       uint32_t from, uint32_t max, struct slice *ret_payload)
+{
+    int rc = source_fetch(m->r, source, &m->d.extent, from, max, false, &m->blocks,
+                          ret_payload);
+    if (rc == 0)
+        (void)rest(m, (uint64_t)m->blocks.bytes_count * BLOCK_SIZE);
+    else if (!source_has_answered(rc))
+        m->has_asked = false;
+    return rc;
+}
+
+/* One block, if it is sound there: its bytes are in m->bytes. */
+static async bool fetch_one(struct mending *m, const struct recovery_source *source,
+                            uint32_t block, struct copy_block *ret)
+{
+    struct slice payload = {0};
+    if (fetch(m, source, block, 1, &payload) != 0)
+        return false;
+    *ret = m->blocks.at[0];
+    bool is_there = m->blocks.count == 1 && ret->block == block && ret->has_bytes &&
+                    !ret->is_bad;
+    if (is_there)
+        memcpy(m->bytes, slice_data(payload), BLOCK_SIZE);
+    buffer_put(payload.buffer);
+    return is_there;
+}
+
+static async int mend_headers(struct mending *m, const struct recovery_source *source)
+{
+    struct store *store = m->r->options.store;
+    uint8_t here[BITMAP_BYTES];
+    struct copy_block from;
+    int rc = store_headers_map(store, m->extent, here);
+    if (rc != 0)
+        return rc == -PLX_EDEAD ? 0 : rc;
+    for (uint32_t block = 0; block < m->d.extent.length; block++) {
+        bool is_wanted = bitmap_get(m->bad_headers, block) || !bitmap_get(here, block);
+        if (!is_wanted || !bitmap_get(m->d.headers, block) ||
+            !fetch_one(m, source, block, &from) || !from.is_header)
+            continue;
+        rc = store_mend_header(store, address_plus(m->extent, block), m->bytes);
+        if (rc == -PLX_EFAILED || rc == -PLX_EMISSING)
+            return rc;
+        if (rc == 0)
+            bitmap_clear(m->bad_headers, block);
+        m->mended += rc == 0;
+    }
+    return 0;
+}
+
+static async int mend_block(struct mending *m, struct bad_block *bad)
+{
+    uint8_t *bytes = m->bytes;
+    if (crc32c(bytes, BLOCK_SIZE) != bad->crc)
+        return 0;
+    int rc = store_mend_block(m->r->options.store, address_plus(m->extent, bad->block),
+                              bytes, bad->crc);
+    bad->is_mended = rc == 0;
+    m->mended += rc == 0;
+    return rc == -PLX_EDEAD || rc == -PLX_ENOTHERE ? 0 : rc;
+}
+
+static async int mend_blocks(struct mending *m, const struct recovery_source *source)
+{
+    struct copy_block from;
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < m->bad_count; i++) {
+        struct bad_block *bad = &m->bad[i];
+        if (bad->is_mended || is_sound_here(m, bad->block, bad->crc))
+            continue;
+        if (fetch_one(m, source, bad->block, &from))
+            rc = mend_block(m, bad);
+    }
+    return rc;
+}
+
+/* What another member says of a block of which nothing is known here. Its bytes come as
+ * well, so that it can be mended at once; NULL: they are bad there, too. */
+static async int learn(struct mending *m, const struct copy_block *from,
+                       const uint8_t *bytes)
+{
+    if (!from->is_known || !bitmap_get(m->unknown, from->block))
+        return 0;
+    digest_entry_encode(from->block, &from->entry, false, &m->known[from->block]);
+    bitmap_clear(m->unknown, from->block);
+    m->unknown_count--;
+    struct bad_block bad = {.block = from->block, .crc = from->entry.crc};
+    if (bytes == NULL || is_sound_here(m, bad.block, bad.crc))
+        return 0;
+    memcpy(m->bytes, bytes, BLOCK_SIZE);
+    return mend_block(m, &bad);
+}
+
+static async int learn_all(struct mending *m, const struct slice *payload)
+{
+    const uint8_t *bytes = payload->buffer != NULL ? slice_data(*payload) : NULL;
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < m->blocks.count; i++) {
+        const struct copy_block *from = &m->blocks.at[i];
+        rc = learn(m, from, from->has_bytes && !from->is_bad ? bytes : NULL);
+        if (from->has_bytes)
+            bytes += BLOCK_SIZE;
+    }
+    return rc;
+}
+
+static uint32_t next_unknown(const struct mending *m, uint32_t from)
+{
+    while (from < EXTENT_BLOCKS && !bitmap_get(m->unknown, from))
+        from++;
+    return from;
+}
+
+static async int learn_from(struct mending *m, const struct recovery_source *source)
+{
+    uint32_t from = next_unknown(m, 0);
+    int rc = 0;
+    while (rc == 0 && from < m->d.extent.length && !m->r->is_stopping) {
+        struct slice payload = {0};
+        uint32_t max = 1;
+        while (max < COPY_RPC_FETCH_MAX && next_unknown(m, from + max) == from + max)
+            max++;
+        if (fetch(m, source, from, max, &payload) != 0)
+            return 0;
+        rc = learn_all(m, &payload);
+        buffer_put(payload.buffer);
+        from = next_unknown(m, m->blocks.next);
+    }
+    return rc;
+}
+
+static async int mend_from(struct mending *m, const struct recovery_source *source)
+{
+    struct extent_info info;
+    int rc = store_extent_info(m->r->options.store, m->extent, &info);
+    if (rc != 0)
+        return rc;
+    int asked = source_describe(m->r, source, m->extent, &m->d);
+    const struct copy_extent *there = &m->d.extent;
+    bool is_final = asked == 0 && there->state == COPY_RPC_FINAL;
+    if (!is_final)
+        m->has_asked = m->has_asked && asked == 0 && there->state == COPY_RPC_ABSENT;
+    if (!is_final || there->nonce != info.nonce || there->length != info.length)
+        return 0;
+    if (m->has_headers && there->has_headers)
+        rc = mend_headers(m, source);
+    if (rc == 0 && !m->has_headers)
+        rc = learn_from(m, source);
+    return rc == 0 ? mend_blocks(m, source) : rc;
+}
+
+/* --- all of it --- */
+
+/* One look, and what follows from it. 1: it is sound; 0: something was mended; -EAGAIN:
+ * nothing could be. */
+static async int mend_round(struct mending *m)
+{
+    int rc = look(m);
+    if (rc != 0)
+        return rc;
+    uint32_t before = m->mended;
+    m->has_asked = true;
+    if (m->has_headers)
+        rc = recognize_headers(m);
+    for (uint32_t i = 0; rc == 0 && i < m->source_count; i++)
+        rc = mend_from(m, &m->sources[i]);
+    if (rc == 0 && !m->has_headers && m->is_misdescribed && m->unknown_count == 0) {
+        rc = store_describe_again(m->r->options.store, m->extent, m->known);
+        m->mended += rc == 0;
+    }
+    if (rc == -PLX_EPRECONDITION || rc == -PLX_EDAMAGED)
+        rc = 0; /* it has changed meanwhile */
+    return rc == 0 && m->mended == before ? -EAGAIN : rc;
+}
+
+/* What died elsewhere dies here: a header that was taken for a block may have stayed. */
+static async void merge_all(struct mending *m)
+{
+    for (uint32_t i = 0; i < m->source_count; i++)
+        (void)recovery_merge(m->r, &m->sources[i], m->extent);
+}
+
+static async int mend_rounds(struct mending *m)
+{
+    m->bytes = aligned_alloc(BLOCK_SIZE, BLOCK_SIZE);
+    m->known = calloc(EXTENT_BLOCKS, sizeof *m->known);
+    if (m->bytes == NULL || m->known == NULL)
+        return -ENOMEM;
+    (void)recovery_sources(m->r, address_group(m->extent), m->sources, &m->source_count);
+    merge_all(m);
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < ROUNDS_MAX && !m->r->is_stopping; i++)
+        rc = mend_round(m);
+    return rc == 1 ? 0 : rc == 0 ? -EAGAIN : rc;
+}
+
+/* -PLX_ENOTHERE: nobody who can be asked has anything sound. */
+static async int mend_with(struct recovery *r, struct mending *m)
+{
+    unsigned long long extent = m->extent.v;
+    int rc = mend_rounds(m);
+    if (rc == 0 && m->mended > 0) {
+        metric_add(r->extents_mended, 1);
+        log_info(r->options.loop, "recovery: extent %llx: mended from other copies",
+                 extent);
+    }
+    if (rc == -EAGAIN && m->has_asked) {
+        log_warning(r->options.loop,
+                    "recovery: extent %llx: not mended: no copy in reach is sound",
+                    extent);
+        rc = -PLX_ENOTHERE;
+    }
+    return rc == -PLX_EMISSING ? 0 : rc;
+}
+
+static async int mend(struct recovery *r, struct address extent)
+{
+    const struct cluster_group *group =
+        cluster_group_by_id(recovery_state(r), address_group(extent));
+    struct extent_info info;
+    if (recovery_self(r, address_group(extent)) == NULL || group->member_count < 2 ||
+        store_extent_info(r->options.store, extent, &info) != 0)
+        return 0;
+    if (info.state != EXTENT_FINAL)
+        return -EAGAIN;
+    int rc = r->options.view.barrier(r->options.view.arg);
+    struct mending *m = rc == 0 ? calloc(1, sizeof *m) : NULL;
+    if (m == NULL)
+        return rc != 0 ? rc : -ENOMEM;
+    m->r = r;
+    m->extent = extent;
+    rc = mend_with(r, m);
+    free(m->bytes);
+    free(m->known);
+    free(m);
+    return rc;
+}
+
+/* --- the list --- */
+
+/* Who is asked for its extents; changes when somebody else can be. */
+static uint64_t who_is_asked(const struct recovery *r, struct address extent)
+{
+    struct recovery_source sources[REPLICAS_MAX];
+    uint32_t count;
+    uint64_t sum = 0;
+    (void)recovery_sources(r, address_group(extent), sources, &count);
+    for (uint32_t i = 0; i < count; i++)
+        sum = sum * 0x9e3779b97f4a7c15U + sources[i].node;
+    return sum;
+}
+
+static void drop(struct recovery *r, struct mend_extent *it)
+{
+    TAILQ_REMOVE(&r->mends, it, link);
+    r->mend_count--;
+    free(it);
+}
+
+static struct mend_extent *first_due(struct recovery *r, uint64_t *ret_due_ns)
+{
+    struct mend_extent *it, *first = NULL;
+    TAILQ_FOREACH (it, &r->mends, link)
+        if (first == NULL || it->due_ns < first->due_ns)
+            first = it;
+    *ret_due_ns = first != NULL ? first->due_ns : 0;
+    return first;
+}
+
+static void timer_fired(struct timer *timer)
+{
+    waitlist_wake_all(&container_of(timer, struct recovery, mend_timer)->mends_changed);
+}
+
+static async void mend_next(struct recovery *r, struct mend_extent *it)
+{
+    TAILQ_REMOVE(&r->mends, it, link);
+    TAILQ_INSERT_HEAD(&r->mends, it, link);
+    it->is_again = false;
+    it->asked = who_is_asked(r, it->extent);
+    r->is_mending = true;
+    int rc = mend(r, it->extent);
+    r->is_mending = false;
+    if (rc == 0 && !it->is_again) {
+        drop(r, it);
+        return;
+    }
+    it->is_vain = rc == -PLX_ENOTHERE && !it->is_again;
+    it->pause_ns = rc == 0 ? PAUSE_MIN_NS
+                           : min_u64(max_u64(it->pause_ns * 2, PAUSE_MIN_NS),
+                                     PAUSE_MAX_NS);
+    it->due_ns = loop_now_ns(r->options.loop) +
+                 (it->is_vain ? PAUSE_VAIN_NS : it->pause_ns);
+}
+
+static async void mend_main(struct task_call *call)
+{
+    struct recovery *r = container_of(call, struct recovery, mend_task);
+    struct mend_extent *it;
+    uint64_t due_ns;
+    while (!r->is_stopping && (it = first_due(r, &due_ns)) != NULL) {
+        uint64_t now_ns = loop_now_ns(r->options.loop);
+        if (due_ns <= now_ns) {
+            mend_next(r, it);
+            continue;
+        }
+        timer_start(r->options.loop, &r->mend_timer, due_ns - now_ns);
+        waitlist_wait(&r->mends_changed);
+        timer_stop(r->options.loop, &r->mend_timer);
+    }
+    r->mends_run = false;
+    waitlist_wake_all(&r->changed);
+}
+
+static struct mend_extent *find(struct recovery *r, struct address extent)
+{
+    struct mend_extent *it;
+    TAILQ_FOREACH (it, &r->mends, link)
+        if (address_equal(it->extent, extent))
+            return it;
+    return NULL;
+}
+
+static void run(struct recovery *r)
+{
+    waitlist_wake_all(&r->mends_changed);
+    if (r->mends_run)
+        return;
+    r->mends_run = true;
+    r->mend_timer.fire = timer_fired;
+    r->mend_task =
+        (struct task_call){.main = mend_main, .name = "recovery mend", .system = true};
+    task_start(r->options.loop, &r->mend_task);
+}
+
+void recovery_mend(struct recovery *r, struct address extent, bool is_looked_for)
+{
+    if (r->options.rpc == NULL || r->is_stopping)
+        return;
+    struct mend_extent *it = find(r, extent);
+    if (it != NULL && is_looked_for) {
+        bool is_at_work = r->is_mending && it == TAILQ_FIRST(&r->mends);
+        it->is_again = is_at_work;
+        it->is_vain = false;
+        it->due_ns = 0;
+    }
+    if (it == NULL && r->mend_count < RECOVERY_MENDS_MAX &&
+        (it = calloc(1, sizeof *it)) != NULL) {
+        it->extent = extent;
+        TAILQ_INSERT_TAIL(&r->mends, it, link);
+        r->mend_count++;
+    }
+    run(r);
+}
+
+uint32_t recovery_mends_left(const struct recovery *r)
+{
+    const struct mend_extent *it;
+    uint32_t count = 0;
+    TAILQ_FOREACH (it, &r->mends, link)
+        count += !it->is_vain;
+    return count;
+}
+
+void recovery_mend_wake(struct recovery *r)
+{
+    struct mend_extent *it;
+    TAILQ_FOREACH (it, &r->mends, link)
+        if (who_is_asked(r, it->extent) != it->asked)
+            it->due_ns = 0;
+    waitlist_wake_all(&r->mends_changed);
+}
+
+void recovery_mend_forget(struct recovery *r)
+{
+    while (!TAILQ_EMPTY(&r->mends))
+        drop(r, TAILQ_FIRST(&r->mends));
+}
