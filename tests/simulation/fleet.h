@@ -99,7 +99,6 @@ struct replacement {
 /* A block that rotted. */
 struct fleet_rot {
     struct address address;
-    bool is_header;
     bool is_young; /* its extent was open when the last scrub began */
 };
 
@@ -235,7 +234,7 @@ void fleet_replace_soon(struct fleet *fleet);
 
 /* A block rots, on this machine, or on that where one did before. */
 bool fleet_rot(struct fleet *fleet, struct place *place);
-/* Is it rotten there, and cannot be mended? */
+/* Is it rotten there, and no scrub has read it? */
 bool fleet_rot_may_stay(const struct fleet *fleet, const struct place *place,
                         struct address address);
 /* Some more rot that nobody reads, then a scrub, which mends it. */

@@ -5,9 +5,9 @@
  * is. What rots counts as lost there (model_cut): what is not flushed may have had no
  * other copy.
  *
- * Nobody may ever read what rotted. At the end a scrub must have mended it. Headers are
- * not mended, and what only they tell the checksum of is not found by a scrub; nor is
- * what is open while it runs: of such an extent only what guests read must be sound.
+ * Nobody may ever read what rotted. At the end a scrub must have mended it, and what
+ * recovery copied of it must be sound, too. But for what is open while the scrub runs: of
+ * such an extent only what guests read must be sound.
  */
 #include "blockstore/block_format.h"
 #include "blockstore/store_internal.h"
@@ -16,6 +16,7 @@
 
 #define LAST_ROTS   4U /* when nobody is going to read */
 #define SCRUB_LIMIT (300 * NS_PER_S)
+#define MEND_LIMIT  (300 * NS_PER_S)
 #define LOOK_NS     (100 * NS_PER_MS)
 
 /* Or a roll record. */
@@ -107,14 +108,14 @@ static void rot(struct place *place, struct address address, uint64_t offset_byt
     uint8_t bytes[BLOCK_SIZE];
     uint64_t at = fleet_random(fleet, BLOCK_SIZE);
     peek(place, offset_bytes, bytes);
-    fleet->rots[fleet->rot_count++] = (struct fleet_rot){
-        .address = address, .is_header = is_header(bytes)};
+    const char *what = is_header(bytes) ? ", a header" : "";
+    fleet->rots[fleet->rot_count++] = (struct fleet_rot){.address = address};
     bytes[at] = (uint8_t)(bytes[at] ^ (1U << fleet_random(fleet, 8)));
     (void)sim_file_poke(fleet->world, place->store_path, offset_bytes + at, bytes + at,
                         1);
     fleet_note(fleet, "machine %u: block %u of extent %llx rots%s", place->number,
                address_block(address), (unsigned long long)address_extent(address).v,
-               fleet->rots[fleet->rot_count - 1].is_header ? ", a header" : "");
+               what);
     model_cut(&fleet->model, place->number);
 }
 
@@ -135,15 +136,12 @@ bool fleet_rot(struct fleet *fleet, struct place *place)
 bool fleet_rot_may_stay(const struct fleet *fleet, const struct place *place,
                         struct address address)
 {
-    bool is_excused = false, is_rotten = false;
+    bool is_young = false;
     for (uint32_t i = 0; i < fleet->rot_count; i++) {
         const struct fleet_rot *it = &fleet->rots[i];
-        if (!address_equal(address_extent(it->address), address_extent(address)))
-            continue;
-        is_excused |= it->is_header || it->is_young;
-        is_rotten |= address_equal(it->address, address);
+        is_young |= it->is_young && address_equal(it->address, address);
     }
-    return place->number == fleet->rotten && is_excused && is_rotten;
+    return is_young && place->number == fleet->rotten;
 }
 
 /* A scrub passes over extents that are open: the next one reads them. */
@@ -174,6 +172,21 @@ static async void scrub(struct place *place)
                (unsigned long long)status.findings);
 }
 
+/* What was found is mended. */
+static void wait_mended(struct fleet *fleet)
+{
+    uint64_t until_ns = sim_world_now_ns(fleet->world) + MEND_LIMIT;
+    for (uint32_t i = 1; i <= fleet->place_count; i++) {
+        const struct place *place = &fleet->places[i];
+        while (place->state == PLACE_UP &&
+               recovery_mends_left(membership_recovery(place->membership)) > 0) {
+            if (sim_world_now_ns(fleet->world) > until_ns)
+                fleet_fail(fleet, "machine %u: what rotted is not mended", i);
+            fleet_run_for(fleet, LOOK_NS);
+        }
+    }
+}
+
 void fleet_rot_end(struct fleet *fleet)
 {
     if (fleet->rotten == 0)
@@ -183,5 +196,6 @@ void fleet_rot_end(struct fleet *fleet)
         (void)fleet_rot(fleet, place);
     note_young(fleet, place);
     place_run(place, scrub);
-    fleet_run_for(fleet, NS_PER_S); /* what was found is mended */
+    fleet_run_for(fleet, NS_PER_S);
+    wait_mended(fleet);
 }
