@@ -213,6 +213,7 @@ static void info_of(const struct extent *e, struct extent_info *ret)
         .live = e->live,
         .has_headers = e->headers != NULL,
         .restart_scanned = e->restart_scanned,
+        .is_damaged = e->is_damaged,
         .create_flags = e->create_flags,
     };
     assert(ret->durable <= ret->length); /* E2 */

@@ -113,6 +113,7 @@ static async bool data_was_flushed(struct store *store, struct job *job,
     }
     if (job->flushed < walk->head.number)
         return false;
+    job->extent->is_damaged = true;
     log_warning(store->loop,
                 "store %s: extent %llx of disk %llu: block %u, which was flushed, is "
                 "damaged (%s); reads of it fail, nothing else does",
@@ -139,6 +140,7 @@ static async bool header_was_flushed(struct store *store, struct job *job,
     if (block == 0 && beyond.end > 1) /* the first batch is behind the roll record */
         bitmap_set(e->headers, 1);
     e->length = beyond.end;
+    e->is_damaged = true;
     log_warning(store->loop,
                 "store %s: extent %llx of disk %llu: the header in block %u, which was "
                 "flushed, is damaged; the disk is not opened without it, and nothing of "

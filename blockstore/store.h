@@ -95,6 +95,7 @@ struct extent_info {
     uint32_t live;          /* of these, not trimmed */
     bool has_headers;       /* its headers are live: store_trim_headers was not called */
     bool restart_scanned;   /* its stop length was found by a restart scan */
+    bool is_damaged;        /* this start has found rot below it */
     uint32_t create_flags;  /* none is defined yet: 0 */
 };
 /* -PLX_EMISSING if absent. */

@@ -62,7 +62,8 @@ struct extent {
     uint8_t state;       /* enum extent_state */
     bool restart_scanned;
     bool is_locked;
-    bool is_unfit; /* to be compacted: damaged */
+    bool is_unfit;   /* to be compacted: damaged */
+    bool is_damaged; /* so the last start found */
     struct runs runs;
     uint8_t *live_map, *layout; /* NULL: all stored is live; place is number */
     uint8_t *headers;           /* NULL: trimmed; else each of them is live */

@@ -86,6 +86,7 @@ int membership_duties_create(struct membership *m)
         .store = m->options.store,
         .node = m->self.node,
         .rpc = m->rpc,
+        .kv = m->options.kv,
         .rest = make_room,
         .rest_arg = &m->receiving,
     };

@@ -174,6 +174,7 @@ static uint64_t what_is_said(const struct recovery *r, uint32_t *ret_missing)
 
 /* What is here: which groups, and which extents are not final. */
 struct census {
+    struct recovery *r;
     struct address_list unfinished;
     uint8_t groups[GROUPS / 8];
     int rc;
@@ -184,6 +185,8 @@ static void census_take(void *arg, const struct extent_info *info)
     struct census *census = arg;
     uint32_t group = address_group(info->extent);
     census->groups[group / 8] |= (uint8_t)(1U << group % 8);
+    if (info->is_damaged && !census->r->has_begun)
+        recovery_mend(census->r, info->extent, false);
     if (info->state != EXTENT_FINAL && census->rc == 0)
         census->rc = address_list_add(&census->unfinished, info->extent);
 }
@@ -205,7 +208,9 @@ static async int tidy(struct recovery *r)
     struct census *census = calloc(1, sizeof *census);
     if (census == NULL)
         return -ENOMEM;
+    census->r = r;
     store_look_at_all(r->options.store, census_take, census);
+    r->has_begun = true;
     int rc = census->rc;
     for (size_t i = 0; i < census->unfinished.count && rc == 0 && !r->is_stopping; i++)
         rc = recovery_end(r, census->unfinished.at[i]);
@@ -349,6 +354,7 @@ static async void worker_main(struct task_call *call)
 {
     struct recovery *r = container_of(call, struct recovery, task);
     uint64_t next_ns = 0;
+    recovery_mend_load(r);
     while (!r->is_stopping) {
         uint32_t missing;
         uint64_t now_ns = loop_now_ns(r->options.loop);

@@ -42,6 +42,7 @@ struct recovery_options {
     struct store *store;
     uint64_t node;          /* this one */
     struct rpc *rpc;        /* to the others; NULL: alone */
+    struct kv *kv;          /* where it notes what is to be mended; NULL: nowhere */
     uint32_t parallel;      /* 0: RECOVERY_PARALLEL */
     uint64_t limit_bytes_s; /* 0: none */
     /* So many bytes were copied: makes room for guests. NULL: does not. */

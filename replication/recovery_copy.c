@@ -400,6 +400,8 @@ static async int install(struct copying *c)
         rc = plan(c);
     if (rc == 0)
         rc = copy_blocks(c);
+    if (rc == 0 && c->is_imperfect)
+        rc = recovery_mend_keep(c->r, extent);
     if (rc == 0)
         return store_install_finish(take(c->install));
     store_install_abandon(take(c->install));

@@ -119,20 +119,34 @@ async int recovery_merge(struct recovery *r, const struct recovery_source *sourc
 async int sweep_list_local(struct sweep *s);
 void sweep_end(struct sweep *s);
 
-/* --- recovery_mend.c: copies here that are not what they should be --- */
+/* --- recovery_mend.c: a copy here that is not what it should be --- */
+
+/* 0: it is, or it is nobody's business here; -PLX_ENOTHERE: nobody who can be asked has
+ * anything of it that is sound; else it may be tried again. */
+async int recovery_mend_one(struct recovery *r, struct address extent);
+
+/* --- recovery_mends.c: those that wait for it --- */
 
 /* At most so many are waited for; others are found again. */
 #define RECOVERY_MENDS_MAX 256U
+#define RECOVERY_MEND_KEY  "m" /* doc/recovery.md */
 struct mend_extent {
     struct address extent;
     uint64_t due_ns, pause_ns; /* when it is tried again; the last pause */
     uint64_t asked;            /* who could be asked the last time */
     bool is_again;             /* it was found once more while it was worked on */
     bool is_vain;              /* nobody who could be asked had it sound */
+    bool is_kept;              /* for the next process */
     TAILQ_ENTRY(mend_extent) link;
 };
+/* Its task runs, if there is anything to do. */
+void recovery_mend_run(struct recovery *r);
 /* Somebody may be in reach who was not. */
 void recovery_mend_wake(struct recovery *r);
+/* It will not be forgotten, whatever happens to this process. */
+async int recovery_mend_keep(struct recovery *r, struct address extent);
+/* Those that a former process has kept. */
+async void recovery_mend_load(struct recovery *r);
 /* Its task has ended. */
 void recovery_mend_forget(struct recovery *r);
 
@@ -177,6 +191,7 @@ struct recovery {
     struct recovery_status status;
     uint64_t said;                  /* what the state said at the last look */
     bool is_pending;                /* something is left to do */
+    bool has_begun;                 /* what the start found in the store is known */
     struct address_list taken_over; /* for the group that is being made whole: they are
                                      * here as on others; some more than once */
     STAILQ_HEAD(, settling) settling;

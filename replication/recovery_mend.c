@@ -3,9 +3,8 @@
  * Copies here that are not what they should be: a header rotted, or a digest, or a block
  * that could only be copied as bad.
  *
- * Happy path: somebody found damage, and the extent waits in a list. A task takes over
- * what died on the other whole members, reads the copy here, and asks one of them after
- * the other for what is not sound:
+ * Happy path: what died on the other whole members is taken over, the copy here is read,
+ * and one of them after the other is asked for what is not sound:
  * - a header, as long as headers are live: it is written again to its place;
  * - when they are dead, what they, or the digest, said of the blocks: with that the
  *   extent is compacted;
@@ -18,25 +17,20 @@
  * by what is wrong elsewhere; and whatever ends it half-way leaves a copy that is bad in
  * fewer places.
  *
- * What can fail: a member does not answer, and it is tried again after a pause. Or those
- * that can be asked have nothing sound: then it waits for others to be whole, and up, and
- * is tried once a day besides. What waits is forgotten when the process ends, and some if
- * there is too much; the next scrub finds it again.
+ * What can fail: a member does not answer, or those that can be asked have nothing sound.
+ * Then it is tried again (recovery_mends.c).
  *
  * An extent that all others have deleted stays: after a loss of data each member may have
  * what is nowhere else.
  *
- * When recovery stops, calls fail and the task ends.
+ * When recovery stops, calls fail.
  */
 #include "blockstore/digest.h"
 #include "blockstore/layout.h"
 #include "replication/recovery_internal.h"
 
-#define PAUSE_MIN_NS  (2 * NS_PER_S)
-#define PAUSE_MAX_NS  (60 * NS_PER_S)
-#define PAUSE_VAIN_NS (24 * 3600 * NS_PER_S) /* nobody has it sound */
-#define ROUNDS_MAX    16U
-#define BAD_MAX      256U /* of known checksum, in one round */
+#define ROUNDS_MAX 16U
+#define BAD_MAX    256U /* of known checksum, in one round */
 
 struct mending {
     struct recovery *r;
@@ -362,7 +356,6 @@ static async int mend_rounds(struct mending *m)
     return rc == 1 ? 0 : rc == 0 ? -EAGAIN : rc;
 }
 
-/* -PLX_ENOTHERE: nobody who can be asked has anything sound. */
 static async int mend_with(struct recovery *r, struct mending *m)
 {
     unsigned long long extent = m->extent.v;
@@ -381,7 +374,7 @@ static async int mend_with(struct recovery *r, struct mending *m)
     return rc == -PLX_EMISSING ? 0 : rc;
 }
 
-static async int mend(struct recovery *r, struct address extent)
+async int recovery_mend_one(struct recovery *r, struct address extent)
 {
     const struct cluster_group *group =
         cluster_group_by_id(recovery_state(r), address_group(extent));
@@ -402,145 +395,4 @@ static async int mend(struct recovery *r, struct address extent)
     free(m->known);
     free(m);
     return rc;
-}
-
-/* --- the list --- */
-
-/* Who is asked for its extents; changes when somebody else can be. */
-static uint64_t who_is_asked(const struct recovery *r, struct address extent)
-{
-    struct recovery_source sources[REPLICAS_MAX];
-    uint32_t count;
-    uint64_t sum = 0;
-    (void)recovery_sources(r, address_group(extent), sources, &count);
-    for (uint32_t i = 0; i < count; i++)
-        sum = sum * 0x9e3779b97f4a7c15U + sources[i].node;
-    return sum;
-}
-
-static void drop(struct recovery *r, struct mend_extent *it)
-{
-    TAILQ_REMOVE(&r->mends, it, link);
-    r->mend_count--;
-    free(it);
-}
-
-static struct mend_extent *first_due(struct recovery *r, uint64_t *ret_due_ns)
-{
-    struct mend_extent *it, *first = NULL;
-    TAILQ_FOREACH (it, &r->mends, link)
-        if (first == NULL || it->due_ns < first->due_ns)
-            first = it;
-    *ret_due_ns = first != NULL ? first->due_ns : 0;
-    return first;
-}
-
-static void timer_fired(struct timer *timer)
-{
-    waitlist_wake_all(&container_of(timer, struct recovery, mend_timer)->mends_changed);
-}
-
-static async void mend_next(struct recovery *r, struct mend_extent *it)
-{
-    TAILQ_REMOVE(&r->mends, it, link);
-    TAILQ_INSERT_HEAD(&r->mends, it, link);
-    it->is_again = false;
-    it->asked = who_is_asked(r, it->extent);
-    r->is_mending = true;
-    int rc = mend(r, it->extent);
-    r->is_mending = false;
-    if (rc == 0 && !it->is_again) {
-        drop(r, it);
-        return;
-    }
-    it->is_vain = rc == -PLX_ENOTHERE && !it->is_again;
-    it->pause_ns = rc == 0 ? PAUSE_MIN_NS
-                           : min_u64(max_u64(it->pause_ns * 2, PAUSE_MIN_NS),
-                                     PAUSE_MAX_NS);
-    it->due_ns = loop_now_ns(r->options.loop) +
-                 (it->is_vain ? PAUSE_VAIN_NS : it->pause_ns);
-}
-
-static async void mend_main(struct task_call *call)
-{
-    struct recovery *r = container_of(call, struct recovery, mend_task);
-    struct mend_extent *it;
-    uint64_t due_ns;
-    while (!r->is_stopping && (it = first_due(r, &due_ns)) != NULL) {
-        uint64_t now_ns = loop_now_ns(r->options.loop);
-        if (due_ns <= now_ns) {
-            mend_next(r, it);
-            continue;
-        }
-        timer_start(r->options.loop, &r->mend_timer, due_ns - now_ns);
-        waitlist_wait(&r->mends_changed);
-        timer_stop(r->options.loop, &r->mend_timer);
-    }
-    r->mends_run = false;
-    waitlist_wake_all(&r->changed);
-}
-
-static struct mend_extent *find(struct recovery *r, struct address extent)
-{
-    struct mend_extent *it;
-    TAILQ_FOREACH (it, &r->mends, link)
-        if (address_equal(it->extent, extent))
-            return it;
-    return NULL;
-}
-
-static void run(struct recovery *r)
-{
-    waitlist_wake_all(&r->mends_changed);
-    if (r->mends_run)
-        return;
-    r->mends_run = true;
-    r->mend_timer.fire = timer_fired;
-    r->mend_task =
-        (struct task_call){.main = mend_main, .name = "recovery mend", .system = true};
-    task_start(r->options.loop, &r->mend_task);
-}
-
-void recovery_mend(struct recovery *r, struct address extent, bool is_looked_for)
-{
-    if (r->options.rpc == NULL || r->is_stopping)
-        return;
-    struct mend_extent *it = find(r, extent);
-    if (it != NULL && is_looked_for) {
-        bool is_at_work = r->is_mending && it == TAILQ_FIRST(&r->mends);
-        it->is_again = is_at_work;
-        it->is_vain = false;
-        it->due_ns = 0;
-    }
-    if (it == NULL && r->mend_count < RECOVERY_MENDS_MAX &&
-        (it = calloc(1, sizeof *it)) != NULL) {
-        it->extent = extent;
-        TAILQ_INSERT_TAIL(&r->mends, it, link);
-        r->mend_count++;
-    }
-    run(r);
-}
-
-uint32_t recovery_mends_left(const struct recovery *r)
-{
-    const struct mend_extent *it;
-    uint32_t count = 0;
-    TAILQ_FOREACH (it, &r->mends, link)
-        count += !it->is_vain;
-    return count;
-}
-
-void recovery_mend_wake(struct recovery *r)
-{
-    struct mend_extent *it;
-    TAILQ_FOREACH (it, &r->mends, link)
-        if (who_is_asked(r, it->extent) != it->asked)
-            it->due_ns = 0;
-    waitlist_wake_all(&r->mends_changed);
-}
-
-void recovery_mend_forget(struct recovery *r)
-{
-    while (!TAILQ_EMPTY(&r->mends))
-        drop(r, TAILQ_FIRST(&r->mends));
 }

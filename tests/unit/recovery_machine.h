@@ -316,6 +316,7 @@ static inline void boot_main(struct task_call *call)
     options.store = node->store;
     options.node = node->id;
     options.rpc = node->rpc;
+    options.kv = node->kv;
     CHECK_EQ(recovery_create(&options, &node->recovery), 0);
     node->is_booted = true;
     recovery_start(node->recovery);

@@ -3,6 +3,8 @@
  * Copies with rot in them, also in what describes their blocks, become what the others
  * are. Nothing that is sound gets worse, and nobody waits for what nobody has.
  */
+#include <sys/wait.h>
+
 #include "blockstore/compact.h"
 #include "tests/unit/recovery_machine.h"
 
@@ -234,8 +236,8 @@ static void sound_but_taken(bool dies_before)
 /* --- copied as bad --- */
 
 /* The one copy in reach has bad headers and a bad block. When others are, it and its copy
- * are mended, though nobody asks for it. */
-static void copied(bool has_headers)
+ * are mended, though nobody asks for it, and though the process is another by then. */
+static void copied(bool has_headers, bool restarts)
 {
     begin(4, 4, has_headers);
     rot(2, head(2));
@@ -248,6 +250,12 @@ static void copied(bool has_headers)
     CHECK(group_set(more, 4));
     wait_whole(60 * NS_PER_S);
     CHECK(is_whole(4) && status_of(4).lost_blocks > 0);
+    for (uint64_t id = 2; restarts && id <= 4; id += 2) {
+        node_kill(id, SIM_POWER_CUT);
+        node_start(id);
+        node_wait(id);
+        node_apply_to(&c->nodes[id], c->command_count);
+    }
     run_for(60 * NS_PER_S);
     come_back(1);
     wait_mended();
@@ -400,6 +408,27 @@ static void cut_short(void)
     }
 }
 
+/* A process that is killed while it mends leaves memory behind, which only its task knew
+ * of. */
+static void in_child(void (*story)(void))
+{
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        story();
+        _exit(0);
+    }
+    int status;
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    CHECK_EQ(status, 0);
+}
+
+static void copied_before(void)
+{
+    copied(true, true);
+    copied(false, true);
+}
+
 int main(void)
 {
     headers(true, 0);
@@ -411,12 +440,13 @@ int main(void)
     taken_for_data(true);
     sound_but_taken(false);
     sound_but_taken(true);
-    copied(true);
-    copied(false);
+    copied(true, false);
+    copied(false, false);
+    in_child(copied_before);
     unknown_there();
     mended_there();
     rotten_everywhere();
     alone();
-    cut_short();
+    in_child(cut_short);
     return 0;
 }

@@ -20,6 +20,7 @@ static struct machine *m;
 static struct model_extent *victim;
 static uint32_t space;  /* blocks that the victim has before it is killed */
 static uint32_t target; /* block of it that each test is about */
+static bool is_first;   /* start after that: the next one scans nothing */
 
 /* --- what is done --- */
 
@@ -113,6 +114,7 @@ static void check_broken(const struct model_extent *x, uint32_t block)
     struct extent_info info = info_of(x);
     CHECK_EQ(kept_pieces(x), pieces_of(space));
     CHECK(info.length > block);
+    CHECK_EQ(info.is_damaged, is_first);
     CHECK_EQ(store_walk_headers(m->store, x->address, ignore, NULL, &end),
              -PLX_EDAMAGED);
     CHECK_EQ(end, block);
@@ -148,6 +150,26 @@ static void act_header(struct body *body)
     flip(victim, target);
 }
 
+/* The roll record and what is behind it, which is the first header. */
+static void act_both(struct body *body)
+{
+    (void)body;
+    fill_victim(BATCHES - 1);
+    flip(victim, 0);
+    flip(victim, target);
+}
+
+static void check_both(struct body *body)
+{
+    uint8_t headers[BITMAP_BYTES];
+    (void)body;
+    check_broken(victim, 0);
+    CHECK_EQ(info_of(victim).length, BLOCKS);
+    CHECK_EQ(store_headers_map(m->store, victim->address, headers), 0);
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        CHECK_EQ(bitmap_get(headers, i), i == 0 || (i - 1) % (DATA + 1) == 0);
+}
+
 static void check_header(struct body *body)
 {
     (void)body;
@@ -169,6 +191,7 @@ static void check_data(struct body *body)
 {
     (void)body;
     CHECK_EQ(info_of(victim).length, BLOCKS);
+    CHECK_EQ(info_of(victim).is_damaged, is_first);
     check_headers(m, victim, BLOCKS);
     check_reads(BLOCKS, target);
 }
@@ -257,6 +280,7 @@ static void run(void (*act)(struct body *body), void (*check)(struct body *body)
     machine_more(m, act);
     for (uint32_t i = 0; i < 2; i++) {
         machine_end(m, SIM_KILL);
+        is_first = i == 0;
         machine_run(m, body_open);
         CHECK_EQ(m->open_result, 0);
         machine_more(m, check);
@@ -300,6 +324,8 @@ int main(void)
         if (batch > 0)
             scenario(act_next, check_kept, NULL);
     }
+    target = HEADER(0);
+    scenario(act_both, check_both, NULL);
     uint64_t flushed = 3;
     for (uint32_t batch = 1; batch < BATCHES; batch++) {
         target = HEADER(batch);
