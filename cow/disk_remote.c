@@ -19,7 +19,8 @@
  *
  * What can fail: the owner refuses, which fails the changes that wait; or it is silent,
  * and then log_open decides, which takes a lease by force only from a node that the
- * cluster takes for down. What may pass is tried again for MOVE_NS. A read is answered
+ * cluster takes for down. What may pass, as when the owner's host stops, is tried again
+ * for MOVE_NS. A read is answered
  * wrongly by nobody: who is not the owner says so, and the owner is looked up again.
  *
  * On close nothing is left: clients wait for their operations, tasks count as users.
@@ -95,11 +96,11 @@ static bool is_silence(int code)
            code == -ECONNREFUSED;
 }
 
-/* It may be otherwise before long. */
+/* It may be otherwise before long. A host that stops lets go of its disks. */
 static bool may_pass(int code)
 {
-    return is_silence(code) || code == -EAGAIN || code == -PLX_EOWNED ||
-           code == -PLX_EPRECONDITION || code == -PLX_ELIMIT ||
+    return is_silence(code) || code == -EAGAIN || code == -ESHUTDOWN ||
+           code == -PLX_EOWNED || code == -PLX_EPRECONDITION || code == -PLX_ELIMIT ||
            code == -PLX_ENOLEADER || code == -PLX_EUNKNOWN || code == -PLX_ENOTHERE;
 }
 
@@ -261,7 +262,8 @@ async int remote_reclaim(struct disk *disk, struct error *err)
         bool was_silent = is_silent(disk); /* and may answer, now that he is connected */
         int rc = own(disk, HAND_OVER_RETURNING, disk->stance, err);
         bool is_moved = rc == -EAGAIN || rc == -PLX_EPRECONDITION;
-        bool is_early = rc == -PLX_EOWNED && (was_silent || is_silent(disk));
+        bool is_early = (rc == -PLX_EOWNED && (was_silent || is_silent(disk))) ||
+                        (rc == -ESHUTDOWN && !disk->host->closing);
         if (is_early && loop_now_ns(disk->loop) < limit_ns)
             task_sleep_ns(SILENT_RETRY_NS);
         else if (is_moved && ++tries < RECLAIMS_MAX)
@@ -326,7 +328,7 @@ static async void move_main(struct task_call *call)
         enum hand_over_kind kind = kind_of(disk, opened);
         rc = own(disk, kind, opened, &err);
         if (rc == 0 || !may_pass_for(rc, kind) || loop_now_ns(disk->loop) >= limit_ns ||
-            disk->down)
+            disk->down || disk->host->closing)
             break;
         task_sleep_ns(rc == -PLX_EBUSY ? BUSY_RETRY_NS : RETRY_NS);
     }
@@ -423,7 +425,7 @@ static async void read_remote(struct disk *disk, struct disk_io *io)
         if (rc == 0)
             rc = disk->is_remote ? try_read(disk, io) : 1;
         uint64_t limit_ns = io->started_ns + (is_ours(disk) ? OWN_NS : READ_NS);
-        if (!may_pass(rc) || loop_now_ns(disk->loop) >= limit_ns)
+        if (!may_pass(rc) || loop_now_ns(disk->loop) >= limit_ns || disk->host->closing)
             break;
         task_sleep_ns(RETRY_NS);
     }
@@ -434,7 +436,7 @@ static async void read_remote(struct disk *disk, struct disk_io *io)
     if (rc < 0)
         log_error(disk->loop, "disk %s: read at %llu from its owner: %s", disk->name,
                   (unsigned long long)io->offset_bytes, err_text(rc));
-    disk_done(disk, io, may_pass(rc) ? -EIO : rc);
+    disk_done(disk, io, may_pass(rc) && rc != -ESHUTDOWN ? -EIO : rc);
 }
 
 static async void reader_main(struct task_call *call)

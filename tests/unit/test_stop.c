@@ -123,18 +123,26 @@ static void closing_main(struct task_call *call)
     event_set(&closing->over);
 }
 
+/* A client that a close of host 1 is going to wait for. */
+static async struct disk *begin_closing(struct hosts *h, struct closing *closing)
+{
+    *closing = (struct closing){.call = {.main = closing_main, .name = "close"}, .h = h};
+    DO(disk_create(h->parties[1].host, "web", SIZE, &err));
+    struct disk *disk = attach_to(h, 1, "web", DISK_READ_WRITE);
+    CHECK_EQ(write_byte(disk, 1), 0);
+    event_init(&closing->over);
+    return disk;
+}
+
 /* Nothing is begun for another host that nobody would wait for. */
 static async void run_asked_while_closing(struct hosts *h)
 {
-    struct closing closing = {.call = {.main = closing_main, .name = "close"}, .h = h};
+    struct closing closing;
     struct party *party = &h->parties[1];
-    DO(disk_create(party->host, "web", SIZE, &err));
-    struct disk *disk = attach_to(h, 1, "web", DISK_READ_WRITE);
-    CHECK_EQ(write_byte(disk, 1), 0);
+    struct disk *disk = begin_closing(h, &closing);
     struct disk_rpc_hand_over head = {.disk = le64_of(disk_state(h, "web")->id),
                                       .epoch = le64_of(disk_state(h, "web")->epoch),
                                       .kind = HAND_OVER_INCOMING};
-    event_init(&closing.over);
     task_start(h->loop, &closing.call);
     task_sleep_ns(100 * NS_PER_MS);
     CHECK(party->host->closing); /* and waits for the client */
@@ -146,6 +154,72 @@ static async void run_asked_while_closing(struct hosts *h)
     check_byte(h, 1);
 }
 
+static async void end_closing(struct hosts *h, struct closing *closing, struct disk *disk)
+{
+    struct party *party = &h->parties[1];
+    party->mood = SILENT; /* soon there is no host that could be asked */
+    disk_close(disk);
+    event_wait(&closing->over);
+    party_open_host(h, 1);
+    party->mood = ANSWERS;
+    party_release(party, -ECONNRESET);
+}
+
+/* What another host writes meanwhile waits until the disk is let go of. */
+static async void run_written_while_closing(struct hosts *h)
+{
+    struct closing closing;
+    uint8_t data[BYTES];
+    struct op op;
+    struct disk *disk = begin_closing(h, &closing);
+    struct disk *there = attach_to(h, 2, "web", DISK_INCOMING);
+    task_start(h->loop, &closing.call);
+    task_sleep_ns(100 * NS_PER_MS);
+    memset(data, 2, sizeof data);
+    op_start(&op, there, DISK_WRITE, 0, 0, BYTES, data);
+    task_sleep_ns(NS_PER_S);
+    CHECK(!op.over.is_set);
+    end_closing(h, &closing, disk);
+    CHECK_EQ(op_wait(&op, NULL), 0);
+    CHECK_EQ(owner_of(h, "web"), 2);
+    disk_close(there);
+    check_byte(h, 2);
+}
+
+struct attaching {
+    struct task_call call;
+    struct hosts *h;
+    struct disk *disk;
+    struct event over;
+};
+
+static void attaching_main(struct task_call *call)
+{
+    struct attaching *attaching = container_of(call, struct attaching, call);
+    attaching->disk = attach_to(attaching->h, 2, "web", DISK_READ_WRITE);
+    event_set(&attaching->over);
+}
+
+/* So does who attaches it there. */
+static async void run_attached_while_closing(struct hosts *h)
+{
+    struct closing closing;
+    struct attaching attaching = {.call = {.main = attaching_main, .name = "attach"},
+                                  .h = h};
+    struct disk *disk = begin_closing(h, &closing);
+    event_init(&attaching.over);
+    task_start(h->loop, &closing.call);
+    task_sleep_ns(100 * NS_PER_MS);
+    task_start(h->loop, &attaching.call);
+    task_sleep_ns(NS_PER_S);
+    CHECK(!attaching.over.is_set);
+    end_closing(h, &closing, disk);
+    event_wait(&attaching.over);
+    CHECK_EQ(write_byte(attaching.disk, 2), 0);
+    disk_close(attaching.disk);
+    check_byte(h, 2);
+}
+
 int main(int argc, char **argv)
 {
     static void (*const STORIES[])(struct hosts *h) = {
@@ -153,6 +227,8 @@ int main(int argc, char **argv)
         run_checkpoint_waits,
         run_read_on_its_way,
         run_asked_while_closing,
+        run_written_while_closing,
+        run_attached_while_closing,
     };
     for (size_t i = 0; i < ARRAY_LEN(STORIES); i++) {
         uint64_t first = 1, last = seeds_of(SEEDS);
