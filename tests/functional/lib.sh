@@ -276,9 +276,11 @@ uri()
 requires_power()
 {
     requires_root
-    requires cc pkg-config losetup mkfs.ext4 fusermount3
+    requires cc pkg-config losetup mkfs.ext4 fusermount3 unshare
     requires_device /dev/fuse
     requires_device /dev/loop-control
+    unshare --mount true 2>/dev/null || skip "mounting is not allowed"
+    losetup --find >/dev/null 2>&1 || skip "no free loop device"
     pkg-config --exists fuse3 || skip "libfuse3-dev is not installed"
     /usr/bin/python3 -c "import nbd" 2>/dev/null || skip "python3-libnbd is not installed"
     export POWER_DISK=$T/power_disk
