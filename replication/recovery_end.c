@@ -48,6 +48,17 @@ struct others {
     uint32_t longest;
 };
 
+/* No other member is whole, in reach or not. */
+static bool is_only_whole(const struct recovery *r, uint16_t group)
+{
+    const struct cluster_group *g = cluster_group_by_id(recovery_state(r), group);
+    for (uint32_t i = 0; g != NULL && i < g->member_count; i++) {
+        if (g->members[i].missing_since == 0 && g->members[i].node != r->options.node)
+            return false;
+    }
+    return true;
+}
+
 /* What each of them has, and which of them have it as it should be. */
 static async int look_at_others(struct recovery *r, struct address extent,
                                 struct others *o)
@@ -56,7 +67,8 @@ static async int look_at_others(struct recovery *r, struct address extent,
     struct recovery_source all[REPLICAS_MAX];
     uint32_t count = 0;
     int rc = d != NULL ? 0 : -ENOMEM;
-    o->has_all = recovery_sources(r, address_group(extent), all, &count) || count == 0;
+    uint16_t group = address_group(extent);
+    o->has_all = recovery_sources(r, group, all, &count) || is_only_whole(r, group);
     for (uint32_t i = 0; rc == 0 && i < count; i++) {
         if (source_describe(r, &all[i], extent, d) != 0) {
             o->has_all = false;

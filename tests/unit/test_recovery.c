@@ -810,8 +810,16 @@ static void died_unheard(void)
     end_all();
 }
 
-/* The one that had it final was declared lost. The longest copy is what is left. */
-static void ended_lost(void)
+static enum extent_state state_on(const struct model_copy *x, uint64_t id)
+{
+    struct extent_info info = {0};
+    CHECK_EQ(store_extent_info(c->nodes[id].store, x->source->address, &info), 0);
+    return info.state;
+}
+
+/* The one that had it final was declared lost. The longest copy is what is left, also if
+ * it comes back last: until then nobody knows where it ends. */
+static void ended_lost(bool is_last)
 {
     cluster_make(11, 4, 3);
     struct model_copy *x = open_extent(ALL3, 60);
@@ -831,8 +839,15 @@ static void ended_lost(void)
     CHECK(is_whole(1) && !is_whole(2) && !is_whole(3));
     CHECK_EQ(COMMIT(.op = CLUSTER_NODE_GONE, .node = 1, .force = true, .data_loss = true),
              0);
+    if (is_last) {
+        come_back(3);
+        apply_everywhere();
+        run_for(150 * NS_PER_S);
+        CHECK(is_whole(3) && state_on(x, 3) == EXTENT_STOPPED);
+    }
     come_back(2);
-    come_back(3);
+    if (!is_last)
+        come_back(3);
     CHECK(is_whole(2) && is_whole(3));
     apply_everywhere();
     run_for(150 * NS_PER_S);
@@ -883,6 +898,7 @@ int main(void)
     ended_unheard();
     ended_short();
     died_unheard();
-    ended_lost();
+    ended_lost(false);
+    ended_lost(true);
     return 0;
 }
