@@ -99,6 +99,7 @@ struct replacement {
 /* A block that rotted. */
 struct fleet_rot {
     struct address address;
+    bool is_header;
     bool is_young; /* its extent was open when the last scrub began */
 };
 
@@ -237,6 +238,9 @@ bool fleet_rot(struct fleet *fleet, struct place *place);
 /* Is it rotten there, and no scrub has read it? */
 bool fleet_rot_may_stay(const struct fleet *fleet, const struct place *place,
                         struct address address);
+/* May this block be live there, though its extent is nowhere else? */
+bool fleet_rot_is_left(const struct fleet *fleet, const struct place *place,
+                       struct address address);
 /* Some more rot that nobody reads, then a scrub, which mends it. */
 void fleet_rot_end(struct fleet *fleet);
 

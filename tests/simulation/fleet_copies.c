@@ -26,6 +26,7 @@ struct copy {
     struct extent_info info;
     uint8_t live[BITMAP_BYTES];
     uint32_t *crcs; /* of its blocks; only of live ones */
+    bool is_left;   /* nothing of it is known to be of any use */
 };
 
 /* All of one machine, by address. */
@@ -136,8 +137,32 @@ static const char *difference(const struct copy *a, const struct copy *b)
     return NULL;
 }
 
+/* All that is live of it are headers that nobody knew for what they were. */
+static bool is_left(const struct place *place, const struct copy *copy)
+{
+    for (uint32_t at = 0; at < copy->info.length; at++) {
+        if (is_live(copy, at) && !fleet_rot_is_left(place->fleet, place,
+                                                    address_plus(copy->info.extent, at)))
+            return false;
+    }
+    return copy->info.state == EXTENT_FINAL;
+}
+
+/* The other members have nothing of it. */
+static bool is_nowhere_else(const struct comparison *c, const struct inventory *from,
+                            const struct cluster_group *group, struct address extent)
+{
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        uint64_t number = group->members[i].node;
+        if (number != from->place->number &&
+            find(&c->inventories[number], extent) != NULL)
+            return false;
+    }
+    return true;
+}
+
 static bool compare_extent(struct comparison *c, const struct inventory *from,
-                           const struct copy *copy)
+                           struct copy *copy)
 {
     const struct cluster_group *group = cluster_group_by_id(
         place_state(from->place), address_group(copy->info.extent));
@@ -146,7 +171,9 @@ static bool compare_extent(struct comparison *c, const struct inventory *from,
                  (unsigned long long)copy->info.extent.v, from->place->number);
         return false;
     }
-    for (uint32_t i = 0; i < group->member_count; i++) {
+    copy->is_left = is_nowhere_else(c, from, group, copy->info.extent) &&
+                    is_left(from->place, copy);
+    for (uint32_t i = 0; i < group->member_count && !copy->is_left; i++) {
         uint64_t number = group->members[i].node;
         const struct inventory *other = &c->inventories[number];
         const char *what = difference(copy, find(other, copy->info.extent));
@@ -278,6 +305,8 @@ static async void read_all(struct place *place)
     const struct verify_callbacks callbacks = {.finding = finding, .arg = place};
     for (size_t i = 0; i < mine->count && !mine->has_changed; i++) {
         struct copy *copy = &mine->copies[i];
+        if (copy->is_left)
+            continue;
         int rc = read_copy(place, copy)
                      ? store_verify_extent(place->store, copy->info.extent, &callbacks)
                      : -PLX_EMISSING;
@@ -326,8 +355,10 @@ static bool compare_contents(struct comparison *c)
             return false;
     }
     for (uint32_t p = 1; p <= fleet->place_count; p++) {
-        for (size_t i = 0; i < c->inventories[p].count; i++)
-            compare_bytes(c, &c->inventories[p], &c->inventories[p].copies[i]);
+        for (size_t i = 0; i < c->inventories[p].count; i++) {
+            if (!c->inventories[p].copies[i].is_left)
+                compare_bytes(c, &c->inventories[p], &c->inventories[p].copies[i]);
+        }
     }
     return true;
 }

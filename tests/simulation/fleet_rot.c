@@ -6,8 +6,10 @@
  * other copy.
  *
  * Nobody may ever read what rotted. At the end a scrub must have mended it, and what
- * recovery copied of it must be sound, too. But for what is open while the scrub runs: of
- * such an extent only what guests read must be sound.
+ * recovery copied of it must be sound, too; and so must be digests, and dead headers,
+ * which rot at the end. But for what is open while the scrub runs: of such an extent
+ * only what guests read must be sound. And headers in a row that rotted before a restart,
+ * which then could not know them, may be left of an extent that has died elsewhere.
  */
 #include "blockstore/block_format.h"
 #include "blockstore/store_internal.h"
@@ -15,6 +17,7 @@
 #include "tests/simulation/fleet.h"
 
 #define LAST_ROTS   4U /* when nobody is going to read */
+#define LAST_HIDDEN 4U
 #define SCRUB_LIMIT (300 * NS_PER_S)
 #define MEND_LIMIT  (300 * NS_PER_S)
 #define LOOK_NS     (100 * NS_PER_MS)
@@ -109,7 +112,8 @@ static void rot(struct place *place, struct address address, uint64_t offset_byt
     uint64_t at = fleet_random(fleet, BLOCK_SIZE);
     peek(place, offset_bytes, bytes);
     const char *what = is_header(bytes) ? ", a header" : "";
-    fleet->rots[fleet->rot_count++] = (struct fleet_rot){.address = address};
+    fleet->rots[fleet->rot_count++] = (struct fleet_rot){
+        .address = address, .is_header = is_header(bytes)};
     bytes[at] = (uint8_t)(bytes[at] ^ (1U << fleet_random(fleet, 8)));
     (void)sim_file_poke(fleet->world, place->store_path, offset_bytes + at, bytes + at,
                         1);
@@ -142,6 +146,67 @@ bool fleet_rot_may_stay(const struct fleet *fleet, const struct place *place,
         is_young |= it->is_young && address_equal(it->address, address);
     }
     return is_young && place->number == fleet->rotten;
+}
+
+bool fleet_rot_is_left(const struct fleet *fleet, const struct place *place,
+                       struct address address)
+{
+    bool is_header = false;
+    for (uint32_t i = 0; i < fleet->rot_count; i++) {
+        const struct fleet_rot *it = &fleet->rots[i];
+        is_header |= it->is_header && address_equal(it->address, address);
+    }
+    return is_header && place->number == fleet->rotten;
+}
+
+/* --- at the end --- */
+
+/* A place of the digest, or of a header that is dead. */
+static bool pick_hidden(const struct place *place, const struct extent *e,
+                        uint64_t *ret_offset_bytes)
+{
+    uint8_t bytes[BLOCK_SIZE];
+    if (e->state != EXTENT_FINAL || e->headers != NULL)
+        return false;
+    if (e->layout != NULL)
+        return runs_find(&e->runs, pieces_of(e->stored) * PIECE_BLOCKS, 1,
+                         ret_offset_bytes) == 1;
+    uint32_t block = (uint32_t)fleet_random(place->fleet, e->length);
+    for (uint32_t i = 0; i < e->length; i++) {
+        uint32_t at = (block + i) % e->length;
+        if (extent_place(e, at, 1, ret_offset_bytes) != 1)
+            continue;
+        peek(place, *ret_offset_bytes, bytes);
+        if (is_header(bytes) && !extent_is_live(e, at, 1))
+            return true;
+    }
+    return false;
+}
+
+/* What describes blocks rots, in some extents: nobody reads it but a scrub. */
+static void rot_hidden(const struct place *place)
+{
+    struct fleet *fleet = place->fleet;
+    struct extent_info *infos;
+    uint64_t offset_bytes;
+    size_t count;
+    if (store_list_extents(place->store, 0, &infos, &count) != 0)
+        abort();
+    for (uint32_t i = 0; i < LAST_HIDDEN && count > 0; i++) {
+        struct address extent = infos[fleet_random(fleet, count)].extent;
+        const struct extent *e = extent_find(&place->store->extents, extent);
+        uint8_t byte;
+        if (!pick_hidden(place, e, &offset_bytes))
+            continue;
+        offset_bytes += 8 + fleet_random(fleet, 32);
+        (void)sim_file_peek(fleet->world, place->store_path, offset_bytes, &byte, 1);
+        byte ^= 16;
+        (void)sim_file_poke(fleet->world, place->store_path, offset_bytes, &byte, 1);
+        fleet_note(fleet, "machine %u: %s of extent %llx rots", place->number,
+                   e->layout != NULL ? "the digest" : "a dead header",
+                   (unsigned long long)extent.v);
+    }
+    free(infos);
 }
 
 /* A scrub passes over extents that are open: the next one reads them. */
@@ -194,6 +259,7 @@ void fleet_rot_end(struct fleet *fleet)
     struct place *place = &fleet->places[fleet->rotten];
     for (uint32_t i = 0; i < LAST_ROTS; i++)
         (void)fleet_rot(fleet, place);
+    rot_hidden(place);
     note_young(fleet, place);
     place_run(place, scrub);
     fleet_run_for(fleet, NS_PER_S);
