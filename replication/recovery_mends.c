@@ -31,9 +31,29 @@ static struct mend_extent *find(struct recovery *r, struct address extent)
     return NULL;
 }
 
+static void drop(struct recovery *r, struct mend_extent *it)
+{
+    TAILQ_REMOVE(&r->mends, it, link);
+    r->mend_count--;
+    free(it);
+}
+
+/* What nobody has sound makes room for what somebody may have. */
+static void make_room(struct recovery *r)
+{
+    struct mend_extent *it = r->is_mending ? TAILQ_NEXT(TAILQ_FIRST(&r->mends), link)
+                                           : TAILQ_FIRST(&r->mends);
+    while (it != NULL && !it->is_vain)
+        it = TAILQ_NEXT(it, link);
+    if (it != NULL)
+        drop(r, it);
+}
+
 /* NULL: there is no room; it is found again. */
 static struct mend_extent *add(struct recovery *r, struct address extent)
 {
+    if (r->mend_count == RECOVERY_MENDS_MAX)
+        make_room(r);
     struct mend_extent *it = r->mend_count < RECOVERY_MENDS_MAX ? calloc(1, sizeof *it)
                                                                 : NULL;
     if (it == NULL)
@@ -42,13 +62,6 @@ static struct mend_extent *add(struct recovery *r, struct address extent)
     TAILQ_INSERT_TAIL(&r->mends, it, link);
     r->mend_count++;
     return it;
-}
-
-static void drop(struct recovery *r, struct mend_extent *it)
-{
-    TAILQ_REMOVE(&r->mends, it, link);
-    r->mend_count--;
-    free(it);
 }
 
 static struct mend_extent *first_due(const struct recovery *r)

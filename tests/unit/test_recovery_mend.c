@@ -370,6 +370,29 @@ static void rotten_everywhere(void)
     end_all();
 }
 
+/* A list full of what nobody has leaves room for what can be mended. */
+static void full(void)
+{
+    struct mend_extent *it;
+    begin(7, 3, true);
+    rot(1, head(2));
+    struct recovery *r = c->nodes[1].recovery;
+    for (uint32_t i = 1; i <= RECOVERY_MENDS_MAX; i++)
+        recovery_mend(r, address_of(GROUP, 9000 + i, 0), true);
+    CHECK_EQ(r->mend_count, RECOVERY_MENDS_MAX);
+    mend(1);
+    TAILQ_FOREACH (it, &r->mends, link) {
+        CHECK(!address_equal(it->extent, x->source->address));
+        it->is_vain = true;
+        it->due_ns = UINT64_MAX;
+    }
+    mend(1);
+    CHECK_EQ(r->mend_count, RECOVERY_MENDS_MAX);
+    wait_mended();
+    compare_all();
+    end_all();
+}
+
 /* One that is alone has nobody to ask. */
 static void alone(void)
 {
@@ -446,6 +469,7 @@ int main(void)
     unknown_there();
     mended_there();
     rotten_everywhere();
+    full();
     alone();
     in_child(cut_short);
     return 0;
