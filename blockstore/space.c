@@ -73,13 +73,15 @@ static uint32_t space_add(struct store *store, struct extent *e, uint32_t slabs,
     return added;
 }
 
-int space_begin(struct store *store, struct extent *e, uint32_t slabs)
+int space_begin(struct store *store, struct extent *e, uint32_t slabs,
+                bool keep_reserve)
 {
     uint32_t share = slabs_allowed(store, false) / AHEAD_SHARE;
     slabs = min_u32(slabs, share > 1 ? share : 1);
-    if (space_add(store, e, slabs, false) == 0 && space_add(store, e, 1, true) == 0)
-        return is_full(store);
-    return 0;
+    if (space_add(store, e, slabs, false) > 0 ||
+        (!keep_reserve && space_add(store, e, 1, true) > 0))
+        return 0;
+    return is_full(store);
 }
 
 /* What an extent has beyond `end` is as good as free for checkpoints, not for guests: the

@@ -43,7 +43,8 @@ static void discard(struct store *store, struct extent *e)
 }
 
 async int store_create_extent(struct store *store, struct address extent, uint64_t disk,
-                              uint64_t epoch, uint64_t nonce, uint32_t slabs_hint)
+                              uint64_t epoch, uint64_t nonce, uint32_t slabs_hint,
+                              bool keep_reserve)
 {
     assert(address_group(extent) != 0 && address_block(extent) == 0);
     assert(slabs_hint >= 1 && slabs_hint <= EXTENT_SLABS);
@@ -59,7 +60,7 @@ async int store_create_extent(struct store *store, struct address extent, uint64
     extent_insert(&store->extents, e);
     int result = extent_open_start(store, e);
     if (result == 0)
-        result = space_begin(store, e, slabs_hint);
+        result = space_begin(store, e, slabs_hint, keep_reserve);
     if (result == 0)
         result = record_write(store, e, RECORD_PIECES_MAX, KV_SYNCED);
     if (result == -PLX_EFAILED) {

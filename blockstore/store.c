@@ -483,6 +483,7 @@ void store_usage(const struct store *store, struct store_usage *ret_usage)
         .host_free_bytes = store->host_is_known ? store->host_free_bytes : 0,
         .host_reserve_bytes = store->host_is_known ? allocate_reserve_bytes(capacity) : 0,
         .has_host = store->host_is_known,
+        .reserve_bytes = store->reserve_bytes,
         .live_bytes = store->extents.live_blocks * BLOCK_SIZE,
         .dead_bytes = (store->extents.stored_blocks - store->extents.live_blocks) *
                       BLOCK_SIZE,

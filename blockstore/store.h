@@ -52,6 +52,7 @@ struct store_usage {
      * for a device. */
     uint64_t withheld_bytes, host_free_bytes, host_reserve_bytes;
     bool has_host;
+    uint64_t reserve_bytes;    /* of what is free, not for guests: store_set_reserve */
     uint64_t live_bytes;       /* blocks that are not trimmed */
     uint64_t dead_bytes;       /* trimmed, but still stored */
     uint64_t free_piece_bytes; /* free pieces of slabs that are used in part */
@@ -126,10 +127,12 @@ int store_count_live(const struct store *store, const le16 *groups, uint32_t gro
 
 /* Makes an open extent; its record is durable when this returns. slabs_hint: slabs
  * (1 to EXTENT_SLABS) to reserve at once, fewer when the store is nearly full; more
- * follow with demand. -PLX_EEXISTS if the store knows the extent in whatever state;
- * -PLX_EFULL if not even one slab is free, reserve included. */
+ * follow with demand. keep_reserve: none of the reserve, for what may be refused; without
+ * it one slab of it, if need be. -PLX_EEXISTS if the store knows the extent in whatever
+ * state; -PLX_EFULL if not even one slab is to be had. */
 async int store_create_extent(struct store *store, struct address extent, uint64_t disk,
-                              uint64_t epoch, uint64_t nonce, uint32_t slabs_hint);
+                              uint64_t epoch, uint64_t nonce, uint32_t slabs_hint,
+                              bool keep_reserve);
 
 /* How far an append or a read has been given to the file. Private to the store. */
 struct store_cursor {

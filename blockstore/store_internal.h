@@ -246,8 +246,9 @@ uint32_t fresh_decode(const void *value, size_t len);
 
 /* space.c */
 /* The first slabs of an extent: as many as asked for, as far as others do not need them;
- * one of the reserve when there is nothing else. -PLX_EFULL. */
-int space_begin(struct store *store, struct extent *e, uint32_t slabs);
+ * if there are none, one of the reserve, unless that is to be kept. -PLX_EFULL. */
+int space_begin(struct store *store, struct extent *e, uint32_t slabs,
+                bool keep_reserve);
 /* Sees to it that the extent has space up to block `end`. -PLX_EFULL, -ENOMEM. */
 int space_ensure(struct store *store, struct extent *e, uint32_t end, bool use_reserve);
 /* Reserves more when half is used, and starts a record write if one is due. */

@@ -39,11 +39,12 @@ struct store_rpc_create {
     le64 disk, epoch, nonce;
     le64 index; /* of the command that opened it, in the cluster's log */
     le32 slabs_hint;
-    le32 reserved;
+    le32 flags;
 };
 static_assert(sizeof(struct store_rpc_create) == 64, "packed");
 
-#define STORE_RPC_USE_RESERVE 1U
+#define STORE_RPC_KEEP_RESERVE 1U /* of a create */
+#define STORE_RPC_USE_RESERVE  1U /* of an append */
 
 /* Payload: the blocks. Answer: nothing. */
 struct store_rpc_append {

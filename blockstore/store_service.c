@@ -115,7 +115,7 @@ static async void create_and_append(struct task_call *call)
     struct header head;
     if (roll_decode(slice_data(job->slice), &head, NULL) == 0)
         (void)store_create_extent(store, job->extent, head.disk, head.epoch, head.nonce,
-                                  1);
+                                  1, false);
     store_append(store, &job->append);
 }
 
@@ -225,7 +225,8 @@ static async void serve_create(struct job *job)
                             le64_get(head.index));
     if (rc == 0)
         rc = store_create_extent(options->store, job->extent, disk, epoch,
-                                 le64_get(head.nonce), slabs);
+                                 le64_get(head.nonce), slabs,
+                                 le32_get(head.flags) & STORE_RPC_KEEP_RESERVE);
     job_end(job, rc, NULL, 0, NULL);
 }
 

@@ -94,7 +94,7 @@ struct space_wait {
     uint64_t since_ns;           /* 0 at first; kept when it waits again */
     /* private: */
     struct disk *disk;
-    uint64_t seen;
+    uint64_t seen, tried_ns;
     TAILQ_ENTRY(space_wait) link;
 };
 TAILQ_HEAD(space_wait_list, space_wait);
@@ -236,6 +236,7 @@ struct host {
     struct waitlist disks_changed;
     uint64_t reserve_leaves;           /* that the store's reserve was set for */
     uint32_t reserve_disks;
+    bool reserve_is_shared;            /* with disks of other hosts */
     uint64_t reserve_bytes;
     uint64_t refused_ns, refused_said_ns; /* a write, for want of space; 0: never */
     uint64_t merge_bytes;              /* of it, what merges may need */
@@ -506,6 +507,7 @@ uint64_t disk_merge_bytes(const struct disk *disk);
 void host_renew_reserve(struct host *host);
 void host_update_reserve(struct host *host);
 #define RESERVE_BYTES       (8 * MIB)
+#define RESERVE_OTHERS_BYTES (2048 * MIB) /* at least, for checkpoints of other hosts */
 #define RESERVE_STEP_LEAVES 256U
 #define REFUSES_NS          (60 * NS_PER_S) /* since the last one: the store is full */
 
@@ -548,6 +550,8 @@ async void used_stop(struct host *host);
 uint64_t used_bytes(const struct host *host, uint64_t disk);
 
 /* --- host_many.c --- */
+/* Are there other nodes, which may write here? */
+bool host_has_others(const struct host *host);
 /* Does this host do what must be done once in a cluster? */
 bool host_leads(const struct host *host);
 /* Likewise of one disk: its owner does it. */

@@ -462,7 +462,8 @@ uint64_t disk_merge_bytes(const struct disk *disk)
 
 /* What checkpoints of all open disks may need, and a slab and a roll record for each. No
  * more than a tenth of the store is kept for either, so that a small one stays of use:
- * checkpoints come sooner. */
+ * checkpoints come sooner. The disks that other hosts have open write here, too; what
+ * they need is not known, so at least that tenth, or 2 GiB of it, is kept for those. */
 void host_renew_reserve(struct host *host)
 {
     struct store_usage usage;
@@ -475,8 +476,12 @@ void host_renew_reserve(struct host *host)
     uint64_t storable = usage.capacity_bytes - usage.withheld_bytes;
     host->merge_bytes_max = storable / 10;
     uint64_t fixed = RESERVE_BYTES + host->disk_count * 2 * SLAB_BYTES;
-    host->reserve_bytes = min_u64(host->merge_bytes, host->merge_bytes_max) +
-                          min_u64(fixed, storable / 10);
+    host->reserve_is_shared = host_has_others(host);
+    uint64_t merge = host->merge_bytes;
+    if (host->reserve_is_shared)
+        merge = max_u64(merge, RESERVE_OTHERS_BYTES);
+    host->reserve_bytes =
+        min_u64(merge, host->merge_bytes_max) + min_u64(fixed, storable / 10);
     store_set_reserve(host->store, host->reserve_bytes);
     host->reserve_leaves = host->overlay.leaf_count;
     host->reserve_disks = host->disk_count;
@@ -487,7 +492,8 @@ void host_update_reserve(struct host *host)
     uint64_t leaves = host->overlay.leaf_count, before = host->reserve_leaves;
     uint64_t moved = leaves > before ? leaves - before : before - leaves;
 
-    if (moved >= RESERVE_STEP_LEAVES || host->reserve_disks != host->disk_count)
+    if (moved >= RESERVE_STEP_LEAVES || host->reserve_disks != host->disk_count ||
+        host->reserve_is_shared != host_has_others(host))
         host_renew_reserve(host);
 }
 

@@ -37,6 +37,18 @@ bool host_leads(const struct host *host)
            consensus_is_leader(cluster_consensus(host->cluster));
 }
 
+bool host_has_others(const struct host *host)
+{
+    const struct cluster_node *node = NULL;
+
+    if (copies_are_alone(host->copies))
+        return false;
+    while ((node = cluster_node_next(cluster_state(host->cluster), node)))
+        if (node->id != host->node && !(node->flags & NODE_GONE))
+            return true;
+    return false;
+}
+
 bool host_answers_for(const struct host *host, const struct cluster_disk *disk)
 {
     return disk->owner ? disk->owner == host->node : host_leads(host);
@@ -287,6 +299,7 @@ static void on_apply(struct cluster_watcher *watcher)
     }
     many->leaving = now;
     many->disks = disks;
+    host_update_reserve(host);
 }
 
 /* --- start and end --- */

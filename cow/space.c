@@ -10,7 +10,7 @@
  * compaction. That one is asked first. When it has nothing, when much that is dead is
  * not known yet, or when somebody has waited for a while, all of them are asked to hurry.
  * When none has anything left, or after FULL_WAIT_NS, the writes fail: what fills the
- * store is live.
+ * store is live. Stores of other hosts get a few seconds, and a try now and then.
  *
  * Nothing else waits: reads need no space, flushes write none, trims and checkpoints may
  * use the reserve. A disk that goes down gives up its waiting writes.
@@ -21,6 +21,8 @@
 #define FULL_WAIT_NS (20 * NS_PER_S)
 #define HURRY_NS     NS_PER_S /* then everybody is asked */
 #define LOOK_NS      (50 * NS_PER_MS)
+#define OTHERS_NS    (3 * NS_PER_S) /* what stores of other hosts may take to find some */
+#define OTHERS_TRY_NS (500 * NS_PER_MS) /* they do not say when */
 #define RECOUNT_NS   (100 * NS_PER_MS) /* of what a disk at its quota uses */
 #define RECOUNT_MANY_NS (3 * NS_PER_S) /* the same, where others have to be asked, */
 #define RECOUNT_FAR_NS  (60 * NS_PER_S) /* or if it is far from it */
@@ -166,6 +168,19 @@ static bool quota_is_stale(struct disk *disk)
     return disk->host->used.is_running || disk->quota_seen != disk->host->space_count;
 }
 
+/* It may be another host's store that is full; that is asked to hurry by each try. */
+static bool others_may_free(const struct space_wait *wait, uint64_t now_ns)
+{
+    return !wait->of_quota && now_ns - wait->since_ns < OTHERS_NS &&
+           host_has_others(wait->disk->host);
+}
+
+static bool is_worth_a_try(const struct space_wait *wait, uint64_t now_ns)
+{
+    return wait->seen != wait->disk->host->space_count ||
+           (now_ns - wait->tried_ns >= OTHERS_TRY_NS && others_may_free(wait, now_ns));
+}
+
 /* Decides for all that wait now; what they do then may make them wait again. */
 static void look(struct host *host)
 {
@@ -182,8 +197,9 @@ static void look(struct host *host)
         TAILQ_INSERT_TAIL(&host->space_waits, wait, link);
         bool may_come = wait->of_quota ? disk_space_coming(wait->disk) ||
                                              quota_is_stale(wait->disk)
-                                       : is_coming || looked_ns < wait->since_ns;
-        if (wait->seen != host->space_count)
+                                       : is_coming || looked_ns < wait->since_ns ||
+                                             others_may_free(wait, now_ns);
+        if (is_worth_a_try(wait, now_ns))
             end(wait, 0);
         else if (!may_come || now_ns - wait->since_ns >= FULL_WAIT_NS)
             refuse(wait);
@@ -243,8 +259,9 @@ void space_wait(struct disk *disk, struct space_wait *wait)
 
     wait->disk = disk;
     wait->seen = host->space_count;
+    wait->tried_ns = loop_now_ns(host->loop);
     if (!wait->since_ns)
-        wait->since_ns = loop_now_ns(host->loop);
+        wait->since_ns = wait->tried_ns;
     TAILQ_INSERT_TAIL(&host->space_waits, wait, link);
     loop_post(host->loop, &host->space_look);
 }

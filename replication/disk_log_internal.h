@@ -83,6 +83,7 @@
 #define CLOSE_FINALIZE_NS      (5 * NS_PER_S)
 /* For an extent while there is no space: each try is a command. */
 #define FULL_RETRY_NS          NS_PER_S
+#define FULL_REST_NS           (200 * NS_PER_MS) /* between two tries for guests */
 /* For an extent while the list is full: a checkpoint makes room, but if none can be
  * written (its map is damaged) nothing ever will. */
 #define LIST_FULL_TRIES        300U
@@ -170,6 +171,7 @@ struct tail_extent {
     uint32_t member_count;
     struct replica *members[REPLICAS_MAX];
     uint64_t begun_ns;       /* when it became the current one */
+    bool is_reserve;         /* made of the stores': for what must find room */
 
     uint32_t end;            /* blocks submitted */
     uint32_t placed_end;     /* blocks of batches in `committed` or flushed */
@@ -289,11 +291,15 @@ struct disk_log {
     uint32_t owed;           /* answers that members owe, in all */
 
     struct tail_list tails;  /* in order of sequence */
-    uint32_t tail_count, ahead_count;
+    uint32_t tail_count, ahead_count; /* ahead: those of no reserve */
     struct tail_extent *current;
     uint32_t slabs_hint;
     bool wants_extent;       /* something waits for one */
-    bool is_full;            /* the last one could not be made: no space */
+    bool is_full;            /* the last one could not be made: no space; */
+    bool is_exhausted;       /* nor one of the reserve; */
+    bool was_wanted;         /* and something waited for it */
+    uint64_t rests_until_ns; /* what may be refused waits for the next try */
+    bool wants_reserve;      /* the opener makes one of that now */
     uint32_t fruitless_rolls;
     struct task_call opener_call;
     bool opener_runs;
@@ -354,6 +360,8 @@ void batch_release(struct batch *batch);
 
 /* --- log_batch.c --- */
 
+/* Data blocks of it that are in no batch yet. */
+uint64_t log_blocks_left(const struct log_record *record);
 /* Takes records off the queue into a new batch with the next number; NULL if there is no
  * memory for it now (then log_wait_buffer or a timer goes on). *ret_blocks of peek: data
  * blocks the next batch will have. */
@@ -392,13 +400,13 @@ struct tail_extent *tail_create(struct disk_log *log, struct address extent,
                                 uint64_t epoch);
 void tail_destroy(struct tail_extent *tail);
 /* Makes sure that the current extent has room for a batch of so many data blocks, by a
- * planned roll if need be. False: not now. */
-bool log_room_for(struct disk_log *log, uint32_t blocks);
+ * planned roll if need be. use_reserve: it must find room. False: not now. */
+bool log_room_for(struct disk_log *log, uint32_t blocks, bool use_reserve);
 void log_roll_forced(struct disk_log *log, int cause);
 /* What comes next goes to the extent that is ahead, or waits for one. */
 void log_end_current(struct disk_log *log);
-/* NULL: none is ahead. */
-struct tail_extent *log_first_ahead(const struct disk_log *log);
+/* NULL: none is ahead. use_reserve: one of the reserve would do. */
+struct tail_extent *log_first_ahead(const struct disk_log *log, bool use_reserve);
 void log_cancel_roll_record(struct tail_extent *tail);
 /* Decides its final length: what is flushed of it. */
 void tail_decide(struct tail_extent *tail, uint64_t needs_flushed);

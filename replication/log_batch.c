@@ -116,7 +116,7 @@ struct share {
     uint32_t entries; /* blocks and intervals */
 };
 
-static uint64_t blocks_left(const struct log_record *record)
+uint64_t log_blocks_left(const struct log_record *record)
 {
     return entry_has_block(record->kind) ? record->count - record->sealed : 0;
 }
@@ -130,7 +130,7 @@ static uint64_t entries_left(const struct log_record *record)
  * header is waste. One that needs several batches gets equal parts. */
 static uint32_t block_limit(const struct disk_log *log, const struct log_record *head)
 {
-    uint64_t left = blocks_left(head);
+    uint64_t left = log_blocks_left(head);
     if (left > BATCH_BLOCKS)
         return (uint32_t)div_up_u64(left, div_up_u64(left, BATCH_BLOCKS));
     if (left > BATCH_BLOCKS_BUSY || log->queued_blocks <= BATCH_BLOCKS_BUSY)
@@ -149,17 +149,18 @@ static struct share share_of(const struct disk_log *log)
 {
     const struct log_record *head = STAILQ_FIRST(&log->queued);
     uint32_t limit = block_limit(log, head);
-    struct share share = {.blocks = (uint32_t)min_u64(blocks_left(head), limit),
+    struct share share = {.blocks = (uint32_t)min_u64(log_blocks_left(head), limit),
                           .entries = (uint32_t)min_u64(entries_left(head), limit)};
     const struct log_record *record = head;
-    if (blocks_left(head) > limit)
+    if (log_blocks_left(head) > limit)
         return share;
     while (record->kind != ENTRY_MARKER &&
            (record = STAILQ_NEXT(record, link)) != NULL) {
-        if (!same_header(head, record) || share.blocks + blocks_left(record) > limit ||
+        if (!same_header(head, record) ||
+            share.blocks + log_blocks_left(record) > limit ||
             share.entries + entries_left(record) > BATCH_BLOCKS)
             break;
-        share.blocks += (uint32_t)blocks_left(record);
+        share.blocks += (uint32_t)log_blocks_left(record);
         share.entries += (uint32_t)entries_left(record);
     }
     return share;
@@ -504,7 +505,7 @@ static void forget_record(struct disk_log *log, struct batch *from,
     disown(TAILQ_FIRST(&log->inflight), record);
     disown(from, record);
     if (STAILQ_FIRST(&log->queued) == record) {
-        log->queued_blocks -= blocks_left(record);
+        log->queued_blocks -= log_blocks_left(record);
         STAILQ_REMOVE_HEAD(&log->queued, link);
     }
 }

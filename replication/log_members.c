@@ -437,7 +437,7 @@ void log_renew(struct disk_log *log)
     if (tail == NULL || !is_outdated(tail, &chosen))
         return;
     /* Where there is no space there will be no other, and nothing is lost by that. */
-    log->renews = log_first_ahead(log) == NULL && !log->is_full;
+    log->renews = log_first_ahead(log, false) == NULL && !log->is_full;
     if (log->renews)
         return; /* the opener runs; it is looked at again then */
     tail->is_hurried = true;

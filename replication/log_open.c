@@ -46,7 +46,7 @@ static void sync_fired(struct timer *timer)
 
 void log_tick(struct disk_log *log)
 {
-    bool fast = log->owed > 0;
+    bool fast = log->owed > 0 || !STAILQ_EMPTY(&log->queued);
     if (log->local != NULL || (log->tick_timer.armed && (log->ticks_fast || !fast)))
         return;
     log->ticks_fast = fast;

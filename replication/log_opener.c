@@ -9,10 +9,12 @@
  * What can fail: a create (no space, a broken store, a silent member). The extent then
  * ends at length 0, its member is avoided, and the next one is tried at once. The state
  * has moved on since the members were chosen: they are chosen again. Without space, and
- * nobody else to ask, the queued records fail. Too few members, or a cluster that takes
- * no commands: the opener goes on trying, and writes wait, for the lease may still be
- * this log's; only a log with a single member gives up after some tries. If the epoch is
- * over it gives up at once.
+ * nobody else to ask, the queued records fail; for what must find room (it was
+ * acknowledged, or some member has it already, or it is a checkpoint's) one is made of
+ * the stores' reserve, to which nothing else is written. Too few members, or a cluster
+ * that takes no commands: the opener goes on trying, and writes wait, for the lease may
+ * still be this log's; only a log with a single member gives up after some tries. If the
+ * epoch is over it gives up at once.
  *
  * On close it ends first. A create that a member still owes an answer for is left to
  * itself: nobody will use that extent.
@@ -119,6 +121,8 @@ static async int create_on_members(struct tail_extent *tail, uint64_t index)
                                   .epoch = tail->epoch,
                                   .nonce = tail->nonce,
                                   .slabs_hint = log->slabs_hint,
+                                  .keep_reserve = tail->member_count > 1 &&
+                                                  !tail->is_reserve,
                                   .index = index,
                                   .limit_ns = LOG_CREATE_LIMIT_MS * NS_PER_MS};
     if (tail->member_count == 1) { /* no need for a task */
@@ -180,6 +184,7 @@ static int add_opened(struct disk_log *log, struct address first, uint32_t count
             return -ENOMEM;
         }
         tail->nonce = loop_random_u64(log->loop);
+        tail->is_reserve = log->wants_reserve;
         tail->group_epoch = chosen->group_epoch;
         tail->member_count = chosen->count;
         memcpy(tail->members, chosen->members, sizeof tail->members);
@@ -203,8 +208,9 @@ static async int create_opened(struct disk_log *log, uint64_t index)
             continue;
         }
         tail->phase = TAIL_AHEAD;
-        log->ahead_count++;
-        log->is_full = false;
+        log->ahead_count += !tail->is_reserve;
+        log->is_full &= tail->is_reserve;
+        log->is_exhausted = false;
         log->stall.code = 0;
         log_kick(log);
     }
@@ -265,10 +271,23 @@ static async int open_some(struct disk_log *log, uint32_t count)
 
 /* --- the task --- */
 
+/* What members may have cannot be taken back, and checkpoints are what frees space. */
+static bool must_find_room(const struct disk_log *log)
+{
+    const struct log_record *next = STAILQ_FIRST(&log->queued);
+    return !TAILQ_EMPTY(&log->moving) || (next != NULL && next->use_reserve);
+}
+
+/* A try takes commands and creates on all members. */
+static bool is_resting(const struct disk_log *log)
+{
+    return loop_now_ns(log->loop) < log->rests_until_ns && !must_find_room(log);
+}
+
 /* A disk that is written little keeps one ahead and reserves no more than it needs. */
 static uint32_t wanted_ahead(const struct disk_log *log)
 {
-    if (log->down != 0)
+    if (log->down != 0 || is_resting(log))
         return 0;
     if (log->current == NULL || log->is_closing)
         return log->wants_extent ? 1 : 0;
@@ -288,6 +307,23 @@ static bool is_lonely(const struct disk_log *log)
     return log->local != NULL || (last != NULL && !tail_has_others(last));
 }
 
+/* True: there is the reserve to be tried. */
+static bool all_full(struct disk_log *log)
+{
+    bool was_reserve = log->wants_reserve || log->local != NULL;
+    log_forget_full(log);
+    log->wants_reserve =
+        !was_reserve && must_find_room(log) && log_first_ahead(log, true) == NULL;
+    if (log->wants_reserve)
+        return true;
+    log->is_full = true;
+    log->is_exhausted = was_reserve;
+    log->was_wanted = log->wants_extent;
+    if (!TAILQ_EMPTY(&log->moving)) /* waits for space */
+        timer_start(log->loop, &log->retry_timer, FULL_RETRY_NS);
+    return false;
+}
+
 /* True: there is no point in trying again. */
 static bool open_failed(struct disk_log *log, int rc, uint32_t failures)
 {
@@ -298,14 +334,8 @@ static bool open_failed(struct disk_log *log, int rc, uint32_t failures)
         return true;
     }
     /* Another store may have room: this one is avoided now. */
-    if (rc == -PLX_EFULL && (is_lone || log_choose_sound(log).count == 0)) {
-        log_forget_full(log);
-        log->is_full = true;
-        /* What others may have is not taken back, and waits for space. */
-        if (!TAILQ_EMPTY(&log->moving))
-            timer_start(log->loop, &log->retry_timer, FULL_RETRY_NS);
-        return true;
-    }
+    if (rc == -PLX_EFULL && (is_lone || log_choose_sound(log).count == 0))
+        return !all_full(log);
     uint32_t tries = rc == -PLX_ELIMIT ? LIST_FULL_TRIES : FRUITLESS_ROLLS_MAX;
     if (failures > tries && (is_lone || rc == -PLX_ELIMIT)) {
         log_go_down(log, rc);
@@ -328,16 +358,18 @@ static void opener_main(struct task_call *call)
     uint32_t wanted;
     while ((wanted = wanted_ahead(log)) > log->ahead_count || wants_length(log)) {
         uint32_t count = wanted > log->ahead_count ? wanted - log->ahead_count : 0;
+        count = log->wants_reserve ? min_u32(count, 1) : count;
         int rc = open_some(log, count);
         if (rc == 0) {
             failures = 0;
+            log->wants_reserve = false;
             continue;
         }
         if (open_failed(log, rc, ++failures))
             break;
         pause_after(failures);
     }
-    log->opener_runs = false;
+    log->opener_runs = log->wants_reserve = false;
     log_kick(log);
 }
 

@@ -46,7 +46,7 @@ void tail_decide(struct tail_extent *tail, uint64_t needs_flushed)
 {
     assert(tail->phase < TAIL_DECIDED); /* L6 */
     if (tail->phase == TAIL_AHEAD)
-        tail->log->ahead_count--;
+        tail->log->ahead_count -= !tail->is_reserve;
     if (tail == tail->log->current)
         tail->log->current = NULL;
     tail->phase = TAIL_DECIDED;
@@ -157,22 +157,24 @@ void log_end_current(struct disk_log *log)
         tail_decide(tail, tail->flushed_number);
 }
 
-struct tail_extent *log_first_ahead(const struct disk_log *log)
+struct tail_extent *log_first_ahead(const struct disk_log *log, bool use_reserve)
 {
     struct tail_extent *tail;
     TAILQ_FOREACH(tail, &log->tails, link)
     {
-        if (tail->phase == TAIL_AHEAD)
+        if (tail->phase == TAIL_AHEAD && (use_reserve || !tail->is_reserve))
             return tail;
     }
     return NULL;
 }
 
-bool log_room_for(struct disk_log *log, uint32_t blocks)
+bool log_room_for(struct disk_log *log, uint32_t blocks, bool use_reserve)
 {
-    if (log->current != NULL && log->current->end + 1 + blocks <= EXTENT_BLOCKS)
+    const struct tail_extent *current = log->current;
+    if (current != NULL && current->end + 1 + blocks <= EXTENT_BLOCKS &&
+        (use_reserve || !current->is_reserve))
         return true;
-    struct tail_extent *next = log_first_ahead(log);
+    struct tail_extent *next = log_first_ahead(log, use_reserve);
     if (next == NULL) {
         log->wants_extent = true;
         return false;
@@ -185,7 +187,7 @@ bool log_room_for(struct disk_log *log, uint32_t blocks)
     if (log->current != NULL)
         log_end_current(log);
     log->current = next;
-    log->ahead_count--;
+    log->ahead_count -= !next->is_reserve;
     next->phase = TAIL_CURRENT;
     next->begun_ns = loop_now_ns(log->loop);
     next->roll_header = header;
@@ -200,7 +202,7 @@ bool log_room_for(struct disk_log *log, uint32_t blocks)
 struct address log_end_extent(struct disk_log *log)
 {
     if (log->down != 0 || log->is_closing || log->current == NULL ||
-        log_first_ahead(log) == NULL || log->current->end <= 1)
+        log_first_ahead(log, false) == NULL || log->current->end <= 1)
         return ADDRESS_NULL;
     struct address extent = log->current->extent;
     log_end_current(log);

@@ -335,7 +335,8 @@ static void send_moving(struct disk_log *log)
 {
     struct batch *batch;
     while ((batch = TAILQ_FIRST(&log->moving)) != NULL && may_move_more(log) &&
-           log_room_for(log, batch->blocks) && (batch = batch_renew(batch)) != NULL) {
+           log_room_for(log, batch->blocks, true) &&
+           (batch = batch_renew(batch)) != NULL) {
         TAILQ_REMOVE(&log->moving, batch, link);
         TAILQ_INSERT_TAIL(&log->inflight, batch, link);
         log->inflight_count++;
@@ -363,7 +364,36 @@ static bool may_seal(struct disk_log *log)
                                                              : BATCHES_INFLIGHT_SMALL;
     return !STAILQ_EMPTY(&log->queued) && TAILQ_EMPTY(&log->moving) &&
            log->inflight_count < window && !log->buffer_waiter.posted &&
-           !too_much_retained(log) && log_room_for(log, batch_peek(log));
+           !too_much_retained(log) &&
+           log_room_for(log, batch_peek(log), STAILQ_FIRST(&log->queued)->use_reserve);
+}
+
+/* Nothing could be made for what is next, and nothing in flight may free any space. */
+static bool is_refused(const struct disk_log *log)
+{
+    const struct log_record *next = STAILQ_FIRST(&log->queued);
+    return next != NULL && log->wants_extent && log->was_wanted && !log->opener_runs &&
+           (next->use_reserve ? log->is_exhausted : log->is_full) &&
+           TAILQ_EMPTY(&log->moving) && TAILQ_EMPTY(&log->inflight);
+}
+
+/* What must find room is tried by itself, when it is next. */
+static void refuse_queued(struct disk_log *log)
+{
+    struct record_list failing = STAILQ_HEAD_INITIALIZER(failing);
+    struct log_record *record = STAILQ_FIRST(&log->queued);
+    bool use_reserve = record->use_reserve;
+    while (record != NULL && record->use_reserve == use_reserve) {
+        log->queued_blocks -= log_blocks_left(record);
+        STAILQ_REMOVE_HEAD(&log->queued, link);
+        STAILQ_INSERT_TAIL(&failing, record, link);
+        record = STAILQ_FIRST(&log->queued);
+    }
+    log->is_full = log->is_exhausted = log->wants_extent = false;
+    if (log->local == NULL)
+        log->rests_until_ns = loop_now_ns(log->loop) + FULL_REST_NS;
+    log->again = true;
+    fail_all(&failing, -PLX_EFULL);
 }
 
 static void send_queued(struct disk_log *log)
@@ -381,12 +411,8 @@ static void send_queued(struct disk_log *log)
                            batch->number);
         batch_submit(batch);
     }
-    /* Nothing could be made, and nothing in flight may free any space. */
-    if (log->is_full && log->wants_extent && !log->opener_runs &&
-        TAILQ_EMPTY(&log->moving) && TAILQ_EMPTY(&log->inflight)) {
-        log->is_full = log->wants_extent = false;
-        fail_queued(log, -PLX_EFULL);
-    }
+    if (is_refused(log))
+        refuse_queued(log);
 }
 
 static void free_orphans(struct disk_log *log)

@@ -46,6 +46,7 @@ struct replica_create {
     struct address extent;
     uint64_t disk, epoch, nonce;
     uint32_t slabs_hint;
+    bool keep_reserve;         /* nothing goes there that must find room */
     uint64_t index;            /* of the command that opened the extent; the member must
                                 * have applied it */
     uint64_t limit_ns;         /* for a member that does not answer */

@@ -17,7 +17,7 @@ static struct store *store_of(struct replica *replica)
 static async int local_create(struct replica *replica, const struct replica_create *what)
 {
     return store_create_extent(store_of(replica), what->extent, what->disk, what->epoch,
-                               what->nonce, what->slabs_hint);
+                               what->nonce, what->slabs_hint, what->keep_reserve);
 }
 
 static void append_done(struct store_append *store)

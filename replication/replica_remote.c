@@ -130,7 +130,10 @@ static async int remote_create(struct replica *replica, const struct replica_cre
                                     .epoch = le64_of(what->epoch),
                                     .nonce = le64_of(what->nonce),
                                     .index = le64_of(what->index),
-                                    .slabs_hint = le32_of(what->slabs_hint)};
+                                    .slabs_hint = le32_of(what->slabs_hint),
+                                    .flags = le32_of(what->keep_reserve
+                                                         ? STORE_RPC_KEEP_RESERVE
+                                                         : 0)};
     return call_wait_limit(remote, STORE_RPC_CREATE, &head, sizeof head, what->limit_ns,
                            NULL, NULL);
 }

@@ -168,7 +168,9 @@ void warden_store_usage(void *arg, struct warden_usage *ret)
     store_usage(arg, &usage);
     *ret = (struct warden_usage){.capacity_bytes = usage.capacity_bytes,
                                  .used_bytes = usage.used_bytes,
-                                 .free_bytes = usage.free_bytes,
+                                 .free_bytes = usage.free_bytes -
+                                               min_u64(usage.free_bytes,
+                                                       usage.reserve_bytes),
                                  .is_broken = usage.failed};
 }
 

@@ -30,7 +30,8 @@
 struct warden;
 
 struct warden_usage {
-    uint64_t capacity_bytes, used_bytes, free_bytes;
+    uint64_t capacity_bytes, used_bytes;
+    uint64_t free_bytes; /* for guests: without the reserve */
     bool is_broken; /* the store is out of service */
     /* As of recovery_status. */
     uint32_t recovering_groups;

@@ -163,7 +163,8 @@ static inline void source_appended(struct store_append *append)
 static inline int source_write(struct store *store, struct buffer_pool *pool,
                                const struct source *s, uint32_t length)
 {
-    int rc = store_create_extent(store, s->address, s->disk, s->epoch, s->nonce, 1);
+    int rc = store_create_extent(store, s->address, s->disk, s->epoch, s->nonce, 1,
+                                 false);
     for (uint32_t at = 0; at < length && rc == 0;) {
         uint32_t n = 1; /* a batch at a time */
         while (at + n < length && !source_is_header(s, at + n))

@@ -121,6 +121,11 @@ static inline uint64_t fake_latency(struct fake_member *member)
 
 /* --- operations --- */
 
+static inline uint64_t fake_reserve(const struct fake_medium *medium)
+{
+    return medium->limit_blocks / 10;
+}
+
 static inline async int fake_create(struct replica *replica,
                                     const struct replica_create *create)
 {
@@ -139,7 +144,9 @@ static inline async int fake_create(struct replica *replica,
         return -PLX_EFAILED;
     if (fake_find(member->medium, create->extent) != NULL)
         return -PLX_EEXISTS;
-    if (member->medium->used_blocks >= member->medium->limit_blocks)
+    if (member->medium->used_blocks +
+            (create->keep_reserve ? fake_reserve(member->medium) : 0) >=
+        member->medium->limit_blocks)
         return -PLX_EFULL;
     if (fake_fails(member, member->create_error_ppm))
         return member->create_error;
@@ -279,7 +286,7 @@ static inline int fake_accept(struct fake_member *member, struct fake_extent *e,
         return -PLX_EEPOCH;
     if (append->block != e->end)
         return -PLX_ENOTEND;
-    uint64_t reserve = append->use_reserve ? 0 : member->medium->limit_blocks / 10;
+    uint64_t reserve = append->use_reserve ? 0 : fake_reserve(member->medium);
     if (member->medium->used_blocks + blocks + reserve > member->medium->limit_blocks)
         return -PLX_EFULL;
     CHECK(e->end + blocks <= EXTENT_BLOCKS);

@@ -330,7 +330,7 @@ static inline async int open_on(struct test *t, uint64_t node, bool force)
 
 /* A block that is all the same byte. Those of different generations share no batch. */
 static inline void append_block(struct test *t, struct disk_log *log, uint64_t key,
-                                int byte, uint32_t generation)
+                                int byte, uint32_t generation, bool use_reserve)
 {
     struct test_record *mine = calloc(1, sizeof *mine);
     struct buffer *buffer = buffer_create(t->pool, BLOCK_SIZE);
@@ -341,6 +341,7 @@ static inline void append_block(struct test *t, struct disk_log *log, uint64_t k
                                        .key = key,
                                        .count = 1,
                                        .generation = generation,
+                                       .use_reserve = use_reserve,
                                        .data = {.buffer = buffer, .len = BLOCK_SIZE},
                                        .callbacks = &t->callbacks};
     if (t->outstanding++ == 0)
@@ -348,15 +349,15 @@ static inline void append_block(struct test *t, struct disk_log *log, uint64_t k
     log_append(log, &mine->record);
 }
 
-static inline void append_to(struct test *t, struct disk_log *log)
+static inline void append_to(struct test *t, struct disk_log *log, bool use_reserve)
 {
-    append_block(t, log, t->appended % 1000, (int)(t->appended % 256), 1);
+    append_block(t, log, t->appended % 1000, (int)(t->appended % 256), 1, use_reserve);
     t->appended++;
 }
 
 static inline void append(struct test *t)
 {
-    append_to(t, t->log);
+    append_to(t, t->log, false);
 }
 
 /* Writes until the time is over; then all is answered. */

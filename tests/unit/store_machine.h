@@ -175,7 +175,7 @@ static inline int machine_create_extent(struct machine *m, uint32_t slabs,
     struct model_extent *x = model_add(m);
     x->next = M_OPEN;
     int result = store_create_extent(m->store, x->address, x->disk, x->epoch, x->nonce,
-                                     slabs);
+                                     slabs, false);
     if (result == 0)
         x->state = M_OPEN;
     *ret = x;

@@ -255,7 +255,7 @@ static void local_appended(struct store_append *append)
 static async void fill_local(struct rig *rig)
 {
     struct buffer_pool *pool = buffer_pool_create(4 * MIB);
-    CHECK_EQ(store_create_extent(rig->store, EXTENT, 1, 1, 1, 3), 0);
+    CHECK_EQ(store_create_extent(rig->store, EXTENT, 1, 1, 1, 3, false), 0);
     for (uint32_t at = 0; at < BLOCKS;) {
         uint32_t n = min_u32(200, BLOCKS - at);
         struct slice slice = {.buffer = buffer_create(pool, n * BLOCK_SIZE),

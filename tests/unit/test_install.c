@@ -249,7 +249,7 @@ static void meddler_main(struct task_call *call)
             CHECK_EQ(store_stop_extent(m->store, source->address, &length, &scanned), 0);
             break;
         case 1:
-            CHECK_EQ(store_create_extent(m->store, source->address, 1, 1, 1, 1),
+            CHECK_EQ(store_create_extent(m->store, source->address, 1, 1, 1, 1, false),
                      -PLX_EEXISTS);
             break;
         case 2:

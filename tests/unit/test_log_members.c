@@ -449,6 +449,43 @@ static async void full_members(struct test *t)
     CHECK_EQ(status(t).member_count, 3);
 }
 
+/* The stores get full one after the other, so that what one refuses others have already.
+ * That finds room in the reserve. What comes later is refused, and takes nothing of the
+ * reserve, however often it is tried; what must find room does. */
+static async void full_in_turn(struct test *t)
+{
+    uint64_t used = 0, later = 0;
+    CHECK_EQ(open_on(t, 1, false), 0);
+    load_for(t, 100 * NS_PER_MS);
+    CHECK_EQ(flush(t), 0);
+    for (uint32_t i = 0; i < IN_GROUP; i++) {
+        struct fake_medium *medium = &t->media[i];
+        uint64_t room = 100 + sim_world_random(t->world, 200);
+        medium->limit_blocks = max_u64(5 * medium->used_blocks / 4, 2000);
+        medium->used_blocks =
+            medium->limit_blocks - medium->limit_blocks / 10 - room;
+    }
+    load_for(t, NS_PER_S);
+    CHECK(t->failures > 0 && t->failure == -PLX_EFULL && t->downs == 0);
+    for (uint32_t i = 0; i < IN_GROUP; i++)
+        used += t->media[i].used_blocks;
+    for (uint32_t i = 0; i < 100; i++) {
+        append(t);
+        if (i % 4 == 0)
+            append_to(t, t->log, true);
+        CHECK_SOON(t->outstanding == 0, 5 * NS_PER_S);
+    }
+    CHECK_EQ(flush(t), 0);
+    for (uint32_t i = 0; i < IN_GROUP; i++)
+        later += t->media[i].used_blocks;
+    CHECK(t->downs == 0 && later - used < 25 * 2 * IN_GROUP + 60);
+    uint64_t failures = t->failures;
+    for (uint32_t i = 0; i < IN_GROUP; i++)
+        t->media[i].limit_blocks = UINT32_MAX;
+    load_for(t, 100 * NS_PER_MS);
+    CHECK(t->failures <= failures + 1);
+}
+
 /* None has room for an extent. Who failed otherwise is avoided then, and nobody else. */
 static async void full_at_create(struct test *t)
 {
@@ -551,6 +588,7 @@ static const struct story STORIES[] = {
     {"group changes", group_changes},
     {"nothing in it", nothing_in_it},
     {"full members", full_members},
+    {"full in turn", full_in_turn},
     {"full at a create", full_at_create},
     {"late create", late_create},
     {"leaving the list", leaving},

@@ -319,8 +319,8 @@ static async void wake(struct test *t, struct former *former)
 {
     uint64_t committed = t->committed;
     uint32_t failures = t->failures;
-    append_to(t, former->log);
-    append_to(t, former->log);
+    append_to(t, former->log, false);
+    append_to(t, former->log, false);
     CHECK_SOON(t->outstanding == 0, 20 * NS_PER_S);
     CHECK_EQ(t->committed, committed);
     CHECK_EQ(t->failures, failures + 2);
@@ -361,7 +361,7 @@ static void slow_main(struct task_call *call)
     struct test *t = former->t;
     while (now_ns(t) < former->until_ns) {
         if (t->outstanding < OUTSTANDING)
-            append_to(t, former->log);
+            append_to(t, former->log, false);
         if (sim_world_random(t->world, 4) == 0)
             (void)log_end_extent(former->log);
         task_sleep_ns(200 * NS_PER_US);
@@ -451,13 +451,13 @@ static async void full_here_unknown_there(struct test *t)
     for (uint32_t i = 0; i < 2; i++)
         t->media[i].limit_blocks = t->media[i].used_blocks;
     t->watched_key = 5000;
-    append_block(t, t->log, t->watched_key, 1, 1);
-    append_block(t, t->log, t->watched_key, 2, 2);
+    append_block(t, t->log, t->watched_key, 1, 1, false);
+    append_block(t, t->log, t->watched_key, 2, 2, false);
     task_sleep_ns(NS_PER_S);
     for (uint32_t i = 0; i < 2; i++)
         t->media[i].limit_blocks = UINT32_MAX;
     member_returns(t, 3);
-    append_block(t, t->log, t->watched_key, 3, 2);
+    append_block(t, t->log, t->watched_key, 3, 2, false);
     uint64_t begun_ns = now_ns(t);
     while (t->outstanding > 0) {
         CHECK(now_ns(t) - begun_ns < 20 * NS_PER_S);

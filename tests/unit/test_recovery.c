@@ -547,7 +547,8 @@ static void filling_main(struct task_call *call)
     for (uint32_t i = 1; f->frees && i <= f->count; i++)
         CHECK_EQ(store_delete_extent(f->node->store, filler(i)), 0);
     while (!f->frees && rc == 0) {
-        rc = store_create_extent(f->node->store, filler(f->count + 1), 1, 1, 1, 32);
+        rc = store_create_extent(f->node->store, filler(f->count + 1), 1, 1, 1, 32,
+                                 false);
         f->count += rc == 0;
     }
     CHECK(f->frees || rc == -PLX_EFULL);

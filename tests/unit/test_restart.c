@@ -57,7 +57,7 @@ static struct model_extent *begin_extent(uint64_t last_number)
     struct model_extent *x = model_add(m);
     x->disk = x->epoch = 1;
     x->number = last_number;
-    CHECK_EQ(store_create_extent(m->store, x->address, 1, 1, x->nonce, 4), 0);
+    CHECK_EQ(store_create_extent(m->store, x->address, 1, 1, x->nonce, 4, false), 0);
     x->state = x->next = M_OPEN;
     return x;
 }

@@ -43,7 +43,7 @@ static void life(struct body *body)
     (void)body;
     uint32_t length = 0;
     struct model_extent *x = new_extent(1, 5, 3);
-    CHECK_EQ(store_create_extent(m->store, x->address, 1, 1, 1, 1), -PLX_EEXISTS);
+    CHECK_EQ(store_create_extent(m->store, x->address, 1, 1, 1, 1, false), -PLX_EEXISTS);
     CHECK_EQ(info_of(x).length, 21);
     CHECK_EQ(info_of(x).durable, 0);
     CHECK_EQ(info_of(x).state, EXTENT_OPEN);
@@ -133,7 +133,8 @@ static void refusals(struct body *body)
     CHECK_EQ(machine_append_wait(m, never, 1), -PLX_EMISSING);
     CHECK_EQ(stop(never, &length), 0); /* remembered: no late create gets through */
     CHECK_EQ(length, 0);
-    CHECK_EQ(store_create_extent(m->store, never->address, 1, 1, 1, 1), -PLX_EEXISTS);
+    CHECK_EQ(store_create_extent(m->store, never->address, 1, 1, 1, 1, false),
+             -PLX_EEXISTS);
     CHECK_EQ(store_finalize_extent(m->store, never->address, 5), -PLX_ENOTHERE);
     CHECK_EQ(store_finalize_extent(m->store, never->address, 0), 0);
     CHECK_EQ(store_finalize_extent(m->store, never->address, 0), 0);

@@ -31,7 +31,7 @@ static async void fill(struct store *store, struct loop *loop, struct model *mod
     struct buffer_pool *pool = buffer_pool_create(8 * MIB);
     (void)loop;
     for (uint32_t n = 1; n <= EXTENTS; n++) {
-        CHECK_EQ(store_create_extent(store, EXTENT(n), 1, 1, 1, 1), 0);
+        CHECK_EQ(store_create_extent(store, EXTENT(n), 1, 1, 1, 1, false), 0);
         for (uint32_t at = 0; at < BLOCKS; at += 250) {
             struct slice slice = {.buffer = buffer_create(pool, 250 * BLOCK_SIZE),
                                   .len = 250 * BLOCK_SIZE};
