@@ -111,9 +111,12 @@ void cluster_groups_node_lost(struct cluster_state *state, uint64_t node)
             continue;
         member_remove(group, member);
         group->epoch++;
-        bool any_whole = cluster_group_whole_count(group) != 0;
-        for (unsigned j = 0; !any_whole && j < group->member_count; j++)
+        if (cluster_group_whole_count(group) != 0)
+            continue;
+        for (unsigned j = 0; j < group->member_count; j++)
             group->members[j].missing_since = 0;
+        if (group->member_count > 1)
+            group->unsure_below = state->next_sequence;
     }
 }
 

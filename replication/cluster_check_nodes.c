@@ -92,6 +92,8 @@ static bool check_groups(struct check *check)
             return wrong(check, "pool %u: too many groups", group->pool);
         if (group->epoch == 0)
             return wrong(check, "group %u: has no epoch", group->id);
+        if (group->unsure_below > state->next_sequence)
+            return wrong(check, "group %u: is unsure of what is to come", group->id);
         for (unsigned j = 0; j < group->member_count; j++) {
             if (!check_member(check, group, j))
                 return false;

@@ -7,7 +7,7 @@
 #include "replication/cluster_internal.h"
 
 #define STATE_MAGIC          "PLXSTATE"
-#define STATE_VERSION        4U /* disks may be MOVING */
+#define STATE_VERSION        5U /* groups may be unsure */
 #define STATE_VERSION_OLDEST 1U
 #define STATE_VERSION_POOLS  3U /* since then there are pools */
 #define STATE_FEATURES_KNOWN 0U /* incompatible ones */

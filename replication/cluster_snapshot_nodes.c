@@ -4,7 +4,8 @@
 #include "replication/cluster_internal.h"
 
 #define VERSION_ADDRESSES 2U /* since then nodes have address, domain and capacity */
-#define VERSION_POOLS     3U /* since then there is the rest of this file */
+#define VERSION_POOLS     3U /* since then there is the rest of this file, */
+#define VERSION_UNSURE    5U /* but of groups not what may be with one member only */
 
 #define NODE_BYTES  32U /* the least that one of each takes, in any version */
 #define POOL_BYTES  8U
@@ -24,6 +25,7 @@ static void write_group(struct writer *w, const struct cluster_group *group)
 {
     write_u32(w, group->pool);
     write_u64(w, group->epoch);
+    write_u64(w, group->unsure_below);
     write_u8(w, group->member_count);
     for (unsigned i = 0; i < group->member_count; i++) {
         write_u64(w, group->members[i].node);
@@ -103,12 +105,14 @@ static void read_pools(struct reader *r, struct cluster_state *state)
     }
 }
 
-static void read_groups(struct reader *r, struct cluster_state *state)
+static void read_groups(struct reader *r, struct cluster_state *state, uint32_t version)
 {
     uint32_t count = cluster_count_read(r, CLUSTER_GROUPS_MAX, GROUP_BYTES);
     for (uint32_t i = 0; i < count && !r->bad; i++) {
         struct cluster_group *group = cluster_group_append(state, read_u32(r));
         group->epoch = read_u64(r);
+        if (version >= VERSION_UNSURE)
+            group->unsure_below = read_u64(r);
         uint8_t member_count = read_u8(r);
         if (member_count > REPLICAS_MAX)
             r->bad = true;
@@ -155,7 +159,7 @@ void cluster_nodes_read(struct reader *r, struct cluster_state *state, uint32_t 
     if (version < VERSION_POOLS)
         return;
     read_pools(r, state);
-    read_groups(r, state);
+    read_groups(r, state, version);
     read_tokens(r, state);
     state->authority.certificate = read_text(r);
     state->authority.key = read_text(r);

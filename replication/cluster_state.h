@@ -131,6 +131,9 @@ struct cluster_group {
     uint16_t id; /* 16 bits of the addresses in it */
     uint32_t pool;
     uint64_t epoch; /* counts the changes of who is a member */
+    /* Each of several members may be the only one that has an extent with a smaller
+     * sequence: none was whole when the last whole one was declared lost. 0: never. */
+    uint64_t unsure_below;
     uint8_t member_count;
     struct group_member members[REPLICAS_MAX];
 };

@@ -71,5 +71,7 @@ enum recovery_action recovery_decide(const struct recovery_facts *f, uint32_t *r
         return of_unfinished(f, ret_length);
     if (f->is_listed)
         return end_local(&f->local, f->length, ret_length);
-    return is_there(&f->local) ? RECOVERY_ASK_DROP : RECOVERY_NOTHING;
+    if (!is_there(&f->local) || (f->is_unsure && f->local.length > 0))
+        return RECOVERY_NOTHING;
+    return RECOVERY_ASK_DROP;
 }

@@ -12,7 +12,8 @@ struct recovery_facts {
     bool is_listed;  /* a disk lists it, */
     bool has_length; /* with a committed length */
     uint32_t length;
-    bool has_disk; /* the disk that the extent says it is of is there */
+    bool has_disk;  /* the disk that the extent says it is of is there */
+    bool is_unsure; /* that nobody has it says nothing: cluster_group.unsure_below */
     /* What a whole member has, which was asked after that, and what is here. */
     struct copy_extent source, local;
 };

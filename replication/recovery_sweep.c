@@ -50,6 +50,9 @@ struct recovery_facts recovery_facts_of(const struct recovery *r, struct address
     /* A stop of what was never here notes no disk. */
     uint64_t disk = facts.local.disk != 0 ? facts.local.disk : facts.source.disk;
     facts.has_disk = disk == 0 || cluster_disk_by_id(state, disk) != NULL;
+    const struct cluster_group *group = cluster_group_by_id(state,
+                                                            address_group(extent));
+    facts.is_unsure = group != NULL && address_sequence(extent) < group->unsure_below;
     return facts;
 }
 

@@ -112,9 +112,15 @@ static void decisions(void)
         if (is_other && row->listed != NEW && row->listed != OPEN && row->listed != GONE)
             CHECK_EQ(action, RECOVERY_CONFLICT);
     }
-    /* What died there, and a list that ended at nothing. */
-    struct recovery_facts facts = facts_in(&(struct row){LEFT, F, 10, F, 10, 0, 0});
+    /* It may be nowhere else. */
+    struct recovery_facts facts = facts_in(&(struct row){LEFT, A, 0, F, 10, 0, 0});
     uint32_t length;
+    facts.is_unsure = true;
+    CHECK_EQ(recovery_decide(&facts, &length), RECOVERY_NOTHING);
+    facts.local = copy_in(S, 0);
+    CHECK_EQ(recovery_decide(&facts, &length), RECOVERY_ASK_DROP);
+    /* What died there, and a list that ended at nothing. */
+    facts = facts_in(&(struct row){LEFT, F, 10, F, 10, 0, 0});
     facts.source.live_crc++;
     CHECK_EQ(recovery_decide(&facts, &length), RECOVERY_MERGE);
     facts.source.live_crc--;
@@ -864,6 +870,36 @@ static void ended_lost(bool is_last)
     end_all();
 }
 
+/* Two members lacked something, each something else, when the last whole one was declared
+ * lost. Both count as whole since; what only one of them has is no rubbish, even if it is
+ * away for a moment later. */
+static void taken_for_whole(void)
+{
+    cluster_make(14, 4, 3);
+    struct model_copy *known = write_extent(ALL3, 40);
+    go_down(3);
+    struct model_copy *x = write_extent(0x06, 60);
+    CHECK(known != NULL && x != NULL);
+    go_down(2);
+    go_down(1);
+    CHECK(is_whole(1) && !is_whole(2) && !is_whole(3));
+    CHECK_EQ(COMMIT(.op = CLUSTER_NODE_GONE, .node = 1, .force = true, .data_loss = true),
+             0);
+    come_back(2);
+    come_back(3);
+    CHECK(is_whole(2) && is_whole(3));
+    apply_everywhere();
+    run_for(150 * NS_PER_S);
+    CHECK_EQ(state_on(x, 2), EXTENT_FINAL);
+    go_down(2);
+    CHECK(!is_whole(2));
+    come_back(2);
+    apply_everywhere();
+    run_for(150 * NS_PER_S);
+    CHECK_EQ(state_on(x, 2), EXTENT_FINAL);
+    end_all();
+}
+
 /* A process that is killed while it serves leaves memory behind, which only its tasks
  * knew of. */
 static void in_child(void (*story)(void))
@@ -901,5 +937,6 @@ int main(void)
     died_unheard();
     ended_lost(false);
     ended_lost(true);
+    taken_for_whole();
     return 0;
 }
