@@ -185,6 +185,10 @@ static async int next_answer(struct copying *c, uint32_t from)
 static async int copy_some(struct copying *c, uint32_t *from)
 {
     int rc = next_answer(c, *from);
+    if (rc != 0 && c->pass > 0 && source_has_answered(rc)) {
+        *from = EXTENT_BLOCKS; /* it has nothing better */
+        return 0;
+    }
     if (rc == -PLX_EMISSING || rc == -PLX_EPRECONDITION || rc == -PLX_ECANCELLED)
         return rc;
     if (rc != 0)
@@ -268,16 +272,26 @@ static async int put_as_it_is(struct copying *c, const uint8_t *bytes)
     return store_install_put(c->install, &block, 1, from->has_bytes ? bytes : c->zeros);
 }
 
-/* It is as rotten as everywhere, so that readers see the same. */
-static async int put_bad(struct copying *c, uint32_t block)
+static async int put_bad_from(struct copying *c, uint32_t block)
 {
     int rc = source_fetch(c->r, source_now(c), &c->plan.extent, block, 1, true,
                           &c->blocks, &c->payload);
     if (rc != 0)
-        return rc;
+        return source_has_answered(rc) ? 0 : rc;
     if (c->blocks.count == 1 && c->blocks.at[0].block == block)
         rc = put_as_it_is(c, c->blocks.at[0].has_bytes ? slice_data(c->payload) : NULL);
     answer_drop(c);
+    return rc;
+}
+
+/* It is as rotten as everywhere, so that readers see the same. From some whole member
+ * that has it: another one may have nothing of the extent any more. */
+static async int put_bad(struct copying *c, uint32_t block)
+{
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < c->sweep->source_count && is_needed(c, block);
+         i++, c->source++)
+        rc = put_bad_from(c, block);
     return rc;
 }
 

@@ -346,6 +346,32 @@ static void mended_there(void)
     CHECK(seeds < 60 || (sound > 0 && sound < seeds));
 }
 
+/* All of an extent died, but for a header that one took for data: the others have nothing
+ * of it any more. That keeps nobody from being whole. */
+static void left_over(void)
+{
+    begin(8, 4, true);
+    forget_header(1, head(3));
+    trim_headers(ALL3);
+    struct op op = {.kind = OP_TRIM, .source = x->source};
+    for (uint32_t b = 0; b < x->length; b++) {
+        if (!source_is_header(x->source, b))
+            op.blocks[op.count++] = b;
+        for (uint64_t id = 1; id <= 3 && (op.count == ARRAY_LEN(op.blocks) ||
+                                          (b == x->length - 1 && op.count > 0));
+             id++)
+            CHECK_EQ(op_run(op, id), 0);
+        op.count = op.count == ARRAY_LEN(op.blocks) ? 0 : op.count;
+    }
+    CHECK_EQ(extent_of(1)->live, 1);
+    for (uint64_t id = 2; id <= 3; id++)
+        CHECK(extent_find(&c->nodes[id].store->extents, x->source->address) == NULL);
+    uint64_t more[] = {1, 2, 3, 4};
+    CHECK(group_set(more, 4));
+    wait_whole(60 * NS_PER_S);
+    end_all();
+}
+
 /* --- nobody has it --- */
 
 static void rotten_everywhere(void)
@@ -468,6 +494,7 @@ int main(void)
     in_child(copied_before);
     unknown_there();
     mended_there();
+    left_over();
     rotten_everywhere();
     full();
     alone();
