@@ -9,7 +9,8 @@
  * what is missing flushed. A later header that does call it so proves that it was there.
  *
  * What can fail: a block that cannot be read counts as not a header. A header is taken
- * for one of this extent by all that names it, its own place and the extent's nonce.
+ * for one of this extent by all that names it, its own place and the extent's nonce. One
+ * that rotted proves nothing, but is known as a header if it has the last two.
  *
  * Bounded: behind the last header that was found as many blocks are looked at as two of
  * the largest batches have. Where nothing is found that is all there is to read.
@@ -25,6 +26,8 @@ async void beyond_look(struct walk *walk, uint32_t from, uint8_t *headers,
         struct header head;
         uint32_t data_blocks = 0;
         if (!walk_peek(walk, block, &head, &data_blocks)) {
+            if (headers != NULL && walk_was_header(walk, block))
+                bitmap_set(headers, block);
             block++;
             continue;
         }

@@ -139,6 +139,7 @@ static async bool header_was_flushed(struct store *store, struct job *job,
     bitmap_set(e->headers, block);
     if (block == 0 && beyond.end > 1) /* the first batch is behind the roll record */
         bitmap_set(e->headers, 1);
+    bitmap_cut(e->headers, beyond.end);
     e->length = beyond.end;
     e->is_damaged = true;
     log_warning(store->loop,

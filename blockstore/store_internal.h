@@ -392,6 +392,9 @@ void walk_next(struct walk *walk);
  * whatever the one before it was. Overwrites entries. */
 async bool walk_peek(struct walk *walk, uint32_t block, struct header *ret_head,
                      uint32_t *ret_data_blocks);
+/* Whether there, where walk_peek has found none, one was that rotted: it still has its
+ * place and the extent's nonce, which no data has. */
+bool walk_was_header(const struct walk *walk, uint32_t block);
 
 /* beyond.c: what headers behind the end of a scan say. */
 struct beyond {
@@ -401,7 +404,7 @@ struct beyond {
     uint64_t flushed;      /* the highest number any of them calls flushed */
 };
 /* Goes from header to header, from block `from` on, as long as the next one is near. Sets
- * their bits in `headers`, if not NULL. */
+ * their bits in `headers`, if not NULL, and those of what was a header and rotted. */
 async void beyond_look(struct walk *walk, uint32_t from, uint8_t *headers,
                        struct beyond *ret);
 /* Whether the header that is missing where the walk's chain ends was flushed. */

@@ -192,6 +192,15 @@ async bool walk_peek(struct walk *walk, uint32_t block, struct header *ret_head,
            ret_head->number > chain->number;
 }
 
+bool walk_was_header(const struct walk *walk, uint32_t block)
+{
+    struct header_head_format head;
+    if (!is_in_window(walk, block))
+        return false;
+    memcpy(&head, window_at(walk, block), sizeof head);
+    return le64_get(head.nonce) == walk->chain.nonce && le32_get(head.block) == block;
+}
+
 /* --- for callers --- */
 
 static async int walk_all(struct walk *walk, const struct extent *e, header_fn *fn,

@@ -32,13 +32,18 @@ static uint64_t place_of(const struct model_extent *x, uint32_t block)
     return at;
 }
 
-static void flip(const struct model_extent *x, uint32_t block)
+static void flip_at(const struct model_extent *x, uint32_t block, uint32_t offset)
 {
     uint8_t byte = 0;
-    uint64_t at = place_of(x, block) + 77;
+    uint64_t at = place_of(x, block) + offset;
     CHECK_EQ(sim_file_peek(m->world, STORE_PATH, at, &byte, 1), 0);
     byte ^= 4;
     CHECK_EQ(sim_file_poke(m->world, STORE_PATH, at, &byte, 1), 0);
+}
+
+static void flip(const struct model_extent *x, uint32_t block)
+{
+    flip_at(x, block, 77);
 }
 
 /* As if these blocks had never reached the medium. */
@@ -150,13 +155,14 @@ static void act_header(struct body *body)
     flip(victim, target);
 }
 
-/* The roll record and what is behind it, which is the first header. */
+/* The roll record and others; they are known for what they were. */
 static void act_both(struct body *body)
 {
     (void)body;
     fill_victim(BATCHES - 1);
-    flip(victim, 0);
-    flip(victim, target);
+    for (uint32_t block = 0; block <= target; block++)
+        if (block == 0 || (block - 1) % (DATA + 1) == 0)
+            flip_at(victim, block, 500); /* neither its nonce nor its place */
 }
 
 static void check_both(struct body *body)
@@ -324,8 +330,10 @@ int main(void)
         if (batch > 0)
             scenario(act_next, check_kept, NULL);
     }
-    target = HEADER(0);
-    scenario(act_both, check_both, NULL);
+    for (uint32_t batch = 0; batch < BATCHES - 1; batch++) {
+        target = HEADER(batch);
+        scenario(act_both, check_both, NULL);
+    }
     uint64_t flushed = 3;
     for (uint32_t batch = 1; batch < BATCHES; batch++) {
         target = HEADER(batch);
