@@ -402,7 +402,7 @@ static struct compaction *compaction_create(struct store *store,
     c->store = store;
     c->section = *section;
     waitlist_init(&c->written);
-    c->ins = inspect_create(store, section->address);
+    c->ins = inspect_create(store, section->address, COMPACT_CHUNK_BYTES);
     if (c->ins != NULL)
         c->ins->known = section->known;
     c->entries = malloc(EXTENT_BLOCKS * sizeof *c->entries);

@@ -19,7 +19,10 @@
 
 #include "blockstore/inspect.h"
 
-#define CURSORS_MAX 16U /* kept: at most 520 KiB each */
+#define CURSORS_MAX 16U /* kept: at most 1.3 MiB each */
+/* What one answer holds is read at once: four reads, one after the other, take a busy
+ * device twice as long. */
+#define FETCH_WINDOW_BYTES (COPY_RPC_FETCH_MAX * BLOCK_SIZE)
 #define FETCHES_MAX 4U  /* at once; more wait */
 
 struct cursor {
@@ -218,7 +221,8 @@ static struct cursor *cursor_get(struct copy_service *service, struct address ex
     struct cursor *best = nearest != NULL ? nearest : oldest;
     if (nearest == NULL) {
         inspect_destroy(best->ins);
-        best->ins = inspect_create(service->options.store, extent);
+        best->ins = inspect_create(service->options.store, extent,
+                                   FETCH_WINDOW_BYTES);
         if (best->ins == NULL)
             return NULL;
     }

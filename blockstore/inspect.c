@@ -3,7 +3,7 @@
  * Block by block through an extent that takes no more appends, with what its headers, or
  * its digest, say of each: for compaction, and for whoever looks for rot.
  *
- * Happy path: a window of 256 KiB goes over the extent's space, and the blocks that are
+ * Happy path: a window goes over the extent's space, and the blocks that are
  * wanted are checked in it. Without a layout the headers on the way tell what comes
  * behind them; with one the digest is read first.
  *
@@ -16,14 +16,14 @@
  */
 #include "blockstore/inspect.h"
 
-#define WINDOW_PLACES ((uint32_t)(COMPACT_CHUNK_BYTES / BLOCK_SIZE))
-
-struct inspect *inspect_create(struct store *store, struct address address)
+struct inspect *inspect_create(struct store *store, struct address address,
+                               uint32_t window_bytes)
 {
     struct inspect *ins = calloc(1, sizeof *ins);
     if (ins == NULL)
         return NULL;
-    ins->window = aligned_alloc(BLOCK_SIZE, COMPACT_CHUNK_BYTES);
+    ins->window = aligned_alloc(BLOCK_SIZE, window_bytes);
+    ins->window_places = window_bytes / BLOCK_SIZE;
     if (ins->window == NULL) {
         free(ins);
         return NULL;
@@ -63,7 +63,7 @@ static void hold(struct inspect *ins, struct extent *e)
 static async int place_load(struct inspect *ins, uint32_t place, uint32_t limit,
                             const uint8_t **ret_bytes)
 {
-    uint32_t want = min_u32(WINDOW_PLACES, limit - place);
+    uint32_t want = min_u32(ins->window_places, limit - place);
     if (place < ins->window_place || place - ins->window_place >= ins->window_count) {
         ins->window_count = 0;
         for (;;) {

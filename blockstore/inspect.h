@@ -17,6 +17,7 @@ struct inspect {
     uint64_t bytes_read;
 
     uint8_t *window;
+    uint32_t window_places; /* room for */
     uint32_t window_place, window_count;
 
     struct chain chain; /* without a layout */
@@ -45,8 +46,10 @@ struct inspected {
     int code;             /* -PLX_ECHECKSUM, -PLX_EDAMAGED (a header), or of the read */
 };
 
-/* NULL when memory is out. It holds nothing yet; fields from, to and block may be set. */
-struct inspect *inspect_create(struct store *store, struct address address);
+/* NULL when memory is out. It holds nothing yet; fields from, to and block may be set.
+ * window_bytes: read at once; whole blocks. */
+struct inspect *inspect_create(struct store *store, struct address address,
+                               uint32_t window_bytes);
 /* Released before. */
 void inspect_destroy(struct inspect *ins);
 /* Lets go of the extent, and takes it up again: -PLX_EMISSING; -PLX_EPRECONDITION if it

@@ -73,7 +73,7 @@ async int store_list_entries(struct store *store, struct address extent,
         if (result >= 0 || !is_compacted(store, extent))
             return result;
     }
-    struct inspect *ins = inspect_create(store, extent);
+    struct inspect *ins = inspect_create(store, extent, COMPACT_CHUNK_BYTES);
     if (ins == NULL)
         return -ENOMEM;
     int result = list_digest(ins, &lister);

@@ -89,7 +89,8 @@ static async int verify(struct verification *v)
 async int store_verify_extent(struct store *store, struct address extent,
                               const struct verify_callbacks *cb)
 {
-    struct verification v = {.cb = cb, .ins = inspect_create(store, extent)};
+    struct verification v = {
+        .cb = cb, .ins = inspect_create(store, extent, COMPACT_CHUNK_BYTES)};
     if (v.ins == NULL)
         return -ENOMEM;
     int result = verify(&v);

@@ -409,7 +409,7 @@ static void incomplete(struct body *body)
 
 static bool is_known_as_bad(uint32_t block)
 {
-    struct inspect *ins = inspect_create(m->store, source->address);
+    struct inspect *ins = inspect_create(m->store, source->address, 256 * KIB);
     struct inspected in = {0};
     ins->block = block;
     CHECK_EQ(inspect_resume(ins), 0);
