@@ -266,19 +266,21 @@ static uint32_t place_of(const struct extent *e, uint32_t block)
     return e->layout != NULL ? bitmap_rank(e->layout, block) : block;
 }
 
+/* Has the second block its place right behind that of the first? */
+static bool follows(const struct extent *e, uint32_t block, uint32_t next)
+{
+    while (++block < next && e->layout != NULL && !bitmap_get(e->layout, block))
+        ;
+    return block == next;
+}
+
 /* How many of the blocks have their places one behind the other. */
 static uint32_t in_a_row(const struct extent *e, const struct install_block *blocks,
                          uint32_t count)
 {
     uint32_t n = 1;
-    if (e->layout !=
-        NULL) /* between two of the plan's in ascending order may be others */
-        while (n < count && bitmap_rank(e->layout, blocks[n].block) ==
-                                bitmap_rank(e->layout, blocks[n - 1].block) + 1)
-            n++;
-    else
-        while (n < count && blocks[n].block == blocks[n - 1].block + 1)
-            n++;
+    while (n < count && follows(e, blocks[n - 1].block, blocks[n].block))
+        n++;
     return n;
 }
 
@@ -340,6 +342,7 @@ async int store_install_put(struct store_install *install,
         if (result < 0)
             return result;
     }
+    install->store->put_ns = loop_now_ns(install->store->loop);
     install->putting++;
     int result = put_blocks(install, blocks, count, bytes);
     install->putting--;

@@ -147,7 +147,8 @@ struct store {
     struct extent_open_list dirty, syncing;
 
     uint32_t fresh_recorded; /* slabs.fresh in the newest record */
-    uint64_t used_ns;        /* when an append or read came last */
+    uint64_t used_ns;        /* when an append or read came last, */
+    uint64_t put_ns;         /* or a part of a copy from elsewhere */
     struct timer idle;
     struct file_io fill_io;
     struct store_sync fill_sync;

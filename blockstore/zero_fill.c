@@ -5,7 +5,7 @@
  * journal commit.
  *
  * Happy path: when fewer than ZERO_POOL_SLABS written slabs are free and the store was
- * quiet for a while, one slab after the other is filled, then all are synced together.
+ * quiet for a while (nor do copies come in, which would only wait for it), one slab after the other is filled, then all are synced together.
  * The same goes on under a load that gains more by it than the filling costs: one that
  * syncs often, or one that leaves the device time (the completion of a write into
  * unwritten space takes a detour through a kernel thread).
@@ -34,8 +34,8 @@ static bool is_wanted(const struct store *store)
 
 static bool may_fill(const struct store *store)
 {
-    return store->fills_under_load ||
-           loop_now_ns(store->loop) - store->used_ns >= IDLE_NS;
+    uint64_t last_ns = max_u64(store->used_ns, store->put_ns);
+    return store->fills_under_load || loop_now_ns(store->loop) - last_ns >= IDLE_NS;
 }
 
 void zero_fill_slabs_taken(struct store *store, uint32_t count)
