@@ -5,7 +5,8 @@
  * journal commit.
  *
  * Happy path: when fewer than ZERO_POOL_SLABS written slabs are free and the store was
- * quiet for a while (nor do copies come in, which would only wait for it), one slab after the other is filled, then all are synced together.
+ * quiet for a while (nor do copies come in, which would only wait for it), one slab after
+ * the other is filled, then all are synced together.
  * The same goes on under a load that gains more by it than the filling costs: one that
  * syncs often, or one that leaves the device time (the completion of a write into
  * unwritten space takes a detour through a kernel thread).
