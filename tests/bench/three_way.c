@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * three_way DIR DEPTH SECONDS
+ * three_way DIR DEPTH SECONDS [KIB]
  *
- * What three copies cost at least on this machine: one client sends 4 KiB to three
- * processes over loopback TCP, each appends a header and the data to a pre-written file
- * (8 KiB, O_DIRECT, libaio) and answers. No encryption, no checksum, no client protocol.
+ * What three copies cost at least on this machine: one client sends 4 KiB, or KIB, to
+ * three processes over loopback TCP, each appends a header of 4 KiB and the data to a
+ * pre-written file (O_DIRECT, libaio) and answers. No encryption, no checksum, no client
+ * protocol.
  * Prints writes per second, the mean latency and CPU of all four processes per write.
  */
 #include <errno.h>
@@ -29,12 +30,16 @@
 #define COPIES     3
 #define MAX_DEPTH  64
 #define BLOCK      4096U
+#define KIB_MAX    1024U
 #define FILE_BYTES (256UL << 20)
 
-struct message {
-    uint64_t id;
-    uint8_t data[BLOCK];
-};
+static size_t data_bytes = BLOCK;
+
+/* An id, then the data. */
+static size_t message_bytes(void)
+{
+    return sizeof(uint64_t) + data_bytes;
+}
 
 static void die(const char *what)
 {
@@ -87,8 +92,9 @@ static void writer(int socket, const char *folder, int which)
     static struct slot slots[MAX_DEPTH];
     struct slot *unused[MAX_DEPTH];
     unsigned unused_count = MAX_DEPTH;
-    static struct message in[MAX_DEPTH];
-    size_t have = 0;
+    size_t have = 0, in_bytes = MAX_DEPTH * message_bytes();
+    size_t stored_bytes = BLOCK + data_bytes;
+    uint8_t *in = malloc(in_bytes);
     uint64_t at = 0;
     io_context_t context = 0;
     int file = open_file(folder, which), wake = eventfd(0, EFD_NONBLOCK);
@@ -96,9 +102,9 @@ static void writer(int socket, const char *folder, int which)
     if (io_setup(MAX_DEPTH, &context) < 0)
         die("io_setup");
     for (unsigned i = 0; i < MAX_DEPTH; i++) {
-        slots[i].bytes = aligned_alloc(BLOCK, 2 * BLOCK);
-        memset(slots[i].bytes, 0, 2 * BLOCK);
-        slots[i].iov = (struct iovec){slots[i].bytes, 2 * BLOCK};
+        slots[i].bytes = aligned_alloc(BLOCK, stored_bytes);
+        memset(slots[i].bytes, 0, stored_bytes);
+        slots[i].iov = (struct iovec){slots[i].bytes, stored_bytes};
         unused[i] = &slots[i];
     }
     watch(epoll, socket);
@@ -117,7 +123,7 @@ static void writer(int socket, const char *folder, int which)
                 int d = io_getevents(context, 0, MAX_DEPTH, done, NULL);
                 for (int k = 0; k < d; k++) {
                     struct slot *slot = done[k].data;
-                    if (done[k].res != 2 * BLOCK)
+                    if (done[k].res != stored_bytes)
                         die("write");
                     memcpy(&ids[k], slot->bytes, 8);
                     unused[unused_count++] = slot;
@@ -126,26 +132,28 @@ static void writer(int socket, const char *folder, int which)
                     die("send");
                 continue;
             }
-            ssize_t got = recv(socket, (uint8_t *)in + have, sizeof(in) - have, 0);
+            ssize_t got = recv(socket, in + have, in_bytes - have, 0);
             if (got <= 0)
                 exit(0);
             have += (size_t)got;
             struct iocb *batch[MAX_DEPTH];
-            size_t count = have / sizeof(struct message);
+            size_t count = have / message_bytes();
             for (size_t k = 0; k < count; k++) {
                 struct slot *slot = unused[--unused_count];
-                memcpy(slot->bytes, &in[k].id, 8);
-                memcpy(slot->bytes + BLOCK, in[k].data, BLOCK);
+                memcpy(slot->bytes, in + k * message_bytes(), 8);
+                memcpy(slot->bytes + BLOCK, in + k * message_bytes() + 8, data_bytes);
                 io_prep_pwritev(&slot->iocb, file, &slot->iov, 1, (long long)at);
                 io_set_eventfd(&slot->iocb, wake);
                 slot->iocb.data = slot;
                 batch[k] = &slot->iocb;
-                at = (at + 2 * BLOCK) % FILE_BYTES;
+                at += stored_bytes;
+                if (at + stored_bytes > FILE_BYTES)
+                    at = 0;
             }
             if (count > 0 && io_submit(context, (long)count, batch) != (long)count)
                 die("io_submit");
-            have -= count * sizeof(struct message);
-            memmove(in, in + count, have);
+            have -= count * message_bytes();
+            memmove(in, in + count * message_bytes(), have);
         }
     }
 }
@@ -184,16 +192,16 @@ static void send_all(int fd, const void *bytes, size_t size)
 /* Answers come in the order of the writes' ends; a write is done with its third. */
 static uint64_t run(const int *fds, unsigned depth, double seconds)
 {
-    static struct message message;
+    uint8_t *message = calloc(1, message_bytes());
     static uint8_t answers[MAX_DEPTH];
     uint64_t done = 0;
     int epoll = epoll_create1(0);
     for (int i = 0; i < COPIES; i++)
         watch(epoll, fds[i]);
-    for (unsigned id = 0; id < depth; id++) {
-        message.id = id;
+    for (uint64_t id = 0; id < depth; id++) {
+        memcpy(message, &id, sizeof(id));
         for (int i = 0; i < COPIES; i++)
-            send_all(fds[i], &message, sizeof(message));
+            send_all(fds[i], message, message_bytes());
     }
     double end = now_s() + seconds;
     while (now_s() < end) {
@@ -209,12 +217,13 @@ static uint64_t run(const int *fds, unsigned depth, double seconds)
                     continue;
                 answers[ids[k]] = 0;
                 done++;
-                message.id = ids[k];
+                memcpy(message, &ids[k], sizeof(ids[k]));
                 for (int i = 0; i < COPIES; i++)
-                    send_all(fds[i], &message, sizeof(message));
+                    send_all(fds[i], message, message_bytes());
             }
         }
     }
+    free(message);
     return done;
 }
 
@@ -228,11 +237,14 @@ static double cpu_s(int who)
 
 int main(int argc, char **argv)
 {
-    if (argc != 4 || atoi(argv[2]) < 1 || atoi(argv[2]) > MAX_DEPTH ||
-        atof(argv[3]) <= 0) {
-        fprintf(stderr, "usage: three_way DIR DEPTH(1..%d) SECONDS\n", MAX_DEPTH);
+    int kib = argc == 5 ? atoi(argv[4]) : (int)(BLOCK / 1024);
+    if (argc < 4 || argc > 5 || atoi(argv[2]) < 1 || atoi(argv[2]) > MAX_DEPTH ||
+        atof(argv[3]) <= 0 || kib < 4 || kib > (int)KIB_MAX || kib % 4 != 0) {
+        fprintf(stderr, "usage: three_way DIR DEPTH(1..%d) SECONDS [KIB(4..%u)]\n",
+                MAX_DEPTH, KIB_MAX);
         return 2;
     }
+    data_bytes = (size_t)kib * 1024;
     unsigned depth = (unsigned)atoi(argv[2]);
     double seconds = atof(argv[3]);
     int fds[COPIES];
