@@ -478,7 +478,8 @@ static void copied_before(void)
     copied(false, true);
 }
 
-int main(void)
+/* Processes are killed wherever they are, with what only their tasks know of. */
+static void all(void)
 {
     headers(true, 0);
     headers(true, 2);
@@ -491,13 +492,18 @@ int main(void)
     sound_but_taken(true);
     copied(true, false);
     copied(false, false);
-    in_child(copied_before);
+    copied_before();
     unknown_there();
     mended_there();
     left_over();
     rotten_everywhere();
     full();
     alone();
-    in_child(cut_short);
+    cut_short();
+}
+
+int main(void)
+{
+    in_child(all);
     return 0;
 }
