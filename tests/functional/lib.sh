@@ -206,9 +206,25 @@ kill9_daemon()
 
 # --- clusters ---
 
-# The first of 32 that only this test uses: others began with process ids close to this
-# one, and connections come from 32768 on.
-lib_port=$((20000 + $$ * 32 % 12000))
+# The first of 32 that only this test uses, as long as it or one of its daemons holds the
+# lock. Connections come from 32768 on.
+lib_port=
+claim_ports()
+{
+    local folder=${TMPDIR:-/tmp}/parallax-ports.$UID slots=375 slot=$$ tries
+    mkdir -p "$folder"
+    for ((tries = 0; tries < slots; tries++)); do
+        slot=$(((slot + 1) % slots))
+        exec {lib_port_lock}>"$folder/$slot"
+        if flock --nonblock "$lib_port_lock"; then
+            lib_port=$((20000 + slot * 32))
+            return
+        fi
+        exec {lib_port_lock}>&-
+    done
+    fail "all ports are in use"
+}
+claim_ports
 first_port()
 {
     echo "$lib_port"
