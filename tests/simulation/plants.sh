@@ -56,10 +56,10 @@ declare -A by_unit_test=(
 # By histories of whole clusters: the seed that found it last. If it does not any more,
 # all from 1 on are tried.
 declare -A by_cluster=(
-    [ACK_MISSING]=92
-    [SHORTEST_PREFIX]=49
+    [ACK_MISSING]=424
+    [SHORTEST_PREFIX]=29
     [STALE_WHOLE]=2
-    [ABANDONED_LEFT]=21
+    [ABANDONED_LEFT]=25
 )
 
 T=$(mktemp -d "${TMPDIR:-/tmp}/parallax-plants.XXXXXX")
