@@ -19,29 +19,16 @@ for i in 1 2 3; do
 done
 
 # --- what was answered while it is made survives ---
-# All at once: one alone may have no majority.
-start_all()
-{
-    local dir pid pids=()
-    for dir; do
-        parallax up "$dir" --detach &
-        pids+=($!)
-    done
-    for pid in "${pids[@]}"; do
-        wait "$pid" || fail "a host does not start"
-    done
-}
-
 lib_stores=("$T/1")
 parallax cluster init "$T/1" --listen "$(node_address 1)" --capacity 1G >/dev/null
 power_cycle "$T/1"
-start_all "$T/1"
+start_hosts "$T/1"
 for i in 2 3; do
     parallax -c "$T/1" cluster token | parallax cluster join "$T/$i" "$(node_address 1)" \
         --token - --listen "$(node_address "$i")" --capacity 1G >/dev/null
     lib_stores+=("$T/$i")
     power_cycle "${lib_stores[@]}"
-    start_all "${lib_stores[@]}"
+    start_hosts "${lib_stores[@]}"
 done
 
 T=$T /usr/bin/python3 "$TESTS/power_cuts.py" "${ROUNDS:-1}" "$seed" 1 2 3 ||

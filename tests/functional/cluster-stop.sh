@@ -30,18 +30,6 @@ stop()
     done
 }
 
-start_all()
-{
-    local i pid starting=()
-    for i in 1 2 3; do # alone they have no majority
-        parallax up "$T/$i" --detach &
-        starting+=($!)
-    done
-    for pid in "${starting[@]}"; do
-        wait "$pid" || fail "a host does not start"
-    done
-}
-
 compare()
 {
     local i
@@ -53,7 +41,7 @@ compare()
 }
 
 stop 1 2 3
-start_all
+start_hosts "$T/1" "$T/2" "$T/3"
 compare
 
 # The last one has a client that has just written.
@@ -73,5 +61,5 @@ stop 3
 kill "$holder"
 wait "$holder" || true
 dd if="$T/block" of="$T/data3" bs=4k conv=notrunc status=none
-start_all
+start_hosts "$T/1" "$T/2" "$T/3"
 compare

@@ -255,6 +255,20 @@ join_cluster()
     start_up "$T/$i"
 }
 
+# Starts hosts at the same time, each with its files in one DIR: alone they may have no
+# majority.
+start_hosts()
+{
+    local dir pid pids=()
+    for dir; do
+        parallax up "$dir" --detach &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do
+        wait "$pid" || fail "a host does not start"
+    done
+}
+
 # Where host I listens for the others.
 node_address()
 {

@@ -8,6 +8,9 @@
 #ifndef PARALLAX_TESTS_UNIT_RECOVERY_MACHINE_H
 #define PARALLAX_TESTS_UNIT_RECOVERY_MACHINE_H
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "blockstore/copy_service.h"
 #include "blockstore/store_service.h"
 #include "replication/recovery_internal.h"
@@ -701,6 +704,20 @@ static inline bool group_set(const uint64_t *members, uint32_t count)
     struct cluster_result result;
     memcpy(command.members, members, count * sizeof *members);
     return commit(&command, &result) == 0;
+}
+
+/* A process that is killed leaves memory behind, which only its tasks knew of. */
+static inline void in_child(void (*story)(void))
+{
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        story();
+        _exit(0);
+    }
+    int status;
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    CHECK_EQ(status, 0);
 }
 
 #endif

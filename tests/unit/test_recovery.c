@@ -3,8 +3,6 @@
  * What recovery decides, as a table; and stories of nodes that lack something. Random
  * work is in test_recovery_random.c.
  */
-#include <sys/wait.h>
-
 #include "tests/unit/recovery_machine.h"
 
 /* --- decisions --- */
@@ -898,21 +896,6 @@ static void taken_for_whole(void)
     run_for(150 * NS_PER_S);
     CHECK_EQ(state_on(x, 2), EXTENT_FINAL);
     end_all();
-}
-
-/* A process that is killed while it serves leaves memory behind, which only its tasks
- * knew of. */
-static void in_child(void (*story)(void))
-{
-    pid_t pid = fork();
-    CHECK(pid >= 0);
-    if (pid == 0) {
-        story();
-        _exit(0);
-    }
-    int status;
-    CHECK_EQ(waitpid(pid, &status, 0), pid);
-    CHECK_EQ(status, 0);
 }
 
 int main(void)

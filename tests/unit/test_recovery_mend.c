@@ -3,7 +3,6 @@
  * Copies with rot in them, also in what describes their blocks, become what the others
  * are. Nothing that is sound gets worse, and nobody waits for what nobody has.
  */
-#include <sys/wait.h>
 
 #include "blockstore/compact.h"
 #include "tests/unit/recovery_machine.h"
@@ -455,21 +454,6 @@ static void cut_short(void)
         compare_all();
         end_all();
     }
-}
-
-/* A process that is killed while it mends leaves memory behind, which only its task knew
- * of. */
-static void in_child(void (*story)(void))
-{
-    pid_t pid = fork();
-    CHECK(pid >= 0);
-    if (pid == 0) {
-        story();
-        _exit(0);
-    }
-    int status;
-    CHECK_EQ(waitpid(pid, &status, 0), pid);
-    CHECK_EQ(status, 0);
 }
 
 static void copied_before(void)

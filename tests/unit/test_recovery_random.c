@@ -413,7 +413,7 @@ static void one_seed(uint64_t seed)
         node_kill(id, SIM_KILL);
 }
 
-static void in_child(uint64_t first, uint64_t count)
+static void seeds_in_child(uint64_t first, uint64_t count)
 {
     fflush(NULL);
     pid_t child = fork();
@@ -442,6 +442,6 @@ int main(int argc, char **argv)
         return 0;
     }
     for (uint64_t seed = first; seed < first + count; seed += SEEDS_FORKED)
-        in_child(seed, min_u64(SEEDS_FORKED, first + count - seed));
+        seeds_in_child(seed, min_u64(SEEDS_FORKED, first + count - seed));
     return 0;
 }
