@@ -488,10 +488,18 @@ static async int still_unreadable(struct disk *disk)
 }
 
 /* As many lists may be named as the state has room for; more are named when some were
- * trimmed. */
+ * trimmed. The last room is for a collapse whose end the trimming of all others may wait
+ * for; whichever checkpoint is next takes its blocks along. */
+static bool has_list_room(const struct disk *disk)
+{
+    uint32_t spare = disk->listing > 0 ? 0 : 1;
+
+    return trimmer_lists_left(disk) + spare < LISTS_MAX;
+}
+
 static async int await_list_room(struct disk *disk)
 {
-    while (trimmer_lists_left(disk) >= LISTS_MAX) {
+    while (!has_list_room(disk)) {
         if (disk->down)
             return disk->down;
         if (disk->state != DISK_OPEN || disk->host->closing)
@@ -559,29 +567,58 @@ static async int checkpoint_locked(struct disk *disk, bool *ret_again, struct er
     return 0;
 }
 
-async int disk_checkpoint(struct disk *disk, struct error *err)
+/* Under the lock. */
+static async int checkpoint_run(struct disk *disk, bool is_one, struct error *err)
 {
-    struct host *host = disk->host;
+    uint64_t started_ns = loop_now_ns(disk->loop);
     bool again;
     int rc;
 
-    mutex_lock(&disk->checkpoint_lock); /* D5 */
-    uint64_t started_ns = loop_now_ns(disk->loop);
     disk->checkpoint_running = true;
     trace(disk->loop, "checkpoint", disk->id, disk->next_checkpoint, 0);
     do {
         again = false;
         rc = disk->down ? err_set(err, disk->down, "%s", err_text(disk->down))
                         : checkpoint_locked(disk, &again, err);
-    } while (rc == 0 && again);
+    } while (rc == 0 && again && !is_one);
     trace(disk->loop, "checkpoint done", disk->id, disk->next_checkpoint, (uint64_t)-rc);
     disk->checkpoint_running = false;
-    mutex_unlock(&disk->checkpoint_lock);
-    metric_add(host->checkpoints, 1);
-    metric_observe_ns(host->checkpoint_ns, loop_now_ns(disk->loop) - started_ns);
+    metric_add(disk->host->checkpoints, 1);
+    metric_observe_ns(disk->host->checkpoint_ns, loop_now_ns(disk->loop) - started_ns);
+    return rc;
+}
+
+static void checkpoint_done(struct disk *disk, int rc)
+{
     if (!disk_serves_reads(disk))
         layers_clear(disk);
-    host_renew_reserve(host);
+    host_renew_reserve(disk->host);
     checkpoint_settled(disk, rc);
+}
+
+async int disk_checkpoint(struct disk *disk, struct error *err)
+{
+    mutex_lock(&disk->checkpoint_lock); /* D5 */
+    int rc = checkpoint_run(disk, false, err);
+    mutex_unlock(&disk->checkpoint_lock);
+    checkpoint_done(disk, rc);
+    return rc;
+}
+
+async int disk_list_orphans(struct disk *disk, struct error *err)
+{
+    int rc = 0;
+
+    disk->listing++; /* one that waits for room may do it */
+    mutex_lock(&disk->checkpoint_lock);
+    const struct cluster_disk *state = state_of(disk);
+    bool is_stuck = !has_list_room(disk) && state && state->collapsing_version != 0;
+    bool runs = disk->orphans.count > 0 && !is_stuck;
+    if (runs)
+        rc = checkpoint_run(disk, true, err);
+    mutex_unlock(&disk->checkpoint_lock);
+    disk->listing--;
+    if (runs)
+        checkpoint_done(disk, rc);
     return rc;
 }

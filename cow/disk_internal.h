@@ -147,7 +147,9 @@ struct disk {
     uint64_t short_blocks;    /* what the last one wrote, if it found no space */
     struct checkpoint_attempt *attempt; /* the one under way */
     struct dead_set orphans;  /* nodes and lists of Ks that did not come to pass, second
-                               * copies of batches: for the next list */
+                               * copies of batches, what a collapse could not free: for
+                               * the next list */
+    uint32_t listing;         /* collapses that wait for that list */
     struct trimmer trims;
     uint64_t tidy_until_ns;   /* when the host closes */
     struct address rolled_extent; /* that was ended for space; null: it is final */
@@ -437,6 +439,9 @@ bool checkpoint_holds_space(const struct host *host);
 
 /* --- checkpoint.c --- */
 async int disk_checkpoint(struct disk *disk, struct error *err);
+/* Until what is in `orphans` now is on a list that counts; not if that would have to wait
+ * for the end of a collapse. */
+async int disk_list_orphans(struct disk *disk, struct error *err);
 void node_committed(struct log_record *record, const struct log_piece *piece);
 void node_failed(struct log_record *record, int code);
 /* A forced roll gave blocks of it another place. -ENOMEM. */

@@ -131,13 +131,23 @@ bool reclaim_version_is_held(struct host *host, uint64_t id)
            (version && is_held(host, version));
 }
 
+/* None of a head's lists is trimmed until the collapse ends. */
+static bool lists_pile_up(struct host *host, const struct cluster_disk *head)
+{
+    const struct disk *open = disk_find(host, head->id, 0);
+    uint32_t left = open && open->log ? trimmer_lists_left(open) : head->list_count;
+
+    return left >= LISTS_MAX / 2;
+}
+
 /* Somebody is about to grow something from it, or waits to move the head that is its
  * child. One that has begun goes on: he may wait for its end. */
-static bool may_begin(const struct host *host, const struct cluster_version *version)
+static bool may_begin(struct host *host, const struct cluster_version *version)
 {
     const struct cluster_disk *head = cluster_head_next(version, NULL);
 
     return cluster_version_removable(state_of(host), version) &&
+           !(head && lists_pile_up(host, head)) &&
            !pin_is_taken(&host->pins, PIN_BRANCHES, version->disk) &&
            !(head && pin_is_taken(&host->pins, PIN_BRANCHES, head->id));
 }

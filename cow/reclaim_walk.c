@@ -176,15 +176,6 @@ static int give(struct disk *disk, const struct dead_entries *carried)
     return rc;
 }
 
-/* Its lists are trimmed when the collapse against its head has ended. */
-static bool lists_wait_for_us(const struct disk *disk)
-{
-    const struct cluster_disk *state =
-        cluster_disk_by_id(cluster_state(disk->host->cluster), disk->id);
-
-    return state && state->collapsing_version != 0;
-}
-
 /* The lists of the head it collapses against are as many as they should be. */
 static bool lists_pile_up(const struct freeing *freeing)
 {
@@ -207,9 +198,9 @@ static int leave(struct freeing *freeing, uint64_t disk)
     return 0;
 }
 
-/* Puts what could not be freed on a list and waits until that counts. A disk with many
- * lists may wait for this very collapse to end: then only a crash before its next list
- * would lose the space, and a check would find it. */
+/* Puts what could not be freed on a list and waits until that counts. The disk's lists
+ * may all wait for this very collapse to end: one more has room. If a start found that
+ * taken, too, a crash before the next list loses the space, and a check finds it. */
 static async int hand_over(struct freeing *freeing, struct error *err)
 {
     uint64_t id = carrier(freeing);
@@ -231,8 +222,8 @@ static async int hand_over(struct freeing *freeing, struct error *err)
     rc = give(disk, &freeing->carried);
     if (rc < 0)
         err_set(err, rc, "%s", err_text(rc));
-    else if (!lists_wait_for_us(disk) || trimmer_lists_left(disk) < LISTS_MAX / 2)
-        rc = disk_checkpoint(disk, err);
+    else
+        rc = disk_list_orphans(disk, err);
     disk_release(disk);
     return rc;
 }

@@ -167,6 +167,103 @@ static void test_crashes(void)
     }
 }
 
+/* --- a collapse hands blocks over while lists pile up, and a crash at its end --- */
+
+#define WRITES 16U
+
+struct handing_over {
+    struct cluster_watcher watcher;
+    struct machine *m;
+    bool has_begun, has_ended;
+    uint32_t lists; /* that are named when the collapse goes on */
+};
+
+static void see_collapse(struct cluster_watcher *watcher)
+{
+    struct handing_over *seen = container_of(watcher, struct handing_over, watcher);
+    struct host *host = seen->m->host;
+    const struct cluster_disk *disk =
+        cluster_disk_by_name(cluster_state(host->cluster), "d");
+    bool collapses = disk->collapsing_version != 0;
+    if (collapses && !seen->has_begun)
+        host->reclaim->holds++; /* it comes no further than its first block */
+    seen->has_ended |= seen->has_begun && !collapses;
+    seen->has_begun |= collapses;
+}
+
+static async void write_each(struct machine *m, struct disk *disk, uint32_t first,
+                             uint32_t count)
+{
+    static uint8_t data[BLOCK_SIZE];
+    for (uint32_t i = first; i < first + count; i++) {
+        memset(data, 1 + (int)chance(m, 255), sizeof data);
+        CHECK_EQ(write_bytes_at(disk, i * BLOCK_SIZE, sizeof data, data, 0), 0);
+    }
+}
+
+/* What the snapshot will have in an extent that has ended. */
+static async void body_before_lists(struct machine *m)
+{
+    DO(disk_create(m->host, "d", SIZE, &err));
+    struct disk *disk = attach(m, "d");
+    write_each(m, disk, 0, WRITES);
+    disk_close(disk);
+}
+
+/* The rest of the snapshot is where the head goes on. */
+static async void body_hands_over(struct machine *m)
+{
+    struct handing_over *seen = m->arg;
+    struct disk *disk = attach(m, "d");
+    write_each(m, disk, WRITES, WRITES);
+    DO(snapshot_create(m->host, "d", "s", &err));
+    write_each(m, disk, 0, 2 * WRITES);
+    DO(disk_checkpoint(disk, &err));
+    cluster_on_apply(m->host->cluster, &seen->watcher);
+    drop_snapshot(m, "d", "s");
+    while (!seen->has_begun || m->host->reclaim->active > 0)
+        task_sleep_ns(NS_PER_MS);
+    while (trimmer_lists_left(disk) < seen->lists) {
+        write_each(m, disk, 0, 1);
+        DO(disk_checkpoint(disk, &err));
+    }
+    write_each(m, disk, 0, 1);
+    checkpoint_request(disk); /* waits, if that was the last list for it */
+    task_sleep_ns(NS_PER_S);
+    CHECK(!seen->has_ended);
+    reclaim_release(m->host);
+    for (;;) /* until it is killed */
+        task_sleep_ns(NS_PER_S);
+}
+
+static async void body_handed_over(struct machine *m)
+{
+    disk_close(attach(m, "d")); /* the extent it was in is final now */
+    task_sleep_ns(20 * NS_PER_S);
+    settle(m);
+    check_clean(m);
+}
+
+static void hand_over(uint32_t lists)
+{
+    struct machine *m = machine_create(lists);
+    struct handing_over seen = {.watcher.applied = see_collapse, .m = m, .lists = lists};
+    m->arg = &seen;
+    machine_run(m, body_before_lists);
+    machine_start(m, body_hands_over);
+    CHECK(sim_world_run_until(m->world, &seen.has_ended, BODY_LIMIT_NS));
+    sim_process_end(m->body.loop, SIM_KILL);
+    machine_run(m, body_handed_over);
+    machine_destroy(m);
+}
+
+static void test_hand_over(void)
+{
+    hand_over(1);
+    hand_over(LISTS_MAX / 2 + 1);
+    hand_over(LISTS_MAX - 1);
+}
+
 /* --- clones: hidden branch points, removal of what they grew from --- */
 
 static async void body_clones(struct machine *m)
@@ -655,6 +752,7 @@ int main(int argc, char **argv)
     atexit(say_seed);
     run_seeds(body_chain, 6);
     in_child(test_crashes);
+    in_child(test_hand_over);
     run_seeds(body_clones, 3);
     run_seeds(body_failed_clone, 1);
     run_seeds(body_rollback, 2);
