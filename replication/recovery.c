@@ -155,19 +155,21 @@ void recovery_set_limit(struct recovery *r, uint64_t limit_bytes_s)
 /* --- what there is to do --- */
 
 /* Something that changes whenever this node's part in the groups does. */
-static uint64_t what_is_said(const struct recovery *r, uint32_t *ret_missing)
+static uint64_t what_is_said(const struct recovery *r, uint32_t *ret_due)
 {
     const struct cluster_state *state = recovery_state(r);
     const struct cluster_group *g = NULL;
     uint64_t sum = 0;
-    *ret_missing = 0;
+    *ret_due = 0;
     while ((g = cluster_group_next(state, g)) != NULL) {
         const struct group_member *self = cluster_group_member(g, r->options.node);
         if (self == NULL)
             continue;
         uint64_t one = g->epoch * 31 + self->missing_since + 1;
+        if (g->unsure_below != 0)
+            one += recovery_others(r, g);
         sum = sum * 0x9e3779b97f4a7c15U + one * 131 + g->id;
-        *ret_missing += self->missing_since != 0;
+        *ret_due += recovery_is_due(r, g);
     }
     return sum;
 }
@@ -261,7 +263,7 @@ static async void settle_due(struct recovery *r)
     }
 }
 
-/* Calls fn for each group in which something is missing here. */
+/* Calls fn for each group of which something is missing here. */
 static async int each_missing(struct recovery *r,
                               async int (*fn)(struct recovery *r, uint16_t group))
 {
@@ -271,10 +273,7 @@ static async int each_missing(struct recovery *r,
         if (id > cluster_group_count(state))
             break;
         const struct cluster_group *g = cluster_group_by_id(state, (uint16_t)id);
-        const struct group_member *self = g != NULL
-                                              ? cluster_group_member(g, r->options.node)
-                                              : NULL;
-        if (self == NULL || self->missing_since == 0)
+        if (g == NULL || !recovery_is_due(r, g))
             continue;
         int one = fn(r, (uint16_t)id);
         rc = rc != 0 ? rc : one;
@@ -356,10 +355,10 @@ static async void worker_main(struct task_call *call)
     uint64_t next_ns = 0;
     recovery_mend_load(r);
     while (!r->is_stopping) {
-        uint32_t missing;
         uint64_t now_ns = loop_now_ns(r->options.loop);
-        if (what_is_said(r, &missing) != r->said || now_ns >= next_ns) {
+        if (what_is_said(r, &r->status.groups) != r->said || now_ns >= next_ns) {
             r->is_pending = pass(r) != 0;
+            (void)what_is_said(r, &r->status.groups);
             if (!r->is_pending)
                 r->status.what[0] = '\0';
             next_ns = loop_now_ns(r->options.loop) +
@@ -445,5 +444,6 @@ void recovery_destroy(struct recovery *r)
     while (!STAILQ_EMPTY(&r->settling))
         forget_settling(r, STAILQ_FIRST(&r->settling));
     address_list_done(&r->taken_over);
+    free(r->united);
     free(r);
 }

@@ -74,8 +74,9 @@ bool source_has_answered(int code);
 struct sweep {
     struct recovery *r;
     uint16_t group;
-    uint64_t missing_since; /* when it began, */
-    uint32_t waiting;       /* and so many extents were open without this node then */
+    uint64_t missing_since; /* when it began; 0: it unites, */
+    uint64_t others;        /* with these */
+    uint32_t waiting;       /* extents that were open without this node when it began */
     uint32_t source_count;
     struct recovery_source sources[REPLICAS_MAX]; /* whole when it began */
     struct address_list local; /* extents of the group here, in order, when it began */
@@ -96,6 +97,12 @@ struct copier {
 
 /* What there is to copy of a group goes into the status. */
 async void recovery_survey(struct recovery *r, uint16_t group);
+/* Is there anything of the group that this node has to get from others? It is missing; or
+ * it is taken for whole, may yet lack what another one has that is, too, and has not seen
+ * all that these have (cluster_group.unsure_below). */
+bool recovery_is_due(const struct recovery *r, const struct cluster_group *group);
+/* Another number if others are whole in the group. */
+uint64_t recovery_others(const struct recovery *r, const struct cluster_group *group);
 /* Makes this node whole in a group. 0: it is; -EAGAIN: not yet; -ENOMEM, -PLX_EFAILED. */
 async int recovery_group(struct recovery *r, uint16_t group);
 /* What was as on others when a group became whole may have died since: who trimmed it
@@ -167,6 +174,12 @@ struct copy_extent recovery_local(const struct recovery *r, struct address exten
 
 /* --- recovery.c --- */
 
+/* What these others have of an unsure group is here, too. */
+struct united {
+    uint16_t group;
+    uint64_t others;
+};
+
 /* A group that became whole; what it took over is looked at once more. */
 struct settling {
     uint16_t group;
@@ -194,6 +207,8 @@ struct recovery {
     bool has_begun;                 /* what the start found in the store is known */
     struct address_list taken_over; /* for the group that is being made whole: they are
                                      * here as on others; some more than once */
+    struct united *united; /* by this process */
+    size_t united_count;
     STAILQ_HEAD(, settling) settling;
     TAILQ_HEAD(, mend_extent) mends; /* the first one is worked on, if is_mending */
     uint32_t mend_count;

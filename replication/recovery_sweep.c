@@ -92,8 +92,6 @@ bool recovery_sources(const struct recovery *r, uint16_t group,
     return has_all && *ret_count > 0;
 }
 
-/* --- beginning and end --- */
-
 async int sweep_list_local(struct sweep *s)
 {
     struct address at = address_of(s->group, 0, 0);
@@ -114,15 +112,68 @@ async int sweep_list_local(struct sweep *s)
     return rc == 0 && s->is_seen == NULL ? -ENOMEM : rc;
 }
 
+/* --- uniting --- */
+
+uint64_t recovery_others(const struct recovery *r, const struct cluster_group *group)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        const struct group_member *member = &group->members[i];
+        if (member->missing_since == 0 && member->node != r->options.node)
+            sum = sum * 0x9e3779b97f4a7c15U + member->node;
+    }
+    return sum;
+}
+
+static struct united *united_find(const struct recovery *r, uint16_t group)
+{
+    for (size_t i = 0; i < r->united_count; i++)
+        if (r->united[i].group == group)
+            return &r->united[i];
+    return NULL;
+}
+
+bool recovery_is_due(const struct recovery *r, const struct cluster_group *group)
+{
+    const struct group_member *self = cluster_group_member(group, r->options.node);
+    if (self == NULL || self->missing_since != 0 || group->unsure_below == 0)
+        return self != NULL && self->missing_since != 0;
+    const struct united *united = united_find(r, group->id);
+    uint64_t others = recovery_others(r, group);
+    return others != 0 && (united == NULL || united->others != others);
+}
+
+/* Until somebody else is whole, or this process ends. */
+static int note_united(struct recovery *r, uint16_t group, uint64_t others)
+{
+    struct united *united = united_find(r, group);
+    if (united == NULL) {
+        size_t count = r->united_count + 1;
+        struct united *more = realloc(r->united, count * sizeof *more);
+        if (more == NULL)
+            return -ENOMEM;
+        r->united = more;
+        united = &more[r->united_count++];
+    }
+    *united = (struct united){.group = group, .others = others};
+    log_info(r->options.loop, "recovery: has what others have of group %u", group);
+    return 0;
+}
+
+/* --- beginning and end --- */
+
 static async int sweep_begin(struct recovery *r, uint16_t group, struct sweep *s)
 {
-    const struct group_member *self = recovery_self(r, group);
+    const struct cluster_group *g = cluster_group_by_id(recovery_state(r), group);
     *s = (struct sweep){.r = r, .group = group};
-    if (self == NULL || self->missing_since == 0)
+    if (g == NULL || !recovery_is_due(r, g))
         return -PLX_EEXISTS;           /* nothing to do any more */
     address_list_done(&r->taken_over); /* the last sweep looks at all of them */
-    s->missing_since = self->missing_since;
-    s->waiting = planted(PLANT_WHOLE_EARLY) ? 0 : count_waiting(r, group);
+    s->missing_since = recovery_self(r, group)->missing_since;
+    s->others = recovery_others(r, g);
+    s->waiting = planted(PLANT_WHOLE_EARLY) || s->missing_since == 0
+                     ? 0
+                     : count_waiting(r, group);
     s->is_incomplete = !recovery_sources(r, group, s->sources, &s->source_count);
     return sweep_list_local(s);
 }
@@ -406,7 +457,7 @@ static async int sweep(struct sweep *s)
     for (uint32_t i = 0; i < s->source_count && !r->is_stopping; i++)
         sweep_source(s, &s->sources[i]);
     /* Only who has asked all of them knows what none of them has. */
-    if (!s->is_incomplete)
+    if (!s->is_incomplete && s->missing_since != 0)
         drop_unseen(s);
     r->status.waiting = s->waiting;
     if (s->waiting > 0 && !s->is_incomplete)
@@ -445,7 +496,7 @@ static async int sweep_once(struct recovery *r, uint16_t group)
     else if (rc == 0 && s->has_changed)
         rc = 1;
     else if (rc == 0)
-        rc = propose(s);
+        rc = s->missing_since != 0 ? propose(s) : note_united(r, group, s->others);
     sweep_end(s);
     return rc == -PLX_EEXISTS ? 0 : rc;
 }
@@ -491,8 +542,9 @@ async void recovery_settle(struct recovery *r, uint16_t group,
         for (uint32_t j = 0; j < count; j++)
             (void)recovery_merge(r, &sources[j], extent);
         struct recovery_facts facts = recovery_facts_of(r, extent, NULL);
-        /* It came from one of them: if none has it, it died since. */
-        if (facts.local.state == COPY_RPC_FINAL && !facts.is_listed &&
+        /* It came from one of them: if none has it, it died since; unless only the one
+         * had it, who is away now. */
+        if (facts.local.state == COPY_RPC_FINAL && !facts.is_listed && !facts.is_unsure &&
             recovery_self(r, group) != NULL && ask_all(r, extent) == 0)
             (void)store_delete_extent(r->options.store, extent);
     }

@@ -889,6 +889,7 @@ static void taken_for_whole(void)
     apply_everywhere();
     run_for(150 * NS_PER_S);
     CHECK_EQ(state_on(x, 2), EXTENT_FINAL);
+    CHECK_EQ(state_on(x, 3), EXTENT_FINAL); /* which has taken it over */
     go_down(2);
     CHECK(!is_whole(2));
     come_back(2);
