@@ -30,6 +30,7 @@
 /* Submits that wait for the leader's log: more wait in their queue. */
 #define CONSENSUS_BATCH_MAX    256U
 #define CONSENSUS_WAITING_MAX  16384U /* forwarded ones included; more: -PLX_ELIMIT */
+#define CONSENSUS_WAITING_BYTES_MAX (64 * MIB) /* of forwarded ones; more are not taken */
 
 struct consensus;
 

@@ -217,6 +217,14 @@ static uint64_t known_flushed(const struct cluster_disk *disk)
     return known;
 }
 
+/* Whoever may have a copy, in reach or not. */
+static bool is_there(const struct take_over *over, uint64_t id)
+{
+    const struct cluster_node *node =
+        cluster_node_by_id(cluster_state(over->options->cluster), id);
+    return node != NULL && (node->flags & (NODE_GONE | NODE_WITNESS)) == 0;
+}
+
 static int load_extent(struct take_over *over, const struct log_extent *from,
                        struct plan_extent *to)
 {
@@ -235,6 +243,8 @@ static int load_extent(struct take_over *over, const struct log_extent *from,
     for (uint32_t i = 0; i < from->member_count; i++) {
         struct replica *member = log->directory->find(log->directory, from->members[i]);
         to->copies[i].node = from->members[i];
+        if (member == NULL && is_there(over, from->members[i]))
+            return -ENOMEM;
         if (member != NULL)
             tail->members[tail->member_count++] = member;
     }

@@ -178,6 +178,7 @@ struct waiting {
     uint64_t sent_to, sent_term, index;
     uint64_t deadline_ns, not_before_ns;
     struct raft_buffer command; /* raft_malloc'd, with its head; until it is in the log */
+    size_t bytes;               /* of a forwarded one: counted in waiting_bytes */
     struct writer *answer;
     int code;
     struct event settled;
@@ -258,6 +259,7 @@ struct consensus {
     uint32_t inbox_count;
     struct waitings waitings;
     uint32_t waiting_count;
+    uint64_t waiting_bytes;
     TAILQ_HEAD(, control) controls;
     struct control *changing, *transferring;
     struct raft_change change;

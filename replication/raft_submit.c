@@ -49,6 +49,7 @@ static void waiting_remove(struct consensus *c, struct waiting *w)
 {
     TAILQ_REMOVE(&c->waitings, w, link);
     c->waiting_count--;
+    c->waiting_bytes -= w->bytes;
     raft_free(w->command.base);
     w->command.base = NULL;
     if (w->from_node != 0)
@@ -267,7 +268,8 @@ static void take_forwarded(struct consensus *c, uint64_t from,
         return; /* as if it was lost */
     struct waiting *w = calloc(1, sizeof *w);
     struct writer command = {0};
-    if (w == NULL || c->waiting_count >= CONSENSUS_WAITING_MAX) {
+    if (w == NULL || c->waiting_count >= CONSENSUS_WAITING_MAX ||
+        c->waiting_bytes + forward->len > CONSENSUS_WAITING_BYTES_MAX) {
         free(w);
         return; /* as if the message was lost */
     }
@@ -285,9 +287,11 @@ static void take_forwarded(struct consensus *c, uint64_t from,
             return;
         }
         w->command = (struct raft_buffer){.base = command.bytes, .len = command.len};
+        w->bytes = forward->len;
     }
     TAILQ_INSERT_TAIL(&c->waitings, w, link);
     c->waiting_count++;
+    c->waiting_bytes += w->bytes;
 }
 
 void submit_forwarded(struct consensus *c, uint64_t from, const struct message *message)
