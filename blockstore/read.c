@@ -147,3 +147,28 @@ void store_read(struct store *store, struct store_read *read)
         STAILQ_INSERT_TAIL(&store->starved_reads, read, waiting);
     assert(read->pending > 0); /* E3: its blocks have their places */
 }
+
+struct waiting_read {
+    struct store_read read;
+    struct event over;
+};
+
+static void waiting_done(struct store_read *read)
+{
+    event_set(&container_of(read, struct waiting_read, read)->over);
+}
+
+async int store_read_wait(struct store *store, struct address address, uint32_t count,
+                          void *ret_bytes)
+{
+    struct iovec iov = {ret_bytes, (size_t)count * BLOCK_SIZE};
+    struct waiting_read mine = {.read = {.address = address,
+                                         .count = count,
+                                         .iov = &iov,
+                                         .iov_count = 1,
+                                         .done = waiting_done}};
+    event_init(&mine.over);
+    store_read(store, &mine.read);
+    event_wait(&mine.over);
+    return mine.read.result;
+}

@@ -221,6 +221,9 @@ struct store_read {
     STAILQ_ENTRY(store_read) waiting;
 };
 void store_read(struct store *store, struct store_read *read);
+/* The same, into one piece of memory; returns the result. */
+async int store_read_wait(struct store *store, struct address address, uint32_t count,
+                          void *ret_bytes);
 
 /* Clears live bits of a final extent; durable at the next sync of the key-value store.
  * blocks: sorted block numbers; those at or above the length are ignored, and so are

@@ -105,17 +105,6 @@ static bool is_gone(int code)
     return code == -PLX_EDEAD || code == -PLX_ENOTHERE || code == -PLX_EMISSING;
 }
 
-struct check_read {
-    struct log_read read;
-    struct iovec iov;
-    struct event finished;
-};
-
-static void check_read_done(struct log_read *read)
-{
-    event_set(&container_of(read, struct check_read, read)->finished);
-}
-
 /* --- other hosts --- */
 
 bool check_is_elsewhere(const struct check *check, const struct cluster_disk *disk)
@@ -167,29 +156,22 @@ static async void check_run(struct check *check, uint64_t block, struct address 
                             const uint32_t *crcs, uint32_t count)
 {
     while (count > 0) {
-        struct check_read read = {
-            .iov = {check->bytes, (size_t)count * BLOCK_SIZE},
-        };
-        event_init(&read.finished);
-        read.read = (struct log_read){
-            .address = address, .count = count, .iov = &read.iov, .iov_count = 1,
-            .crcs = crcs, .done = check_read_done,
-        };
-        copies_read(check->host->copies, &read.read);
-        event_wait(&read.finished);
-        if (read.read.result == 0 || (is_gone(read.read.result) && is_outdated(check)))
+        uint32_t bad;
+        int rc = copies_read_wait(check->host->copies, address, crcs, count, check->bytes,
+                                  &bad);
+        if (rc == 0 || (is_gone(rc) && is_outdated(check)))
             break;
         /* Go on behind the bad one; without its place, behind the first. */
-        uint32_t bad = read.read.result == -PLX_ECHECKSUM ? read.read.bad_block : 0;
-        if (read.read.result != -PLX_ECHECKSUM && count > 1) {
-            check_run(check, block, address, crcs, 1);
+        if (rc != -PLX_ECHECKSUM)
             bad = 0;
+        if (rc != -PLX_ECHECKSUM && count > 1) {
+            check_run(check, block, address, crcs, 1);
         } else {
             struct address at = address_plus(address, bad);
             check_finding(check, "%s: offset %llu: extent %llx block %u: %s", check->name,
                           (unsigned long long)((block + bad) * BLOCK_SIZE),
                           (unsigned long long)address_extent(at).v, address_block(at),
-                          err_text(read.read.result));
+                          err_text(rc));
         }
         bad++;
         if (bad >= count)

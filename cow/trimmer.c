@@ -166,17 +166,6 @@ static async int trim_entries(struct list_job *job, const struct dead_entries *e
     return rc;
 }
 
-struct block_read {
-    struct log_read read;
-    struct iovec iov;
-    struct event over;
-};
-
-static void block_read_done(struct log_read *read)
-{
-    event_set(&container_of(read, struct block_read, read)->over);
-}
-
 async int dead_block_read(struct host *host, struct address address, uint32_t crc,
                           struct dead_block *ret_block)
 {
@@ -185,15 +174,7 @@ async int dead_block_read(struct host *host, struct address address, uint32_t cr
 
     if (rc < 0)
         return rc;
-    struct block_read read = {.iov = {buffer->data, BLOCK_SIZE}};
-    event_init(&read.over);
-    read.read = (struct log_read){
-        .address = address, .count = 1, .iov = &read.iov, .iov_count = 1,
-        .crcs = &crc, .done = block_read_done,
-    };
-    copies_read(host->copies, &read.read);
-    event_wait(&read.over);
-    rc = read.read.result;
+    rc = copies_read_wait(host->copies, address, &crc, 1, buffer->data, NULL);
     if (rc == 0)
         rc = dead_block_decode(buffer->data, ret_block);
     buffer_put(buffer);

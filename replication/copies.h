@@ -76,6 +76,10 @@ struct log_read {
 };
 /* For any block of any disk; does not need a log or a lease. */
 void copies_read(struct copies *copies, struct log_read *read);
+/* The same, into one piece of memory; returns the result. ret_bad may be NULL. */
+async int copies_read_wait(struct copies *copies, struct address address,
+                           const uint32_t *crcs, uint32_t count, void *ret_bytes,
+                           uint32_t *ret_bad);
 
 /* A copy of blocks that is not what it should be, found by a read. */
 struct copies_bad {

@@ -14,59 +14,18 @@
  */
 #include "replication/copies_internal.h"
 
-struct mend_read {
-    struct log_read read;
-    struct iovec iov;
-    struct event over;
-};
-
-static void mend_read_done(struct log_read *read)
-{
-    event_set(&container_of(read, struct mend_read, read)->over);
-}
-
-static async int read_block(struct copies *copies, const struct mend *mend,
-                            uint8_t *bytes)
-{
-    struct mend_read mine = {.iov = {bytes, BLOCK_SIZE}};
-    event_init(&mine.over);
-    mine.read = (struct log_read){.address = mend->address, .count = 1,
-                                  .iov = &mine.iov, .iov_count = 1,
-                                  .crcs = &mend->crc, .done = mend_read_done};
-    copies_read(copies, &mine.read);
-    event_wait(&mine.over);
-    return mine.read.result;
-}
-
-struct own_read {
-    struct store_read read;
-    struct iovec iov;
-    struct event over;
-};
-
-static void own_read_done(struct store_read *read)
-{
-    event_set(&container_of(read, struct own_read, read)->over);
-}
-
 /* Of a range that could not be read most blocks are sound. */
 static async bool is_sound(struct copies *copies, const struct mend *mend, uint8_t *bytes)
 {
-    struct own_read mine = {.iov = {bytes, BLOCK_SIZE}};
-    event_init(&mine.over);
-    mine.read = (struct store_read){.address = mend->address, .count = 1,
-                                    .iov = &mine.iov, .iov_count = 1,
-                                    .done = own_read_done};
-    store_read(copies->store, &mine.read);
-    event_wait(&mine.over);
-    return mine.read.result == 0 && crc32c(bytes, BLOCK_SIZE) == mend->crc;
+    return store_read_wait(copies->store, mend->address, 1, bytes) == 0 &&
+           crc32c(bytes, BLOCK_SIZE) == mend->crc;
 }
 
 static async int mend_with(struct copies *copies, const struct mend *mend, uint8_t *bytes)
 {
     if (is_sound(copies, mend, bytes))
         return -PLX_EEXISTS;
-    int rc = read_block(copies, mend, bytes);
+    int rc = copies_read_wait(copies, mend->address, &mend->crc, 1, bytes, NULL);
     return rc == 0 ? store_mend_block(copies->store, mend->address, bytes, mend->crc)
                    : rc;
 }

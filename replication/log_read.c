@@ -522,3 +522,32 @@ void copies_read(struct copies *copies, struct log_read *read)
                                       .done = local_done};
     store_read(copies->store, &read->store);
 }
+
+struct waiting_read {
+    struct log_read read;
+    struct event over;
+};
+
+static void waiting_done(struct log_read *read)
+{
+    event_set(&container_of(read, struct waiting_read, read)->over);
+}
+
+async int copies_read_wait(struct copies *copies, struct address address,
+                           const uint32_t *crcs, uint32_t count, void *ret_bytes,
+                           uint32_t *ret_bad)
+{
+    struct iovec iov = {ret_bytes, (size_t)count * BLOCK_SIZE};
+    struct waiting_read mine = {.read = {.address = address,
+                                         .count = count,
+                                         .iov = &iov,
+                                         .iov_count = 1,
+                                         .crcs = crcs,
+                                         .done = waiting_done}};
+    event_init(&mine.over);
+    copies_read(copies, &mine.read);
+    event_wait(&mine.over);
+    if (ret_bad != NULL)
+        *ret_bad = mine.read.bad_block;
+    return mine.read.result;
+}

@@ -110,30 +110,11 @@ static async int look(struct mending *m)
     return !m->is_misdescribed && m->bad_count == 0;
 }
 
-struct own_read {
-    struct store_read read;
-    struct iovec iov;
-    struct event over;
-};
-
-static void own_read_done(struct store_read *read)
-{
-    event_set(&container_of(read, struct own_read, read)->over);
-}
-
 /* Into m->bytes. */
 static async int read_here(struct mending *m, uint32_t block)
 {
-    struct own_read mine = {.iov = {m->bytes, BLOCK_SIZE}};
-    event_init(&mine.over);
-    mine.read = (struct store_read){.address = address_plus(m->extent, block),
-                                    .count = 1,
-                                    .iov = &mine.iov,
-                                    .iov_count = 1,
-                                    .done = own_read_done};
-    store_read(m->r->options.store, &mine.read);
-    event_wait(&mine.over);
-    return mine.read.result;
+    return store_read_wait(m->r->options.store, address_plus(m->extent, block), 1,
+                           m->bytes);
 }
 
 static async bool is_sound_here(struct mending *m, uint32_t block, uint32_t crc)
