@@ -46,6 +46,10 @@ static enum recovery_action of_unfinished(const struct recovery_facts *f,
 {
     if (f->local.state == COPY_RPC_FINAL)
         return RECOVERY_NOTHING;
+    /* Nobody may know any more where it ends, and who has most of it has to say so. */
+    bool has_more = is_there(&f->local) && f->local.length >= f->source.length;
+    if (!f->has_length && f->is_unsure && has_more)
+        return RECOVERY_NOTHING;
     if (!f->has_length) /* it left the list without it; or it never had a block */
         return f->source.length == 0 ? RECOVERY_NOTHING : RECOVERY_WAIT;
     if (f->source.length < f->length)

@@ -12,7 +12,9 @@
  *
  * What can fail: a whole member cannot be asked; that is for a later pass. Or none of
  * them has a final copy: all that had one were declared lost. Then the longest copy is
- * the one that is kept, as it is, and the others copy it.
+ * the one that is kept, as it is, and the others copy it. Of members that were all taken
+ * for whole after such a loss one may have been away, and marked, before it was asked: it
+ * is waited for, too.
  */
 #include "replication/recovery_internal.h"
 
@@ -46,6 +48,8 @@ struct others {
     bool has_final, has_all;
     struct copy_extent final;
     uint32_t longest;
+    bool has_end; /* it ends there on a member that is not whole */
+    uint32_t end;
 };
 
 /* No other member is whole, in reach or not. */
@@ -85,6 +89,49 @@ static async int look_at_others(struct recovery *r, struct address extent,
     return rc;
 }
 
+static async void look_at_missing_one(struct recovery *r, const struct copy_extent *local,
+                                      uint64_t member, struct others *o)
+{
+    const struct cluster_node *node = cluster_node_by_id(recovery_state(r), member);
+    struct recovery_source source = {.node = member};
+    struct copy_extent there;
+    int rc = node != NULL && cluster_node_is_usable(node) ? 0 : -EHOSTUNREACH;
+    if (rc == 0) {
+        source.store = node->store;
+        rc = source_info(r, &source, local->extent, local->disk, &there);
+    }
+    if (rc != 0) {
+        o->has_all = false;
+        recovery_say(r, "extent %llx may go on on node %llu: %s",
+                     (unsigned long long)local->extent.v, (unsigned long long)member,
+                     err_text(rc));
+        return;
+    }
+    o->longest = there.length > o->longest ? there.length : o->longest;
+    if (there.state == COPY_RPC_FINAL) {
+        o->has_end = true;
+        o->end = there.length;
+    }
+}
+
+/* One that was taken for whole, and is not any more, may know where the extent ends, or
+ * be the only one that has all of it. */
+static async void look_at_missing(struct recovery *r, struct address extent,
+                                  struct others *o)
+{
+    const struct cluster_group *g = cluster_group_by_id(recovery_state(r),
+                                                        address_group(extent));
+    const struct copy_extent local = recovery_local(r, extent);
+    uint64_t missing[REPLICAS_MAX];
+    uint32_t count = 0;
+    for (uint32_t i = 0; g != NULL && i < g->member_count; i++) {
+        if (g->members[i].missing_since != 0 && g->members[i].node != r->options.node)
+            missing[count++] = g->members[i].node;
+    }
+    for (uint32_t i = 0; i < count; i++)
+        look_at_missing_one(r, &local, missing[i], o);
+}
+
 /* Where the others end; what they have more is copied. */
 static async int end_as_others(struct recovery *r, struct others *o,
                                const struct copy_extent *local)
@@ -101,6 +148,21 @@ static async int end_as_others(struct recovery *r, struct others *o,
     return rc;
 }
 
+/* Those that are whole; and the others, if one of these may have what no whole one has.
+ * Who becomes whole meanwhile may have been asked as neither. */
+static async int look_at_all(struct recovery *r, struct address extent, struct others *o)
+{
+    const struct cluster_group *g = cluster_group_by_id(recovery_state(r),
+                                                        o->sweep.group);
+    uint64_t others = g != NULL ? recovery_others(r, g) : 0;
+    int rc = look_at_others(r, extent, o);
+    if (rc == 0 && recovery_facts_of(r, extent, NULL).is_unsure)
+        look_at_missing(r, extent, o);
+    g = cluster_group_by_id(recovery_state(r), o->sweep.group);
+    o->has_all = o->has_all && g != NULL && recovery_others(r, g) == others;
+    return rc;
+}
+
 static async int end_unlisted(struct recovery *r, struct address extent)
 {
     uint16_t group = address_group(extent);
@@ -113,7 +175,7 @@ static async int end_unlisted(struct recovery *r, struct address extent)
     /* Nobody writes to it any more. */
     int rc = store_stop_extent(r->options.store, extent, &length, &is_scanned);
     if (rc == 0)
-        rc = look_at_others(r, extent, o);
+        rc = look_at_all(r, extent, o);
     struct recovery_facts facts = recovery_facts_of(r, extent, NULL);
     const struct group_member *self = recovery_self(r, group);
     if (rc == 0 &&
@@ -122,7 +184,8 @@ static async int end_unlisted(struct recovery *r, struct address extent)
     else if (rc == 0 && o->has_final)
         rc = end_as_others(r, o, &facts.local);
     else if (rc == 0 && o->has_all && facts.local.length >= o->longest)
-        rc = store_finalize_extent(r->options.store, extent, facts.local.length);
+        rc = store_finalize_extent(r->options.store, extent,
+                                   o->has_end ? o->end : facts.local.length);
     else if (rc == 0)
         rc = -EAGAIN;
     free(o);

@@ -64,6 +64,9 @@ async int source_fetch(struct recovery *r, const struct recovery_source *source,
                        struct slice *ret_payload);
 async int source_finalize(struct recovery *r, const struct recovery_source *source,
                           struct address extent, uint32_t length);
+/* The state, nonce and length of what a member, whole or not, has of a disk's extent. */
+async int source_info(struct recovery *r, const struct recovery_source *source,
+                      struct address extent, uint64_t disk, struct copy_extent *ret);
 /* Ends calls that are under way. */
 void source_cancel_all(struct recovery *r);
 /* The member has said what it has, whatever that is. */
@@ -75,7 +78,8 @@ struct sweep {
     struct recovery *r;
     uint16_t group;
     uint64_t missing_since; /* when it began; 0: it unites, */
-    uint64_t others;        /* with these */
+    uint64_t others;        /* with these, */
+    uint64_t unsure_below;  /* of the group then */
     uint32_t waiting;       /* extents that were open without this node when it began */
     uint32_t source_count;
     struct recovery_source sources[REPLICAS_MAX]; /* whole when it began */
@@ -177,7 +181,7 @@ struct copy_extent recovery_local(const struct recovery *r, struct address exten
 /* What these others have of an unsure group is here, too. */
 struct united {
     uint16_t group;
-    uint64_t others;
+    uint64_t others, unsure_below;
 };
 
 /* A group that became whole; what it took over is looked at once more. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Calls to members that have what is missing here. The other end of them is
- * blockstore/copy_service.c; of them all only `finalize` is the store service's.
+ * blockstore/copy_service.c; of them all only `finalize` and `info` are the store
+ * service's.
  *
  * Happy path: one call, whose answer is checked like the foreign bytes it is.
  *
@@ -165,6 +166,48 @@ async int source_finalize(struct recovery *r, const struct recovery_source *sour
                                       .length = le32_of(length)};
     struct source_call call;
     int rc = call_wait(r, source, &call, STORE_RPC_FINALIZE, &head, sizeof head);
+    call_end(&call);
+    return rc;
+}
+
+static int info_decode(const struct source_call *call, struct copy_extent *ret)
+{
+    static const enum copy_rpc_state states[] = {[EXTENT_OPEN] = COPY_RPC_OPEN,
+                                                 [EXTENT_STOPPED] = COPY_RPC_STOPPED,
+                                                 [EXTENT_FINAL] = COPY_RPC_FINAL};
+    struct store_rpc_extents head;
+    struct store_rpc_extent wire;
+    size_t len;
+    const void *payload = payload_of(call, &len);
+    if (call->head.len != sizeof head)
+        return -PLX_EFORMAT;
+    memcpy(&head, call->head.bytes, sizeof head);
+    if (le32_get(head.count) > 1 || len != le32_get(head.count) * sizeof wire)
+        return -PLX_EFORMAT;
+    if (len == 0)
+        return 0;
+    memcpy(&wire, payload, sizeof wire);
+    if (wire.state > EXTENT_FINAL || le32_get(wire.length) > EXTENT_BLOCKS)
+        return -PLX_EFORMAT;
+    if (le64_get(wire.extent) == ret->extent.v) {
+        ret->state = states[wire.state];
+        ret->nonce = le64_get(wire.nonce);
+        ret->length = le32_get(wire.length);
+    }
+    return 0;
+}
+
+async int source_info(struct recovery *r, const struct recovery_source *source,
+                      struct address extent, uint64_t disk, struct copy_extent *ret)
+{
+    struct store_rpc_list head = {.target = target_of(source, extent),
+                                  .disk = le64_of(disk),
+                                  .max = le32_of(1)};
+    struct source_call call;
+    *ret = (struct copy_extent){.extent = extent, .state = COPY_RPC_ABSENT};
+    int rc = call_wait(r, source, &call, STORE_RPC_LIST, &head, sizeof head);
+    if (rc == 0)
+        rc = info_decode(&call, ret);
     call_end(&call);
     return rc;
 }

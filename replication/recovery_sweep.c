@@ -140,13 +140,14 @@ bool recovery_is_due(const struct recovery *r, const struct cluster_group *group
         return self != NULL && self->missing_since != 0;
     const struct united *united = united_find(r, group->id);
     uint64_t others = recovery_others(r, group);
-    return others != 0 && (united == NULL || united->others != others);
+    return others != 0 && (united == NULL || united->others != others ||
+                           united->unsure_below != group->unsure_below);
 }
 
-/* Until somebody else is whole, or this process ends. */
-static int note_united(struct recovery *r, uint16_t group, uint64_t others)
+/* Until somebody else is whole, they are taken for it once more, or this process ends. */
+static int note_united(struct recovery *r, const struct sweep *s)
 {
-    struct united *united = united_find(r, group);
+    struct united *united = united_find(r, s->group);
     if (united == NULL) {
         size_t count = r->united_count + 1;
         struct united *more = realloc(r->united, count * sizeof *more);
@@ -155,8 +156,9 @@ static int note_united(struct recovery *r, uint16_t group, uint64_t others)
         r->united = more;
         united = &more[r->united_count++];
     }
-    *united = (struct united){.group = group, .others = others};
-    log_info(r->options.loop, "recovery: has what others have of group %u", group);
+    *united = (struct united){
+        .group = s->group, .others = s->others, .unsure_below = s->unsure_below};
+    log_info(r->options.loop, "recovery: has what others have of group %u", s->group);
     return 0;
 }
 
@@ -171,9 +173,8 @@ static async int sweep_begin(struct recovery *r, uint16_t group, struct sweep *s
     address_list_done(&r->taken_over); /* the last sweep looks at all of them */
     s->missing_since = recovery_self(r, group)->missing_since;
     s->others = recovery_others(r, g);
-    s->waiting = planted(PLANT_WHOLE_EARLY) || s->missing_since == 0
-                     ? 0
-                     : count_waiting(r, group);
+    s->unsure_below = g->unsure_below;
+    s->waiting = planted(PLANT_WHOLE_EARLY) ? 0 : count_waiting(r, group);
     s->is_incomplete = !recovery_sources(r, group, s->sources, &s->source_count);
     return sweep_list_local(s);
 }
@@ -496,7 +497,7 @@ static async int sweep_once(struct recovery *r, uint16_t group)
     else if (rc == 0 && s->has_changed)
         rc = 1;
     else if (rc == 0)
-        rc = s->missing_since != 0 ? propose(s) : note_united(r, group, s->others);
+        rc = s->missing_since != 0 ? propose(s) : note_united(r, s);
     sweep_end(s);
     return rc == -PLX_EEXISTS ? 0 : rc;
 }

@@ -706,6 +706,53 @@ static inline bool group_set(const uint64_t *members, uint32_t count)
     return commit(&command, &result) == 0;
 }
 
+/* --- for stories --- */
+
+#define ALL3 0x0eU /* nodes 1, 2, 3 */
+
+static inline void end_all(void)
+{
+    for (uint64_t id = 1; id <= c->node_count; id++)
+        if (c->nodes[id].is_up)
+            node_kill(id, SIM_KILL);
+}
+
+static inline void write_on(const struct model_copy *x, uint64_t node)
+{
+    CHECK_EQ(op_run((struct op){.kind = OP_WRITE,
+                                .source = x->source,
+                                .length = x->source->length},
+                    node),
+             0);
+}
+
+static inline void go_down(uint64_t node)
+{
+    node_kill(node, SIM_POWER_CUT);
+    set_down(node, true);
+}
+
+static inline void come_back(uint64_t node)
+{
+    node_start(node);
+    node_wait(node);
+    set_down(node, false);
+}
+
+static inline void apply_everywhere(void)
+{
+    for (uint64_t id = 1; id <= c->node_count; id++)
+        if (c->nodes[id].is_up)
+            node_apply_to(&c->nodes[id], c->command_count);
+}
+
+static inline enum extent_state state_on(const struct model_copy *x, uint64_t id)
+{
+    struct extent_info info = {0};
+    CHECK_EQ(store_extent_info(c->nodes[id].store, x->source->address, &info), 0);
+    return info.state;
+}
+
 /* A process that is killed leaves memory behind, which only its tasks knew of. */
 static inline void in_child(void (*story)(void))
 {

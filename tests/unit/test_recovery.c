@@ -117,6 +117,13 @@ static void decisions(void)
     CHECK_EQ(recovery_decide(&facts, &length), RECOVERY_NOTHING);
     facts.local = copy_in(S, 0);
     CHECK_EQ(recovery_decide(&facts, &length), RECOVERY_ASK_DROP);
+    /* Who has as much of it as a whole one need not wait for that one to end it. */
+    facts = facts_in(&(struct row){LEFT, S, 12, S, 12, 0, 0});
+    CHECK_EQ(recovery_decide(&facts, &length), RECOVERY_WAIT);
+    facts.is_unsure = true;
+    CHECK_EQ(recovery_decide(&facts, &length), RECOVERY_NOTHING);
+    facts.local.length--;
+    CHECK_EQ(recovery_decide(&facts, &length), RECOVERY_WAIT);
     /* What died there, and a list that ended at nothing. */
     facts = facts_in(&(struct row){LEFT, F, 10, F, 10, 0, 0});
     facts.source.live_crc++;
@@ -134,15 +141,6 @@ static void decisions(void)
 }
 
 /* --- stories --- */
-
-#define ALL3 0x0eU /* nodes 1, 2, 3 */
-
-static void end_all(void)
-{
-    for (uint64_t id = 1; id <= c->node_count; id++)
-        if (c->nodes[id].is_up)
-            node_kill(id, SIM_KILL);
-}
 
 static void trim_on(const struct model_copy *x, const uint32_t *blocks, uint32_t count,
                     uint8_t nodes)
@@ -172,28 +170,6 @@ static void trim_headers(struct model_copy *x, uint8_t nodes)
         if (nodes >> id & 1)
             CHECK_EQ(
                 op_run((struct op){.kind = OP_TRIM_HEADERS, .source = x->source}, id), 0);
-}
-
-static void write_on(const struct model_copy *x, uint64_t node)
-{
-    CHECK_EQ(op_run((struct op){.kind = OP_WRITE,
-                                .source = x->source,
-                                .length = x->source->length},
-                    node),
-             0);
-}
-
-static void go_down(uint64_t node)
-{
-    node_kill(node, SIM_POWER_CUT);
-    set_down(node, true);
-}
-
-static void come_back(uint64_t node)
-{
-    node_start(node);
-    node_wait(node);
-    set_down(node, false);
 }
 
 /* One that was away gets what it missed, and forgets what died. */
@@ -310,13 +286,6 @@ static void moved(void)
     run_for(10 * NS_PER_S);
     compare_all();
     end_all();
-}
-
-static void apply_everywhere(void)
-{
-    for (uint64_t id = 1; id <= c->node_count; id++)
-        if (c->nodes[id].is_up)
-            node_apply_to(&c->nodes[id], c->command_count);
 }
 
 /* Its group got another member in its place, and was whole; then it is chosen again. */
@@ -815,90 +784,6 @@ static void died_unheard(void)
     end_all();
 }
 
-static enum extent_state state_on(const struct model_copy *x, uint64_t id)
-{
-    struct extent_info info = {0};
-    CHECK_EQ(store_extent_info(c->nodes[id].store, x->source->address, &info), 0);
-    return info.state;
-}
-
-/* The one that had it final was declared lost. The longest copy is what is left, also if
- * it comes back last: until then nobody knows where it ends. */
-static void ended_lost(bool is_last)
-{
-    cluster_make(11, 4, 3);
-    struct model_copy *x = open_extent(ALL3, 60);
-    uint32_t shorter = boundary_at_most(x->source, 30);
-    for (uint64_t id = 1; id <= 3; id++)
-        CHECK_EQ(op_run((struct op){.kind = OP_WRITE, .source = x->source,
-                                    .length = id == 3 ? shorter : 60},
-                        id),
-                 0);
-    CHECK(shorter > 0);
-    go_down(2);
-    go_down(3);
-    commit_length(x, 60, false);
-    CHECK(finalize_on(x, 1));
-    commit_length(x, 60, true);
-    go_down(1);
-    CHECK(is_whole(1) && !is_whole(2) && !is_whole(3));
-    CHECK_EQ(COMMIT(.op = CLUSTER_NODE_GONE, .node = 1, .force = true, .data_loss = true),
-             0);
-    if (is_last) {
-        come_back(3);
-        apply_everywhere();
-        run_for(150 * NS_PER_S);
-        CHECK(is_whole(3) && state_on(x, 3) == EXTENT_STOPPED);
-    }
-    come_back(2);
-    if (!is_last)
-        come_back(3);
-    CHECK(is_whole(2) && is_whole(3));
-    apply_everywhere();
-    run_for(150 * NS_PER_S);
-    check_whole_now();
-    uint64_t more[] = {2, 3, 4};
-    CHECK(group_set(more, 3));
-    wait_whole(60 * NS_PER_S);
-    for (uint64_t id = 2; id <= 4; id++) {
-        struct extent_info info = {0};
-        CHECK_EQ(store_extent_info(c->nodes[id].store, x->source->address, &info), 0);
-        CHECK(info.state == EXTENT_FINAL && info.length == 60);
-    }
-    end_all();
-}
-
-/* Two members lacked something, each something else, when the last whole one was declared
- * lost. Both count as whole since; what only one of them has is no rubbish, even if it is
- * away for a moment later. */
-static void taken_for_whole(void)
-{
-    cluster_make(14, 4, 3);
-    struct model_copy *known = write_extent(ALL3, 40);
-    go_down(3);
-    struct model_copy *x = write_extent(0x06, 60);
-    CHECK(known != NULL && x != NULL);
-    go_down(2);
-    go_down(1);
-    CHECK(is_whole(1) && !is_whole(2) && !is_whole(3));
-    CHECK_EQ(COMMIT(.op = CLUSTER_NODE_GONE, .node = 1, .force = true, .data_loss = true),
-             0);
-    come_back(2);
-    come_back(3);
-    CHECK(is_whole(2) && is_whole(3));
-    apply_everywhere();
-    run_for(150 * NS_PER_S);
-    CHECK_EQ(state_on(x, 2), EXTENT_FINAL);
-    CHECK_EQ(state_on(x, 3), EXTENT_FINAL); /* which has taken it over */
-    go_down(2);
-    CHECK(!is_whole(2));
-    come_back(2);
-    apply_everywhere();
-    run_for(150 * NS_PER_S);
-    CHECK_EQ(state_on(x, 2), EXTENT_FINAL);
-    end_all();
-}
-
 int main(void)
 {
     decisions();
@@ -919,8 +804,5 @@ int main(void)
     ended_unheard();
     ended_short();
     died_unheard();
-    ended_lost(false);
-    ended_lost(true);
-    taken_for_whole();
     return 0;
 }

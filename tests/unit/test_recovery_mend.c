@@ -7,17 +7,9 @@
 #include "blockstore/compact.h"
 #include "tests/unit/recovery_machine.h"
 
-#define ALL3   0x0eU /* nodes 1, 2, 3 */
 #define BLOCKS 400U
 
 static struct model_copy *x;
-
-static void end_all(void)
-{
-    for (uint64_t id = 1; id <= c->node_count; id++)
-        if (c->nodes[id].is_up)
-            node_kill(id, SIM_KILL);
-}
 
 static struct extent *extent_of(uint64_t node)
 {
@@ -124,7 +116,7 @@ static void wait_mended(void)
     }
 }
 
-static void come_back(uint64_t node)
+static void back_whole(uint64_t node)
 {
     node_start(node);
     node_wait(node);
@@ -132,7 +124,7 @@ static void come_back(uint64_t node)
     wait_whole(60 * NS_PER_S);
 }
 
-static void go_down(uint64_t node)
+static void down_for_all(uint64_t node)
 {
     node_kill(node, SIM_POWER_CUT);
     set_down(node, true);
@@ -243,8 +235,8 @@ static void copied(bool has_headers, bool restarts)
     rot(2, head(3));
     rot(2, data(head(2) + 1));
     rot(2, data(200));
-    go_down(1);
-    go_down(3);
+    down_for_all(1);
+    down_for_all(3);
     uint64_t more[] = {1, 2, 3, 4};
     CHECK(group_set(more, 4));
     wait_whole(60 * NS_PER_S);
@@ -256,9 +248,9 @@ static void copied(bool has_headers, bool restarts)
         node_apply_to(&c->nodes[id], c->command_count);
     }
     run_for(60 * NS_PER_S);
-    come_back(1);
+    back_whole(1);
     wait_mended();
-    come_back(3);
+    back_whole(3);
     compare_all();
     end_all();
 }
@@ -319,8 +311,8 @@ static void mended_there(void)
         begin(seed, 4, seed % 2 == 0);
         uint32_t bad = data(200);
         rot(2, bad);
-        go_down(1);
-        go_down(3);
+        down_for_all(1);
+        down_for_all(3);
         uint64_t more[] = {1, 2, 3, 4};
         CHECK(group_set(more, 4));
         for (uint64_t id = 2; id <= 4; id += 2) /* nothing comes back to it */
