@@ -278,10 +278,12 @@ static bool must_find_room(const struct disk_log *log)
     return !TAILQ_EMPTY(&log->moving) || (next != NULL && next->use_reserve);
 }
 
-/* A try takes commands and creates on all members. */
+/* A try takes commands and creates on all members. Batches in flight may keep what is
+ * queued from being refused for seconds. */
 static bool is_resting(const struct disk_log *log)
 {
-    return loop_now_ns(log->loop) < log->rests_until_ns && !must_find_room(log);
+    return loop_now_ns(log->loop) < log->rests_until_ns &&
+           (log->is_exhausted || !must_find_room(log));
 }
 
 /* A disk that is written little keeps one ahead and reserves no more than it needs. */
@@ -319,6 +321,8 @@ static bool all_full(struct disk_log *log)
     log->is_full = true;
     log->is_exhausted = was_reserve;
     log->was_wanted = log->wants_extent;
+    if (log->local == NULL)
+        log->rests_until_ns = loop_now_ns(log->loop) + FULL_REST_NS;
     if (!TAILQ_EMPTY(&log->moving)) /* waits for space */
         timer_start(log->loop, &log->retry_timer, FULL_RETRY_NS);
     return false;

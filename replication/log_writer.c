@@ -9,10 +9,10 @@
  * first batch in flight its pieces are reported and it is retained until it is flushed.
  *
  * What can fail: a member answers an append with an error. If all of them have no space
- * nothing was written, the guest's records fail and the log goes on. Epoch over or store
- * out of service: the log gives up. Anything else is a forced roll. When too much is
- * retained or no extent is ready the queue waits, visibly, and a sync or the opener is
- * started.
+ * nothing was written, the guest's records fail and the log goes on. If some have none,
+ * what lies before is flushed, then the log rolls on. Epoch over or store out of service:
+ * the log gives up. Anything else is a forced roll. When too much is retained or no
+ * extent is ready the queue waits, visibly, and a sync or the opener is started.
  *
  * On close the queue runs empty first (log_close.c).
  */
@@ -155,20 +155,21 @@ static bool nobody_has_from(struct batch *first)
     return true;
 }
 
-/* No member has it or anything behind it. What was acknowledged before is kept for
- * another try; what is new is refused. */
-static void refuse(struct disk_log *log, struct batch *batch)
+/* What lies before it needs no other place, for nothing is wrong with the members: it is
+ * flushed where it is, and takes no space a second time. True: that is not over. */
+static bool flushes_first(struct disk_log *log)
 {
-    struct batch *at = batch;
-    while (at != NULL && !at->is_again)
-        at = TAILQ_NEXT(at, link);
-    trace(log->loop, "log full", log->disk, batch->number, at != NULL);
-    if (at == NULL) {
-        batch_withdraw(log, batch);
-        return;
-    }
-    log_roll_forced(log, -PLX_EFULL);
-    timer_start(log->loop, &log->retry_timer, RETRY_NS);
+    if (log->flushed == log->placed)
+        return false;
+    log->sync_due |= log->round_owed == 0 || log->round_cover < log->placed;
+    return true;
+}
+
+static bool is_new_from(const struct batch *batch)
+{
+    while (batch != NULL && !batch->is_again)
+        batch = TAILQ_NEXT(batch, link);
+    return batch == NULL;
 }
 
 /* Others had room. */
@@ -183,6 +184,27 @@ static void avoid_full(struct disk_log *log)
                 log_member_failed(batch->tail, i, -PLX_EFULL);
         }
     }
+}
+
+/* If no member has it or anything behind it, what is new is refused. What was told before
+ * is kept for another try, and what some members have goes elsewhere. */
+static bool batch_found_no_space(struct disk_log *log, struct batch *batch)
+{
+    bool nobody_has = nobody_has_from(batch);
+    if (nobody_has && is_new_from(batch)) {
+        trace(log->loop, "log full", log->disk, batch->number, false);
+        batch_withdraw(log, batch);
+        return false;
+    }
+    if (flushes_first(log))
+        return true;
+    trace(log->loop, "log full", log->disk, batch->number, true);
+    if (!nobody_has)
+        avoid_full(log);
+    log_roll_forced(log, -PLX_EFULL);
+    if (nobody_has && log->down == 0)
+        timer_start(log->loop, &log->retry_timer, RETRY_NS);
+    return false;
 }
 
 /* The first batch with an error decides. True: wait for further answers. */
@@ -201,12 +223,8 @@ static bool batch_failed(struct disk_log *log, struct batch *batch)
     if (code == -PLX_EFULL &&
         (batch != TAILQ_FIRST(&log->inflight) || !all_answered_from(batch)))
         return true;
-    if (code == -PLX_EFULL && nobody_has_from(batch)) {
-        refuse(log, batch);
-        return false;
-    }
     if (code == -PLX_EFULL)
-        avoid_full(log);
+        return batch_found_no_space(log, batch);
     log_roll_forced(log, code);
     return false;
 }
@@ -390,8 +408,6 @@ static void refuse_queued(struct disk_log *log)
         record = STAILQ_FIRST(&log->queued);
     }
     log->is_full = log->is_exhausted = log->wants_extent = false;
-    if (log->local == NULL)
-        log->rests_until_ns = loop_now_ns(log->loop) + FULL_REST_NS;
     log->again = true;
     fail_all(&failing, -PLX_EFULL);
 }

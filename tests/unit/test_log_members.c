@@ -486,6 +486,63 @@ static async void full_in_turn(struct test *t)
     CHECK(t->failures <= failures + 1);
 }
 
+/* No more than so many blocks for guests before the reserve, at each of the group. */
+static void make_nearly_full(struct test *t, const uint64_t room[IN_GROUP])
+{
+    for (uint32_t i = 0; i < IN_GROUP; i++) {
+        struct fake_medium *medium = &t->media[i];
+        medium->limit_blocks = max_u64(5 * medium->used_blocks / 4, 2000);
+        medium->used_blocks =
+            medium->limit_blocks - medium->limit_blocks / 10 - room[i];
+    }
+}
+
+/* More is retained than the reserve has room for. All of it has its place, and is not
+ * written a second time because something behind it found none. */
+static async void full_and_unflushed(struct test *t)
+{
+    static const uint64_t ROOM[IN_GROUP] = {20, 60, 100};
+    CHECK_EQ(open_on(t, 1, false), 0);
+    load_for(t, 100 * NS_PER_MS);
+    make_nearly_full(t, ROOM);
+    CHECK(log_retained_bytes(t->log) >
+          2 * BLOCK_SIZE * fake_reserve(&t->media[0]));
+    uint64_t appended = t->appended, moved = t->moved;
+    while (t->failures == 0 && t->appended < appended + 200) {
+        append(t);
+        CHECK_SOON(t->outstanding < OUTSTANDING, 5 * NS_PER_S);
+    }
+    CHECK_SOON(t->outstanding == 0, 5 * NS_PER_S);
+    CHECK(t->failures > 0 && t->failure == -PLX_EFULL && t->downs == 0);
+    CHECK_EQ(t->moved, moved);
+    append_to(t, t->log, true);
+    CHECK_SOON(t->outstanding == 0, 5 * NS_PER_S);
+    CHECK_EQ(flush(t), 0);
+}
+
+/* While there is no room for guests, what must find some is on its way to a member that
+ * takes its time. Guests are not refused yet, for that may free some space; nor is it
+ * tried over and over. */
+static async void full_and_slow(struct test *t)
+{
+    static const uint64_t ROOM[IN_GROUP] = {10, 100, 100};
+    CHECK_EQ(open_on(t, 1, false), 0);
+    load_for(t, 100 * NS_PER_MS);
+    CHECK_EQ(flush(t), 0);
+    make_nearly_full(t, ROOM);
+    t->min_copies = 3;
+    member_of(t, 3)->delay_ns = 900 * NS_PER_MS;
+    uint64_t submits = t->cluster->submits;
+    for (uint32_t i = 0; i < 200; i++) {
+        if (t->outstanding < OUTSTANDING)
+            append(t);
+        task_sleep_ns(100 * NS_PER_MS);
+    }
+    CHECK(t->cluster->submits - submits < 60);
+    CHECK_SOON(t->outstanding == 0, 5 * NS_PER_S);
+    CHECK(t->failures > 0 && t->failure == -PLX_EFULL && t->downs == 0);
+}
+
 /* None has room for an extent. Who failed otherwise is avoided then, and nobody else. */
 static async void full_at_create(struct test *t)
 {
@@ -589,6 +646,8 @@ static const struct story STORIES[] = {
     {"nothing in it", nothing_in_it},
     {"full members", full_members},
     {"full in turn", full_in_turn},
+    {"full and unflushed", full_and_unflushed},
+    {"full and slow", full_and_slow},
     {"full at a create", full_at_create},
     {"late create", late_create},
     {"leaving the list", leaving},
