@@ -214,8 +214,10 @@ static async int tidy(struct recovery *r)
     store_look_at_all(r->options.store, census_take, census);
     r->has_begun = true;
     int rc = census->rc;
-    for (size_t i = 0; i < census->unfinished.count && rc == 0 && !r->is_stopping; i++)
-        rc = recovery_end(r, census->unfinished.at[i]);
+    for (size_t i = 0; i < census->unfinished.count && !r->is_stopping; i++) {
+        int ended = recovery_end(r, census->unfinished.at[i]);
+        rc = rc != 0 ? rc : ended; /* others may wait for the next one */
+    }
     for (uint32_t group = 1; group < GROUPS && !r->is_stopping; group++) {
         if (!is_here(census, group) || is_member(r, (uint16_t)group))
             continue;

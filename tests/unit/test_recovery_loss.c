@@ -200,6 +200,48 @@ static void ended_without(bool is_final)
     end_all();
 }
 
+/* One extent has to wait for a member that is not whole; that member waits for another
+ * one, which can end at once. */
+static void one_waits(void)
+{
+    struct model_copy *longer[3], *alone[3];
+    cluster_make(18, 4, 3);
+    for (uint32_t i = 0; i < 3; i++) {
+        longer[i] = open_extent(ALL3, 60);
+        for (uint64_t id = 1; id <= 3; id++)
+            CHECK_EQ(op_run((struct op){.kind = OP_WRITE,
+                                        .source = longer[i]->source,
+                                        .length = id == 1 ? 1 : 60},
+                            id),
+                     0);
+    }
+    go_down(2);
+    for (uint32_t i = 0; i < 3; i++) {
+        alone[i] = open_extent(0x0a, 60);
+        write_on(alone[i], 1);
+        write_on(alone[i], 3);
+    }
+    go_down(1);
+    for (uint32_t i = 0; i < 6; i++) {
+        struct model_copy *x = i < 3 ? longer[i] : alone[i - 3];
+        commit_length(x, 60, false);
+        CHECK(finalize_on(x, 3));
+        commit_length(x, 60, true);
+    }
+    lose(3, 0);
+    come_back(1);
+    uint64_t more[] = {1, 2, 4};
+    CHECK(group_set(more, 3));
+    CHECK(write_extent(0x12, 20) != NULL);
+    CHECK(is_whole(1) && !is_whole(2));
+    come_back(2);
+    apply_everywhere();
+    wait_whole(60 * NS_PER_S);
+    run_for(150 * NS_PER_S);
+    check_whole_now();
+    end_all();
+}
+
 int main(void)
 {
     ended_lost(false);
@@ -209,5 +251,6 @@ int main(void)
     lost_twice();
     ended_without(false);
     ended_without(true);
+    one_waits();
     return 0;
 }
