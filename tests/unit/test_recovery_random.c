@@ -5,13 +5,20 @@
  * recovery makes whole what is not. At every moment a whole node has all that is live;
  * in the end all have that, and nothing else.
  *
+ * Then the same, but once or twice the last whole member of the group is declared lost,
+ * and the others are taken for whole. In the end all members have what one of them had
+ * then, and recovery has nothing left to do.
+ *
  *     test_recovery_random [FIRST_SEED [COUNT]]
+ *     test_recovery_random loss [FIRST_SEED [COUNT]]
  */
 #include <sys/wait.h>
 
 #include "tests/unit/recovery_machine.h"
 
 #define SEEDS        30U
+#define FIRST_LOSS   31U /* 36 and 51 find what was wrong once */
+#define SEEDS_LOSS   25U
 #define SEEDS_FORKED 5U
 #define STEPS        160U
 #define TRIMS_MAX    64U
@@ -24,6 +31,19 @@ struct trim {
 static struct trim trims[TRIMS_MAX];
 static uint32_t trim_count;
 static bool is_calm; /* nobody dies any more */
+static uint64_t last_whole; /* nothing is opened without it; 0: there is no such */
+
+/* What the members had that were left when the last whole one was lost. */
+static struct losses {
+    uint8_t nodes;         /* those that were lost */
+    uint32_t extent_count; /* older than the last loss */
+    bool has_damaged;      /* an extent that is listed has no end any more */
+    struct remains {
+        bool is_final;
+        uint32_t length; /* of the copy that is final, or the longest one */
+        uint8_t live[BITMAP_BYTES];
+    } at[EXTENTS_MAX];
+} losses;
 
 static bool is_up(uint64_t node)
 {
@@ -38,6 +58,11 @@ static bool in_group(uint64_t node)
 static bool has_bit(uint8_t bits, uint64_t node)
 {
     return (bits >> node & 1) != 0;
+}
+
+static bool is_lost(uint64_t node)
+{
+    return has_bit(losses.nodes, node);
 }
 
 static void world_runs(uint32_t events)
@@ -92,7 +117,7 @@ static void do_open(void)
     uint8_t members = 0, all_ok = 0;
     int rcs[NODES_MAX + 1] = {0};
     for (uint64_t id = 1; id <= c->node_count; id++)
-        if (in_group(id) && is_up(id) && any(8) > 0)
+        if (in_group(id) && is_up(id) && (any(8) > 0 || id == last_whole))
             members |= (uint8_t)(1U << id);
     if (members == 0 || c->extent_count >= EXTENTS_MAX)
         return;
@@ -245,11 +270,11 @@ static void do_start(void)
 {
     uint64_t id = 1 + any(c->node_count);
     struct node *node = &c->nodes[id];
-    if (node->is_up)
+    if (node->is_up || is_lost(id))
         return;
     /* Something is wrong with one of its copies; whoever is whole would miss it. */
     if (in_group(id) && !is_whole(id) && is_down(id) && c->extent_count > 0 &&
-        any(2) == 0) {
+        losses.nodes == 0 && any(2) == 0) {
         struct model_copy *x = &c->extents[any(c->extent_count)];
         if (x->has_left && x->length > 0)
             node->short_copy = x->source->address;
@@ -263,7 +288,7 @@ static void do_start(void)
 static void do_look(void)
 {
     for (uint64_t id = 1; id <= c->node_count; id++) {
-        if (is_up(id) == is_down(id) && any(2) == 0)
+        if (!is_lost(id) && is_up(id) == is_down(id) && any(2) == 0)
             set_down(id, !is_up(id));
     }
 }
@@ -275,7 +300,10 @@ static void do_members(void)
     uint32_t count = 0;
     uint64_t other = 1 + any(c->node_count);
     bool leaves = in_group(other);
-    if (leaves && group->member_count <= 2)
+    if ((leaves && group->member_count <= 2) || is_lost(other))
+        return;
+    /* What only one of them has is with it. */
+    if (leaves && losses.nodes != 0)
         return;
     for (uint32_t i = 0; i < group->member_count; i++)
         if (group->members[i].node != other)
@@ -355,6 +383,8 @@ static void calm_down(void)
     c->unknown_percent = c->no_leader_percent = 0;
     sim_world_faults(c->world)->net_reset_ppm = 0;
     for (uint64_t id = 1; id <= c->node_count; id++) {
+        if (is_lost(id))
+            continue;
         if (!c->nodes[id].is_up)
             node_start(id);
         if (!is_up(id))
@@ -371,49 +401,254 @@ static void end_extents(void)
         struct model_copy *x = &c->extents[i];
         if (!x->has_length)
             commit_length(x, x->length, false);
-        if (!x->has_left) {
+        if (x->has_left)
+            continue;
+        finalize_some(x);
+        /* A copy that is too short is filled up first. */
+        for (uint32_t n = 0; losses.nodes != 0 && n < 100 && !has_ended(x); n++) {
+            run_for(500 * NS_PER_MS);
             finalize_some(x);
-            CHECK(has_ended(x));
-            commit_length(x, x->length, true);
         }
+        CHECK(has_ended(x));
+        commit_length(x, x->length, true);
+    }
+}
+
+static void drain_trims(uint32_t tries)
+{
+    for (uint32_t i = 0; trim_count > 0; i++) {
+        CHECK(i < tries);
+        trims_go_on();
+        run_for(100 * NS_PER_MS);
+    }
+}
+
+static void apply_all(void)
+{
+    for (uint64_t id = 1; id <= c->node_count; id++)
+        if (c->nodes[id].is_up)
+            node_apply_to(&c->nodes[id], c->command_count);
+}
+
+static void kill_all(void)
+{
+    for (uint64_t id = 1; id <= c->node_count; id++)
+        if (c->nodes[id].is_up)
+            node_kill(id, SIM_KILL);
+}
+
+static void begin(uint64_t seed, uint32_t nodes)
+{
+    trim_count = 0;
+    is_calm = false;
+    losses = (struct losses){0};
+    cluster_make(seed, nodes, 3);
+    c->unknown_percent = any(3) * 10;
+    c->no_leader_percent = any(3) * 10;
+    sim_world_faults(c->world)->net_reset_ppm = any(3) * 500;
+}
+
+static void go_on(uint32_t steps)
+{
+    for (uint32_t i = 0; i < steps; i++) {
+        do_something();
+        world_runs(400);
+        check_whole_from(losses.extent_count);
     }
 }
 
 static void one_seed(uint64_t seed)
 {
-    trim_count = 0;
-    is_calm = false;
     static const uint64_t limits[] = {0, 200 * KIB, MIB, 0, 4 * MIB};
-    cluster_make(seed, 4, 3);
+    begin(seed, 4);
     c->options.limit_bytes_s = limits[seed % ARRAY_LEN(limits)];
     for (uint64_t id = 1; id <= c->node_count; id++)
         recovery_set_limit(c->nodes[id].recovery, c->options.limit_bytes_s);
-    c->unknown_percent = any(3) * 10;
-    c->no_leader_percent = any(3) * 10;
-    sim_world_faults(c->world)->net_reset_ppm = any(3) * 500;
-    for (uint32_t i = 0; i < STEPS; i++) {
-        do_something();
-        world_runs(400);
-        check_whole_now();
-    }
+    go_on(STEPS);
     calm_down();
-    for (uint32_t i = 0; trim_count > 0; i++) {
-        CHECK(i < 100);
-        trims_go_on();
-        run_for(100 * NS_PER_MS);
-    }
+    drain_trims(100);
     end_extents();
     wait_whole(600 * NS_PER_S);
     check_whole_now();
-    for (uint64_t id = 1; id <= c->node_count; id++)
-        node_apply_to(&c->nodes[id], c->command_count);
+    apply_all();
     run_for(2 * RECOVERY_SETTLE_MS * NS_PER_MS);
     compare_all();
-    for (uint64_t id = 1; id <= c->node_count; id++)
-        node_kill(id, SIM_KILL);
+    kill_all();
 }
 
-static void seeds_in_child(uint64_t first, uint64_t count)
+/* --- losses --- */
+
+static void remember(uint64_t node)
+{
+    struct store *store = c->nodes[node].store;
+    uint8_t live[BITMAP_BYTES];
+    for (uint32_t i = 0; i < c->extent_count; i++) {
+        struct remains *at = &losses.at[i];
+        struct extent_info info;
+        if (store_extent_info(store, c->extents[i].source->address, &info) != 0)
+            continue;
+        if (info.state == EXTENT_FINAL)
+            CHECK_EQ(store_live_map(store, c->extents[i].source->address, live), 0);
+        for (uint32_t j = 0; info.state == EXTENT_FINAL && j < BITMAP_BYTES; j++)
+            at->live[j] |= live[j];
+        CHECK(info.state != EXTENT_FINAL || !at->is_final || at->length == info.length);
+        if (info.state == EXTENT_FINAL || (!at->is_final && at->length < info.length))
+            at->length = info.length;
+        at->is_final = at->is_final || info.state == EXTENT_FINAL;
+    }
+}
+
+static void some_work(void)
+{
+    static void (*const works[])(void) = {do_open, do_end, do_finalize, do_finalize,
+                                          do_trim};
+    for (uint32_t i = any(8); i > 0; i--) {
+        works[any(ARRAY_LEN(works))]();
+        world_runs(300);
+    }
+}
+
+/* All members are up, but for one or another that is said to be down. */
+static void all_up(void)
+{
+    for (uint64_t id = 1; id <= c->node_count; id++) {
+        if (!in_group(id))
+            continue;
+        if (!c->nodes[id].is_up)
+            node_start(id);
+        if (!is_up(id))
+            node_wait(id);
+        if (is_down(id) && any(2) == 0)
+            set_down(id, false);
+    }
+}
+
+static void fall_behind(uint64_t id)
+{
+    remember(id);
+    node_kill(id, any(2) == 0 ? SIM_KILL : SIM_POWER_CUT);
+    if (is_down(id) && is_whole(id))
+        set_down(id, false);
+    if (!is_down(id))
+        set_down(id, true);
+}
+
+/* What nobody has any more need not be there; a length that nobody knows will be one that
+ * somebody has. */
+static void count_losses(void)
+{
+    losses.extent_count = c->extent_count;
+    for (uint32_t i = 0; i < c->extent_count; i++) {
+        struct model_copy *x = &c->extents[i];
+        struct remains *at = &losses.at[i];
+        for (uint32_t b = 0; !at->is_final && b < at->length; b++)
+            bitmap_set(at->live, b);
+        if (!x->has_length)
+            x->length = min_u32(x->length, boundary_at_most(x->source, at->length));
+        if (x->has_length && !x->has_left && at->length < x->length) {
+            losses.has_damaged = true;
+            x->has_left = x->is_dead = true; /* nothing is done with it any more */
+        }
+    }
+}
+
+/* One member after the other falls behind; the last one is lost. Not node 1, which owns
+ * the disk. */
+static void lose_last(void)
+{
+    uint64_t last = 0, first = any(c->node_count);
+    is_calm = true;
+    all_up();
+    for (uint64_t id = 2; id <= c->node_count; id++)
+        if (in_group(id) && is_whole(id) && (last == 0 || any(2) == 0))
+            last = id;
+    if (last == 0 || cluster_group_by_id(c->state, GROUP)->member_count < 3)
+        return;
+    memset(losses.at, 0, sizeof losses.at);
+    last_whole = last;
+    for (uint64_t i = 0; i < c->node_count; i++) {
+        uint64_t id = 1 + (first + i) % c->node_count;
+        if (!in_group(id) || id == last)
+            continue;
+        fall_behind(id);
+        some_work();
+    }
+    last_whole = 0;
+    CHECK(is_whole(last));
+    node_kill(last, SIM_KILL);
+    set_down(last, true);
+    CHECK_EQ(COMMIT(.op = CLUSTER_NODE_GONE, .node = last, .force = true,
+                    .data_loss = true),
+             0);
+    losses.nodes |= (uint8_t)(1U << last);
+    count_losses();
+}
+
+/* Whatever of an extent was on any of them then is here, but for what died since. */
+static async void look_at_old(struct store *store, uint32_t i)
+{
+    const struct model_copy *x = &c->extents[i];
+    const struct remains *at = &losses.at[i];
+    uint8_t live[BITMAP_BYTES];
+    uint32_t length = min_u32(at->length, x->length), count = 0;
+    struct extent_info info;
+    for (uint32_t b = 0; b < length; b++)
+        count += bitmap_get(at->live, b) && block_is_live(x, b);
+    if (x->is_dead || count == 0)
+        return;
+    CHECK_EQ(store_extent_info(store, x->source->address, &info), 0);
+    CHECK(info.state == EXTENT_FINAL && info.length >= length);
+    CHECK_EQ(store_live_map(store, x->source->address, live), 0);
+    for (uint32_t b = 0; b < length; b++)
+        CHECK(!bitmap_get(at->live, b) || !block_is_live(x, b) || bitmap_get(live, b));
+    compare_bytes(store, x);
+}
+
+static void look_main(struct task_call *call)
+{
+    struct comparison *cmp = container_of(call, struct comparison, task);
+    for (uint32_t i = 0; i < losses.extent_count; i++)
+        look_at_old(cmp->node->store, i);
+    cmp->is_done = true;
+}
+
+static void look_at_all(void)
+{
+    for (uint64_t id = 1; id <= c->node_count; id++) {
+        struct comparison cmp = {.node = &c->nodes[id],
+                                 .task = {.main = look_main, .name = "look"}};
+        struct recovery_status status;
+        if (!in_group(id))
+            continue;
+        task_start(cmp.node->loop, &cmp.task);
+        CHECK(sim_world_run_until(c->world, &cmp.is_done, BODY_LIMIT_NS));
+        recovery_status(cmp.node->recovery, &status);
+        CHECK(losses.has_damaged || (status.groups == 0 && status.what[0] == '\0'));
+    }
+}
+
+static void one_loss(uint64_t seed)
+{
+    begin(seed, 5);
+    for (uint32_t i = 1 + any(2); i > 0; i--) {
+        go_on(any(STEPS));
+        lose_last();
+        is_calm = false;
+    }
+    go_on(any(STEPS));
+    calm_down();
+    apply_all();
+    drain_trims(600);
+    end_extents();
+    wait_whole(600 * NS_PER_S);
+    check_whole_from(losses.extent_count);
+    apply_all();
+    run_for(4 * RECOVERY_SETTLE_MS * NS_PER_MS);
+    look_at_all();
+    kill_all();
+}
+
+static void seeds_in_child(uint64_t first, uint64_t count, void (*run)(uint64_t seed))
 {
     fflush(NULL);
     pid_t child = fork();
@@ -422,7 +657,7 @@ static void seeds_in_child(uint64_t first, uint64_t count)
         for (uint64_t seed = first; seed < first + count; seed++) {
             if (getenv("VERBOSE") != NULL)
                 fprintf(stderr, "seed %llu\n", (unsigned long long)seed);
-            one_seed(seed);
+            run(seed);
         }
         _exit(0);
     }
@@ -433,15 +668,27 @@ static void seeds_in_child(uint64_t first, uint64_t count)
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+static void all_seeds(uint64_t first, uint64_t count, void (*run)(uint64_t seed))
+{
+    for (uint64_t seed = first; seed < first + count; seed += SEEDS_FORKED)
+        seeds_in_child(seed, min_u64(SEEDS_FORKED, first + count - seed), run);
+}
+
 int main(int argc, char **argv)
 {
+    bool only_loss = argc > 1 && strcmp(argv[1], "loss") == 0;
+    argc -= only_loss;
+    argv += only_loss;
     uint64_t first = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
-    uint64_t count = argc > 2 ? strtoull(argv[2], NULL, 0) : seeds_of(SEEDS);
+    uint64_t count = argc > 2 ? strtoull(argv[2], NULL, 0) : 0;
     if (argc == 2) {
-        one_seed(first);
+        (only_loss ? one_loss : one_seed)(first);
         return 0;
     }
-    for (uint64_t seed = first; seed < first + count; seed += SEEDS_FORKED)
-        seeds_in_child(seed, min_u64(SEEDS_FORKED, first + count - seed));
+    if (!only_loss)
+        all_seeds(first, count != 0 ? count : seeds_of(SEEDS), one_seed);
+    if (only_loss || argc == 1)
+        all_seeds(argc > 1 ? first : FIRST_LOSS,
+                  count != 0 ? count : seeds_of(SEEDS_LOSS), one_loss);
     return 0;
 }
