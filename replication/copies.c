@@ -88,6 +88,7 @@ struct copies_where copies_where(const struct copies *copies, struct address ext
     const struct cluster_state *state = state_of(copies);
     const struct cluster_group *group = cluster_group_by_id(state, address_group(extent));
     struct copies_where where = {0};
+    where.is_unsure = group != NULL && address_sequence(extent) < group->unsure_below;
     for (uint32_t i = 0; group != NULL && i < group->member_count; i++) {
         const struct group_member *member = &group->members[i];
         const struct cluster_node *node = cluster_node_by_id(state, member->node);

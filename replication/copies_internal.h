@@ -62,6 +62,8 @@ struct copies_at {
 };
 struct copies_where {
     uint32_t count;
+    bool is_unsure; /* a whole one that lacks the extent says nothing by that:
+                     * cluster_group.unsure_below */
     struct copies_at members[REPLICAS_MAX];
 };
 struct copies_where copies_where(const struct copies *copies, struct address extent);

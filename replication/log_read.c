@@ -43,7 +43,7 @@ struct more {
     struct log_read *read;
     struct attempt attempts[REPLICAS_MAX]; /* of each member, one */
     uint32_t count;
-    bool is_whole[REPLICAS_MAX], is_usable[REPLICAS_MAX];
+    bool is_whole[REPLICAS_MAX], is_usable[REPLICAS_MAX], is_unsure;
     uint32_t sound; /* so many blocks from the first on have come, and are right */
     uint32_t want;  /* so many after them are asked for */
     uint64_t until_ns;   /* members that could not be asked are asked again */
@@ -144,9 +144,12 @@ static bool is_under_way(const struct more *more)
     return false;
 }
 
-/* A member that has all there is does not have it: so it is dead, and gone. */
+/* A member that has all there is does not have it: so it is dead, and gone. If members
+ * were taken for whole, another one may have it. */
 static bool is_absent(const struct more *more)
 {
+    if (more->is_unsure)
+        return false;
     for (uint32_t i = 0; i < more->count; i++) {
         if (more->is_whole[i] && more->attempts[i].code == -PLX_ENOTHERE)
             return true;
@@ -402,6 +405,7 @@ static struct more *more_create(struct copies *copies, struct log_read *read,
     }
     *more = (struct more){.copies = copies,
                           .read = read,
+                          .is_unsure = where.is_unsure,
                           .timer.fire = timer_fired,
                           .until_ns = loop_now_ns(copies->loop) + copies->patience_ns};
     bool has_others = false;

@@ -645,6 +645,50 @@ static async void gone(struct rig *rig)
     CHECK_EQ(read_range(rig, 3, 4, NULL), -ECONNRESET);
 }
 
+static async void set_flags(struct rig *rig, uint64_t node, unsigned flags)
+{
+    struct cluster_result result;
+    const struct cluster_node *at = cluster_node_by_id(cluster_state(rig->cluster), node);
+    struct cluster_command set = {.op = CLUSTER_NODE_STATE, .node = node,
+                                  .old_flags = at->flags, .flags = flags};
+    submit(rig, &set, &result);
+}
+
+/* The last whole one was lost, and the others were taken for whole: what one of them does
+ * not have another one may have, which is waited for. */
+static async void gone_unsure(struct rig *rig)
+{
+    struct cluster_result result;
+    struct cluster_command disk = {.op = CLUSTER_DISK_CREATE, .name = "disk",
+                                   .size_bytes = GIB};
+    submit(rig, &disk, &result);
+    struct cluster_command lease = {.op = CLUSTER_LEASE_TAKE, .disk = result.id,
+                                    .node = 1};
+    submit(rig, &lease, &result);
+    struct cluster_command open = {
+        .op = CLUSTER_EXTENT_OPEN, .disk = lease.disk, .epoch = 1, .count = 2,
+        .group = 1, .member_count = 4, .members = {1, 2, 3, 4},
+        .group_epoch = cluster_group_by_id(cluster_state(rig->cluster), 1)->epoch};
+    submit(rig, &open, &result);
+    for (uint64_t node = 1; node <= 4; node++)
+        set_flags(rig, node, NODE_DOWN);
+    struct cluster_command lost = {.op = CLUSTER_NODE_GONE, .node = 4, .force = true,
+                                   .data_loss = true};
+    submit(rig, &lost, &result);
+    CHECK(address_sequence(EXTENT) <
+          cluster_group_by_id(cluster_state(rig->cluster), 1)->unsure_below);
+    set_flags(rig, 1, 0);
+    set_flags(rig, 2, 0);
+    rig->others[0]->code = -PLX_ENOTHERE;
+    CHECK_EQ(read_range(rig, 3, 4, NULL), 0); /* 3 counts as down, and answers */
+    rig->others[1]->code = -ETIMEDOUT;
+    uint64_t begun_ns = loop_now_ns(rig->loop);
+    CHECK_EQ(read_range(rig, 3, 4, NULL), -ETIMEDOUT);
+    CHECK(loop_now_ns(rig->loop) - begun_ns >= PATIENCE_MS * NS_PER_MS);
+    rig->others[1]->code = -PLX_ENOTHERE; /* nobody has it */
+    CHECK_EQ(read_range(rig, 3, 4, NULL), -PLX_ENOTHERE);
+}
+
 /* All that is known of a process that is alone is its own store. */
 static async void alone(struct rig *rig)
 {
@@ -763,14 +807,6 @@ static async uint16_t add_group(struct rig *rig, uint32_t pool, uint8_t count,
     return (uint16_t)result.id;
 }
 
-static async void set_flags(struct rig *rig, uint64_t node, unsigned flags)
-{
-    struct cluster_result result;
-    struct cluster_command set = {.op = CLUSTER_NODE_STATE, .node = node, .flags = flags};
-    set.old_flags = cluster_node_by_id(cluster_state(rig->cluster), node)->flags;
-    submit(rig, &set, &result);
-}
-
 static struct chosen choose_for(struct rig *rig, uint64_t disk, uint64_t avoid)
 {
     struct replica_directory *directory = copies_directory(rig->copies);
@@ -834,7 +870,8 @@ struct story {
 static const struct story STORIES[] = {
     {alone, 0}, {local_first, 2}, {elsewhere, 2}, {bad_blocks, 2}, {unreadable, 2},
     {codes, 2}, {patience, 2}, {slow_member, 2}, {slow_both, 2}, {slow_store, 2},
-    {load, 2}, {flags, 2}, {gone, 2}, {mended, 2}, {at_random, 2}, {at_random, 3},
+    {load, 2}, {flags, 2}, {gone, 2}, {gone_unsure, 3},
+    {mended, 2}, {at_random, 2}, {at_random, 3},
     {choice, 3},
 };
 
