@@ -72,6 +72,16 @@ static bool has_draining(const struct placement *p, const struct cluster_group *
     return false;
 }
 
+/* Where members were taken for whole each may have what no other one has. Whoever is out
+ * of reach, and so is not whole any more, stays until it is back, or declared lost. One
+ * that counts as whole goes: without it nothing in the group could be trimmed. */
+static bool is_waited_for(const struct placement *p, const struct cluster_group *group,
+                          const struct group_member *member)
+{
+    return group->unsure_below != 0 && member->missing_since != 0 &&
+           !cluster_node_is_usable(placement_node(p, member->node)->node);
+}
+
 /*
  * A member whose node is out or drained goes once there are enough others. Whoever is out
  * may come back with all it has, so it is kept while there is nobody to take its place,
@@ -88,7 +98,8 @@ static const struct group_member *choose_leaving(const struct placement *p,
         const struct group_member *member = &group->members[i];
         bool is_whole = member->missing_since == 0;
         if (placement_node(p, member->node)->counts || !may_leave(group, member) ||
-            (others < enough && (has_room || is_whole)))
+            (others < enough && (has_room || is_whole)) ||
+            (has_room && is_waited_for(p, group, member)))
             continue;
         if (leaving == NULL || !is_whole)
             leaving = member;

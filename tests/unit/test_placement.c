@@ -493,6 +493,44 @@ static void test_out_of_few(void)
     paper_done(&paper);
 }
 
+/* The last whole member of a group was declared lost: one that is out may be the only one
+ * that has some of what is left. */
+static void test_out_after_loss(void)
+{
+    struct paper paper = paper_create(5);
+    for (uint32_t i = 1; i < 6; i++)
+        add_node(&paper, "", 0);
+    settle(&paper);
+    for (uint64_t node = 1; node <= 6; node++)
+        set_flags(&paper, node, NODE_DOWN);
+    CHECK_EQ(RUN(&paper.m, .op = CLUSTER_NODE_GONE, .node = 6, .force = true,
+                 .data_loss = true),
+             0);
+    for (uint64_t node = 1; node <= 5; node++)
+        set_flags(&paper, node, 0);
+    set_flags(&paper, 2, NODE_DOWN); /* and is not whole any more */
+    set_flags(&paper, 2, NODE_DOWN | NODE_OUT);
+    uint32_t unsure = 0, kept = 0;
+    for (uint32_t i = 1; i <= cluster_group_count(paper.m.state); i++) {
+        const struct cluster_group *group = cluster_group_by_id(paper.m.state,
+                                                                (uint16_t)i);
+        unsure += group->unsure_below != 0 && cluster_group_member(group, 2) != NULL;
+    }
+    CHECK(unsure > 0);
+    settle(&paper);
+    for (uint32_t i = 1; i <= cluster_group_count(paper.m.state); i++) {
+        const struct cluster_group *group = cluster_group_by_id(paper.m.state,
+                                                                (uint16_t)i);
+        kept += cluster_group_member(group, 2) != NULL;
+        CHECK(whole_domains(paper.m.state, group) >= 3);
+    }
+    CHECK_EQ(kept, unsure);
+    CHECK_EQ(RUN(&paper.m, .op = CLUSTER_NODE_GONE, .node = 2, .force = true), 0);
+    settle(&paper);
+    check_settled(&paper);
+    paper_done(&paper);
+}
+
 /* A node that was out comes back in the middle of being replaced. */
 static void test_back_meanwhile(void)
 {
@@ -739,6 +777,7 @@ int main(void)
     test_drain_all();
     test_out();
     test_out_of_few();
+    test_out_after_loss();
     test_back_meanwhile();
     test_lost();
     test_copies();
