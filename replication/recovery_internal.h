@@ -105,7 +105,7 @@ async void recovery_survey(struct recovery *r, uint16_t group);
  * it is taken for whole, may yet lack what another one has that is, too, and has not seen
  * all that these have (cluster_group.unsure_below). */
 bool recovery_is_due(const struct recovery *r, const struct cluster_group *group);
-/* Another number if others are whole in the group. */
+/* Another number if others are whole in the group, and in reach. 0: none is. */
 uint64_t recovery_others(const struct recovery *r, const struct cluster_group *group);
 /* Makes this node whole in a group. 0: it is; -EAGAIN: not yet; -ENOMEM, -PLX_EFAILED. */
 async int recovery_group(struct recovery *r, uint16_t group);

@@ -119,7 +119,10 @@ uint64_t recovery_others(const struct recovery *r, const struct cluster_group *g
     uint64_t sum = 0;
     for (uint32_t i = 0; i < group->member_count; i++) {
         const struct group_member *member = &group->members[i];
-        if (member->missing_since == 0 && member->node != r->options.node)
+        const struct cluster_node *node = cluster_node_by_id(recovery_state(r),
+                                                             member->node);
+        if (member->missing_since == 0 && member->node != r->options.node &&
+            node != NULL && cluster_node_is_usable(node))
             sum = sum * 0x9e3779b97f4a7c15U + member->node;
     }
     return sum;
@@ -175,7 +178,9 @@ static async int sweep_begin(struct recovery *r, uint16_t group, struct sweep *s
     s->others = recovery_others(r, g);
     s->unsure_below = g->unsure_below;
     s->waiting = planted(PLANT_WHOLE_EARLY) ? 0 : count_waiting(r, group);
-    s->is_incomplete = !recovery_sources(r, group, s->sources, &s->source_count);
+    /* Who is away now is united with when it is back. */
+    s->is_incomplete = !recovery_sources(r, group, s->sources, &s->source_count) &&
+                       s->missing_since != 0;
     return sweep_list_local(s);
 }
 

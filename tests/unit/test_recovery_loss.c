@@ -242,6 +242,34 @@ static void one_waits(void)
     end_all();
 }
 
+/* One of those that were taken for whole is away, and still counts: the others take over
+ * from each other, and do not ask again and again until it is back. */
+static void one_away(void)
+{
+    cluster_make(19, 4, 4);
+    go_down(1);
+    struct model_copy *x = write_extent(0x1c, 60);
+    go_down(3);
+    struct model_copy *y = write_extent(0x14, 60);
+    go_down(2);
+    lose(4, 0);
+    CHECK(is_whole(1) && is_whole(2) && is_whole(3));
+    come_back(1);
+    come_back(2);
+    apply_everywhere();
+    run_for(150 * NS_PER_S);
+    CHECK_EQ(state_on(x, 1), EXTENT_FINAL);
+    CHECK_EQ(state_on(y, 1), EXTENT_FINAL);
+    uint32_t asked = c->nodes[2].asked;
+    run_for(100 * NS_PER_S);
+    CHECK(c->nodes[2].asked - asked < 10);
+    come_back(3);
+    apply_everywhere();
+    run_for(150 * NS_PER_S);
+    CHECK_EQ(state_on(y, 3), EXTENT_FINAL);
+    end_all();
+}
+
 int main(void)
 {
     ended_lost(false);
@@ -252,5 +280,6 @@ int main(void)
     ended_without(false);
     ended_without(true);
     one_waits();
+    one_away();
     return 0;
 }
