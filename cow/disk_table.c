@@ -144,6 +144,18 @@ static bool can_share(const struct disk *disk)
            !(disk->down && disk->users == 0);
 }
 
+/* It stays what it is until those who were attached before have gone. */
+static int refuse_down(const struct disk *disk, struct error *err)
+{
+    if (disk->clients == 0)
+        return err_set(err, disk->down, "disk %s: %s", disk->name, err_text(disk->down));
+    return err_set(err, disk->down,
+                   "disk %s: %s, and %u client%s still here from before: "
+                   "disconnect first",
+                   disk->name, err_text(disk->down), disk->clients,
+                   disk->clients == 1 ? "" : "s");
+}
+
 static void share(struct disk *disk)
 {
     disk->users++;
@@ -180,8 +192,7 @@ static async int acquire(struct host *host, uint64_t id, uint64_t version,
             return open_new(host, id, version, ret_disk, err);
         if (can_share(disk)) {
             if (disk->down)
-                return err_set(err, disk->down, "disk %s: %s", disk->name,
-                               err_text(disk->down));
+                return refuse_down(disk, err);
             share(disk);
             return bring_here(disk, ret_disk, err);
         }
@@ -243,8 +254,7 @@ async int disk_acquire_incoming(struct host *host, uint64_t id, struct disk **re
         }
         if (can_share(disk)) {
             if (disk->down)
-                return err_set(err, disk->down, "disk %s: %s", disk->name,
-                               err_text(disk->down));
+                return refuse_down(disk, err);
             share(disk);
             *ret_disk = disk;
             return 0;

@@ -569,6 +569,11 @@ static async void run_forced(struct hosts *h)
     h->parties[1].mood = ANSWERS;
     CHECK_EQ(owner_of(h, "web"), 2);
     disk_close(there);
+    struct error err = {0};
+    struct disk *again; /* not as long as a client from before is there */
+    CHECK_EQ(disk_open(h->parties[1].host, "web", DISK_READ_WRITE, &again, &err),
+             -PLX_EEPOCH);
+    CHECK(strstr(err.text, "1 client still here from before") != NULL);
     disk_close(here);
 }
 
