@@ -117,9 +117,19 @@ static void count_rate(struct recovery *r, uint64_t bytes)
     r->rate_bytes = 0;
 }
 
+static uint32_t count_due(const struct recovery *r)
+{
+    const struct cluster_group *g = NULL;
+    uint32_t due = 0;
+    while ((g = cluster_group_next(recovery_state(r), g)) != NULL)
+        due += recovery_is_due(r, g);
+    return due;
+}
+
 void recovery_status(const struct recovery *r, struct recovery_status *ret_status)
 {
     *ret_status = r->status;
+    ret_status->groups = count_due(r); /* the worker may be at something else */
     if (loop_now_ns(r->options.loop) - r->rate_since_ns > 2 * RATE_NS)
         ret_status->rate_bytes_s = 0;
     uint64_t rate = ret_status->rate_bytes_s;
@@ -155,12 +165,11 @@ void recovery_set_limit(struct recovery *r, uint64_t limit_bytes_s)
 /* --- what there is to do --- */
 
 /* Something that changes whenever this node's part in the groups does. */
-static uint64_t what_is_said(const struct recovery *r, uint32_t *ret_due)
+static uint64_t what_is_said(const struct recovery *r)
 {
     const struct cluster_state *state = recovery_state(r);
     const struct cluster_group *g = NULL;
     uint64_t sum = 0;
-    *ret_due = 0;
     while ((g = cluster_group_next(state, g)) != NULL) {
         const struct group_member *self = cluster_group_member(g, r->options.node);
         if (self == NULL)
@@ -169,7 +178,6 @@ static uint64_t what_is_said(const struct recovery *r, uint32_t *ret_due)
         if (g->unsure_below != 0)
             one += recovery_others(r, g);
         sum = sum * 0x9e3779b97f4a7c15U + one * 131 + g->id;
-        *ret_due += recovery_is_due(r, g);
     }
     return sum;
 }
@@ -301,7 +309,7 @@ static async int make_whole(struct recovery *r, uint16_t group)
 /* 0: nothing is left to do. */
 static async int pass(struct recovery *r)
 {
-    r->said = what_is_said(r, &r->status.groups);
+    r->said = what_is_said(r);
     r->status.extents_left = r->status.bytes_left = 0;
     r->status.waiting = 0;
     int rc = r->options.view.barrier(r->options.view.arg);
@@ -309,7 +317,7 @@ static async int pass(struct recovery *r)
         recovery_say(r, "the cluster: %s", err_text(rc));
         return rc;
     }
-    r->said = what_is_said(r, &r->status.groups);
+    r->said = what_is_said(r);
     rc = tidy(r);
     address_list_done(&r->taken_over); /* of no group that is made whole */
     (void)each_missing(r, survey);
@@ -358,9 +366,8 @@ static async void worker_main(struct task_call *call)
     recovery_mend_load(r);
     while (!r->is_stopping) {
         uint64_t now_ns = loop_now_ns(r->options.loop);
-        if (what_is_said(r, &r->status.groups) != r->said || now_ns >= next_ns) {
+        if (what_is_said(r) != r->said || now_ns >= next_ns) {
             r->is_pending = pass(r) != 0;
-            (void)what_is_said(r, &r->status.groups);
             if (!r->is_pending)
                 r->status.what[0] = '\0';
             next_ns = loop_now_ns(r->options.loop) +
