@@ -8,7 +8,8 @@
  * node that became whole after that, and was in its write set, has all of it, but may
  * not have heard where it ends: then the other whole members say so. As long as it does
  * not know it can trim nothing, and nobody can become whole from it. A copy here that
- * ends before the length, though this node is whole, is replaced by one of theirs.
+ * ends before the length, though this node is whole, is replaced by one of theirs. If one
+ * of them has nothing of it, and none has it final, it ended with nothing, or is dead.
  *
  * What can fail: a whole member cannot be asked; that is for a later pass. Or none of
  * them has a final copy: all that had one were declared lost. Then the longest copy is
@@ -46,6 +47,7 @@ async int recovery_leave(struct recovery *r, uint16_t group)
 struct others {
     struct sweep sweep; /* whom a copy is asked of */
     bool has_final, has_all;
+    bool lacks; /* a whole one has nothing of it */
     struct copy_extent final;
     uint32_t longest;
     bool has_end; /* it ends there on a member that is not whole */
@@ -79,6 +81,7 @@ static async int look_at_others(struct recovery *r, struct address extent,
             continue;
         }
         o->longest = d->extent.length > o->longest ? d->extent.length : o->longest;
+        o->lacks |= recovery_has_nothing(&d->extent);
         if (d->extent.state != COPY_RPC_FINAL)
             continue;
         o->has_final = true;
@@ -183,6 +186,8 @@ static async int end_unlisted(struct recovery *r, struct address extent)
         rc = 0; /* it was seen to meanwhile, or will be */
     else if (rc == 0 && o->has_final)
         rc = end_as_others(r, o, &facts.local);
+    else if (rc == 0 && o->has_all && o->lacks && !facts.is_unsure)
+        rc = store_delete_extent(r->options.store, extent);
     else if (rc == 0 && o->has_all && facts.local.length >= o->longest)
         rc = store_finalize_extent(r->options.store, extent,
                                    o->has_end ? o->end : facts.local.length);

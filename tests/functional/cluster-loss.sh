@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 240
+# builds: release
 #
 # The hosts of three stores go one after the other while disks are written, so that each
 # knows less than the one before; the one that knows all is lost for good. What the other

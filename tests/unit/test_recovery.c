@@ -769,6 +769,33 @@ static void ended_short(void)
     end_all();
 }
 
+/* The same, and there is nothing to end: it was empty, or is dead on all that had it. */
+static void ended_with_nothing(bool was_full)
+{
+    cluster_make(15, 3, 3);
+    struct model_copy *x = open_extent(ALL3, 50);
+    for (uint64_t id = 1; id <= 3; id++)
+        write_on(x, id);
+    commit_length(x, was_full ? boundary_at_most(x->source, 40) : 0, false);
+    CHECK(finalize_on(x, 1) && finalize_on(x, 2));
+    commit_length(x, x->length, true);
+    if (was_full) {
+        trim(x, 0x06, 1);
+        trim_headers(x, 0x06);
+    }
+    apply_everywhere();
+    CHECK(is_whole(3));
+    run_for(150 * NS_PER_S);
+    for (uint64_t id = 1; id <= 3; id++) {
+        struct extent_info info;
+        CHECK_EQ(store_extent_info(c->nodes[id].store, x->source->address, &info),
+                 -PLX_EMISSING);
+    }
+    check_whole_now();
+    compare_all();
+    end_all();
+}
+
 /* Who trims passed this node over, since it did not know that it is whole again. */
 static void died_unheard(void)
 {
@@ -802,6 +829,8 @@ int main(void)
     marked_again();
     came_late();
     ended_unheard();
+    ended_with_nothing(false);
+    ended_with_nothing(true);
     ended_short();
     died_unheard();
     return 0;
