@@ -256,6 +256,7 @@ static async int start_log(struct disk *disk, struct error *err)
         .buffers = host->log_buffers,
         .node = host->node,
         .disk = disk->id,
+        .is_ending = &host->is_ending,
         .sealed = host->options.sealed,
         .sealed_arg = host->options.sealed_arg,
     };

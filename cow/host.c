@@ -400,6 +400,7 @@ void host_stop_soon(struct host *host)
 {
     if (host->stop_ns)
         return;
+    host->is_ending = true;
     host->stop_ns = loop_now_ns(host->loop);
     host->stop_timer.fire = stop_look;
     timer_start(host->loop, &host->stop_timer, NS_PER_S);

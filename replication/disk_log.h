@@ -89,6 +89,7 @@ struct log_options {
      * 0: LOG_APPEND_LIMIT_MS, LOG_SYNC_LIMIT_MS. */
     uint64_t append_limit_ns, sync_limit_ns;
     bool force; /* takes the lease also from a node that is not known to be down */
+    const bool *is_ending; /* true: nobody is waited for any more; may be NULL */
     /* For tests, may be NULL: called when a batch gets its number. One that is refused
      * for lack of space gives its number back: the last call for a number counts. */
     void (*sealed)(void *arg, uint64_t disk, const struct log_piece *pieces,

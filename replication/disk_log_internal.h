@@ -275,6 +275,7 @@ struct disk_log {
     struct replica *local;          /* its member, owned */
     struct avoided avoided[REPLICAS_MAX]; /* members that failed lately, latest first */
     uint64_t append_limit_ns, sync_limit_ns;
+    const bool *is_ending; /* NULL: never */
 
     bool is_closing;         /* takes no more records */
     int down;                /* why it gave up; 0: it has not */
@@ -438,6 +439,8 @@ bool tail_failure_is_final(const struct tail_extent *tail, int code);
 bool log_member_counts(const struct tail_extent *tail, uint32_t member);
 /* The member did not answer, and may yet. */
 bool log_is_silence(int code);
+/* Whoever opened it waits for nobody any more. */
+bool log_is_ending(const struct disk_log *log);
 /* After all members that have something were asked for it in vain: pauses and says true
  * if it may help to ask again. *until_ns: 0 at first. */
 async bool log_may_ask_again(struct disk_log *log, int code, uint64_t *until_ns);

@@ -353,7 +353,8 @@ static async int wait_for_enough(struct take_over *over, struct collection *coll
         if (rc != 0)
             err_set(over->err, rc, "extent %llx: stopping or reading it failed: %s",
                     (unsigned long long)wanting->extent.v, err_text(rc));
-        else if (loop_now_ns(collection->loop) - begun_ns >= TAKE_OVER_WAIT_NS)
+        else if (loop_now_ns(collection->loop) - begun_ns >=
+                 (log_is_ending(over->log) ? TAKE_OVER_SAY_NS : TAKE_OVER_WAIT_NS))
             rc = say_who_is_missing(over, wanting);
         else
             waitlist_wait(&collection->changed);

@@ -240,12 +240,18 @@ bool log_is_silence(int code)
            code == -ESHUTDOWN || code == -PLX_ECANCELLED;
 }
 
+bool log_is_ending(const struct disk_log *log)
+{
+    return log->is_ending != NULL && *log->is_ending;
+}
+
 async bool log_may_ask_again(struct disk_log *log, int code, uint64_t *until_ns)
 {
     uint64_t now_ns = loop_now_ns(log->loop);
     if (*until_ns == 0)
         *until_ns = now_ns + ASK_AGAIN_LIMIT_NS;
-    if (!log_is_silence(code) || log->down != 0 || now_ns >= *until_ns)
+    if (!log_is_silence(code) || log->down != 0 || now_ns >= *until_ns ||
+        log_is_ending(log))
         return false;
     task_sleep_ns(ASK_AGAIN_NS);
     return log->down == 0;

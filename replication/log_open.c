@@ -117,6 +117,7 @@ static struct disk_log *log_create(const struct log_options *options)
                                : LOG_APPEND_LIMIT_MS * NS_PER_MS;
     log->sync_limit_ns = options->sync_limit_ns != 0 ? options->sync_limit_ns
                                                      : LOG_SYNC_LIMIT_MS * NS_PER_MS;
+    log->is_ending = options->is_ending;
     log->sealed_fn = options->sealed;
     log->sealed_arg = options->sealed_arg;
     log->uid = cluster_state_uid(cluster_state(options->cluster));

@@ -123,6 +123,65 @@ static void closing_main(struct task_call *call)
     event_set(&closing->over);
 }
 
+/* --- a disk is being opened --- */
+
+static async int stop_silent(struct replica *replica, struct address extent,
+                             uint32_t *ret_length, bool *ret_restart_scanned)
+{
+    (void)replica, (void)extent, (void)ret_length, (void)ret_restart_scanned;
+    task_sleep_ns(100 * NS_PER_MS);
+    return -EHOSTUNREACH;
+}
+
+struct opening {
+    struct task_call call;
+    struct hosts *h;
+    int rc;
+    struct event over;
+};
+
+static void opening_main(struct task_call *call)
+{
+    struct opening *opening = container_of(call, struct opening, call);
+    struct error err = {0};
+    struct disk *disk;
+    opening->rc = disk_open(opening->h->parties[2].host, "web", DISK_READ_WRITE, &disk,
+                            &err);
+    event_set(&opening->over);
+}
+
+/* Its owner is down, and the take-over waits for a member that has to say something. */
+static async void run_take_over_waits(struct hosts *h)
+{
+    struct opening opening = {.call = {.main = opening_main, .name = "open"}, .h = h};
+    const struct replica_ops *ops = h->member->ops;
+    struct replica_ops silent = *ops;
+    DO(disk_create(h->parties[1].host, "web", SIZE, &err));
+    struct disk *disk = attach_to(h, 1, "web", DISK_READ_WRITE);
+    CHECK_EQ(write_byte(disk, 1), 0);
+    CHECK_EQ(flush(disk), 0);
+    silent.stop = stop_silent;
+    h->member->ops = &silent;
+    party_flags(h, 1, NODE_DOWN);
+    event_init(&opening.over);
+    task_start(h->loop, &opening.call);
+    task_sleep_ns(10 * NS_PER_S);
+    CHECK(!opening.over.is_set);
+    uint64_t begun_ns = loop_now_ns(h->loop);
+    host_close(h->parties[2].host);
+    CHECK(opening.over.is_set && opening.rc != 0);
+    CHECK(loop_now_ns(h->loop) - begun_ns < 5 * NS_PER_S);
+    h->member->ops = ops;
+    party_open_host(h, 2);
+    disk_close(disk);
+    disk = attach_to(h, 2, "web", DISK_READ_WRITE);
+    CHECK_EQ(write_byte(disk, 2), 0);
+    disk_close(disk);
+    party_flags(h, 1, 0);
+}
+
+/* --- a client is still here --- */
+
 /* A client that a close of host 1 is going to wait for. */
 static async struct disk *begin_closing(struct hosts *h, struct closing *closing)
 {
@@ -226,6 +285,7 @@ int main(int argc, char **argv)
         run_write_waits,
         run_checkpoint_waits,
         run_read_on_its_way,
+        run_take_over_waits,
         run_asked_while_closing,
         run_written_while_closing,
         run_attached_while_closing,
