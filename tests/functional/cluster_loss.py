@@ -6,7 +6,7 @@ import os
 
 import nbd
 
-from cluster_hosts import (kill, parallax, say, start, status, uri, wait_for,
+from cluster_hosts import (kill, nodes, parallax, say, start, status, uri, wait_for,
                            wait_until_healthy)
 from judge import Judge
 
@@ -44,6 +44,12 @@ def are_down(host, count):
     return len(status(host)["members"]["nodes_down"]) == count
 
 
+def three_vote(host):
+    """And all of them are up: nobody is about to take the place of one that is gone."""
+    voters = [node for node in nodes(host) if node["role"] in ("voter", "leader")]
+    return len(voters) == 3 and all(node["state"].startswith("up") for node in voters)
+
+
 def recovers(host):
     """What `status` shows an operator."""
     return "recovery" in parallax(host, "status")
@@ -70,6 +76,7 @@ def main():
     say(f"no recovery is shown after {took:.1f} s")
     for name, judge in judges.items():
         verify(5, name, judge)
+    wait_for("another one votes for host 1", 30, lambda: three_vote(5))
     kill(4)
     wait_for("host 4 is down again", 30, lambda: are_down(5, 1))
     for name, judge in judges.items():
