@@ -248,8 +248,8 @@ struct host {
     struct reclaim *reclaim;           /* cow/reclaim.h */
     struct usage_cache *usage_cache;   /* usage.c; NULL until it is used */
     struct timer stop_timer;           /* looks at what waits, once it is to stop */
-    uint64_t stop_ns;                  /* since then; 0: it is not */
-    bool is_ending;                    /* the same, for logs that open */
+    bool is_ending;                    /* it is; logs that open look at it */
+    uint64_t stop_ns;                  /* since then */
     bool closing;     /* opens no disk any more */
     bool is_stopping; /* before that: waits for no command whose outcome is not known */
     uint64_t guest_ops;                /* ever submitted by front ends */

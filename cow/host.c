@@ -398,7 +398,7 @@ static void stop_look(struct timer *timer)
 
 void host_stop_soon(struct host *host)
 {
-    if (host->stop_ns)
+    if (host->is_ending)
         return;
     host->is_ending = true;
     host->stop_ns = loop_now_ns(host->loop);

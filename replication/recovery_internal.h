@@ -178,9 +178,8 @@ struct copy_extent recovery_local(const struct recovery *r, struct address exten
 
 /* --- recovery.c --- */
 
-/* What these others have of an unsure group is here, too. */
+/* What these others have of an unsure group is here, too. 0: never looked. */
 struct united {
-    uint16_t group;
     uint64_t others, unsure_below;
 };
 
@@ -211,7 +210,7 @@ struct recovery {
     bool has_begun;                 /* what the start found in the store is known */
     struct address_list taken_over; /* for the group that is being made whole: they are
                                      * here as on others; some more than once */
-    struct united *united; /* by this process */
+    struct united *united; /* by this process; at the group's number */
     size_t united_count;
     STAILQ_HEAD(, settling) settling;
     TAILQ_HEAD(, mend_extent) mends; /* the first one is worked on, if is_mending */

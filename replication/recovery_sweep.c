@@ -128,39 +128,32 @@ uint64_t recovery_others(const struct recovery *r, const struct cluster_group *g
     return sum;
 }
 
-static struct united *united_find(const struct recovery *r, uint16_t group)
-{
-    for (size_t i = 0; i < r->united_count; i++)
-        if (r->united[i].group == group)
-            return &r->united[i];
-    return NULL;
-}
-
 bool recovery_is_due(const struct recovery *r, const struct cluster_group *group)
 {
     const struct group_member *self = cluster_group_member(group, r->options.node);
     if (self == NULL || self->missing_since != 0 || group->unsure_below == 0)
         return self != NULL && self->missing_since != 0;
-    const struct united *united = united_find(r, group->id);
+    struct united united = {0};
+    if (group->id < r->united_count)
+        united = r->united[group->id];
     uint64_t others = recovery_others(r, group);
-    return others != 0 && (united == NULL || united->others != others ||
-                           united->unsure_below != group->unsure_below);
+    return others != 0 &&
+           (united.others != others || united.unsure_below != group->unsure_below);
 }
 
 /* Until somebody else is whole, they are taken for it once more, or this process ends. */
 static int note_united(struct recovery *r, const struct sweep *s)
 {
-    struct united *united = united_find(r, s->group);
-    if (united == NULL) {
-        size_t count = r->united_count + 1;
+    if (s->group >= r->united_count) {
+        size_t count = s->group + 1U;
         struct united *more = realloc(r->united, count * sizeof *more);
         if (more == NULL)
             return -ENOMEM;
+        memset(more + r->united_count, 0, (count - r->united_count) * sizeof *more);
         r->united = more;
-        united = &more[r->united_count++];
+        r->united_count = count;
     }
-    *united = (struct united){
-        .group = s->group, .others = s->others, .unsure_below = s->unsure_below};
+    r->united[s->group] = (struct united){s->others, s->unsure_below};
     log_info(r->options.loop, "recovery: has what others have of group %u", s->group);
     return 0;
 }

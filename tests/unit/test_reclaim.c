@@ -257,6 +257,32 @@ static void hand_over(uint32_t lists)
     machine_destroy(m);
 }
 
+/* What a collapse holds back is not added to. */
+static async void body_lists_first(struct machine *m)
+{
+    struct pin pin;
+    DO(disk_create(m->host, "d", SIZE, &err));
+    struct disk *disk = attach(m, "d");
+    const struct cluster_disk *state =
+        cluster_disk_by_name(cluster_state(m->host->cluster), "d");
+    write_each(m, disk, 0, WRITES);
+    DO(snapshot_create(m->host, "d", "s", &err));
+    pin_take(&m->host->pins, &pin, PIN_HEAD, PIN_ALL); /* nothing is trimmed */
+    while (trimmer_lists_left(disk) < LISTS_MAX / 2) {
+        write_each(m, disk, 0, 1);
+        DO(disk_checkpoint(disk, &err));
+    }
+    drop_snapshot(m, "d", "s");
+    task_sleep_ns(20 * NS_PER_S);
+    CHECK_EQ(reclaim_pending(m->host), 1);
+    CHECK_EQ(state->collapsing_version, 0);
+    pin_release(&m->host->pins, &pin);
+    task_sleep_ns(20 * NS_PER_S);
+    CHECK_EQ(reclaim_pending(m->host), 0);
+    disk_close(disk);
+    check_clean(m);
+}
+
 static void test_hand_over(void)
 {
     hand_over(1);
@@ -753,6 +779,7 @@ int main(int argc, char **argv)
     run_seeds(body_chain, 6);
     in_child(test_crashes);
     in_child(test_hand_over);
+    run_seeds(body_lists_first, 1);
     run_seeds(body_clones, 3);
     run_seeds(body_failed_clone, 1);
     run_seeds(body_rollback, 2);
